@@ -1,0 +1,338 @@
+"""What a run is: typed fields, one check of all of them, derived numbers.
+
+A config file (`experiments/configs/*.py`) defines `get_config() -> Config`; the command line may
+override any field (`--config.replay.share=0.3`). A config is not changed after `validate`; its
+hash makes it a static argument of the compiled programs. PPO, GRPO, ReMix-PPO, ReMix-GRPO and every
+ablation are values of these fields: one learner reads them all.
+
+Marks beside a default say where it comes from: [P] the paper, [R] the authors' repository,
+[C] our choice where both are silent (docs/choices.md lists those with reasons).
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+from remix_jax.errors import InputError
+from remix_jax.rl import advantages, constraints, masked, schedules
+
+ADVANTAGES = {
+    "gae": advantages.gae,
+    "group_normalized": advantages.group_normalized,
+    "rloo": advantages.rloo,
+    "mean_baseline": advantages.mean_baseline,
+}
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Model:
+    """The policy that is finetuned; the critic starts from the same weights."""
+
+    path: str = ""  # Hugging Face model directory
+    dtype: str = "float32"  # parameters and matrix products: float32 or bfloat16
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Data:
+    """Problems and the width of a row."""
+
+    train: str = ""  # .json or .jsonl of {"problem", "answer"}
+    suites: tuple[str, ...] = ()  # held-out files of the same form, one suite each
+    instruction: str = ""  # appended to each problem
+    prompt_tokens: int = 766  # [P] longer prompts are dropped and counted
+    response_tokens: int = 8192  # [P]
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Sampling:
+    """The distribution that rollouts are drawn from."""
+
+    temperature: float = 1.0  # [R]
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    min_p: float = 0.0  # 0: off
+    correct_truncation: bool = False  # [C] ratios against the truncated distribution
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Replay:
+    """Mix-PPG: rows of the last `window` steps make up `share` of each batch."""
+
+    share: float = 0.4  # [P] p; 0 is the on-policy method
+    window: int = 2  # [P] N
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class KL:
+    """coef * KL(policy || anchors), added to the loss. Convex: the two anchors of KL-Convex."""
+
+    coef: float = 0.001  # [R] beta; 0 turns it off
+    estimator: str = "k3"  # [R] k1, k2 or k3
+    convex: bool = True  # [P] False: the base anchor alone
+    start: int = 50  # [P] last step with weight 1 on the base
+    every: int = 10  # [P] steps between drops of the weight
+    drop: float = 0.1  # [P]
+    floor: float = 0.5  # [P]
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Objective:
+    """The policy's loss."""
+
+    advantage: str = "gae"  # gae (PPO, with a critic), group_normalized (GRPO), rloo, mean_baseline
+    clip: float = 0.2  # [R] eps, for rows of every age
+    dual_clip: float = 0.0  # 0: off
+    aggregation: str = "token-mean"  # [R]
+    entropy_coef: float = 0.001  # [R] c_H
+    gamma: float = 1.0  # [R]
+    lam: float = 1.0  # [R] of GAE
+    whiten: bool = True  # [R] GAE advantages over the mixed batch
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Optimizer:
+    """AdamW with a bound on the gradient's norm."""
+
+    learning_rate: float = 1e-6  # [P]
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0  # [R] largest global norm
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Critic:
+    """PPO's value function: a model of its own with its own optimizer."""
+
+    optimizer: Optimizer = dataclasses.field(
+        default_factory=lambda: Optimizer(learning_rate=1e-5)  # [P]
+    )
+    value_clip: float = 0.5  # [R]
+    value_coef: float = 0.5  # [R] weight of the clipped value loss
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Evaluation:
+    """Held-out accuracy during the run."""
+
+    every: int = 10  # steps; 0: only before the first and after the last
+    samples: int = 1  # responses a problem
+    temperature: float = 0.0  # 0: greedy
+    batch_size: int = 256  # responses decoded at once
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Config:
+    """A run."""
+
+    seed: int = 0
+    steps: int = 350
+    batch_size: int = 256  # B: rows a step, fresh and replayed
+    group_size: int = 1  # responses a prompt
+    mini_batch_size: int = 32  # rows an optimizer step [R]
+    micro_batch_size: int = 32  # rows a backward pass; gradients add up exactly
+    score_batch_size: int = 32  # rows a forward pass without gradient
+    passes: int = 2  # [P] m, update-to-data ratio of the mix stage
+    reincarnation_step: int = 100  # [P] T; 0: never
+    reset_optimizer: bool = False  # [C] at reincarnation
+    checkpoint_every: int = 50  # steps; 0: only at the end
+    keep_checkpoints: int = 2
+    model: Model = dataclasses.field(default_factory=Model)
+    data: Data = dataclasses.field(default_factory=Data)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    replay: Replay = dataclasses.field(default_factory=Replay)
+    kl: KL = dataclasses.field(default_factory=KL)
+    objective: Objective = dataclasses.field(default_factory=Objective)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    critic: Critic = dataclasses.field(default_factory=Critic)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+
+    @property
+    def has_critic(self) -> bool:
+        """PPO learns a critic; group methods compare the responses to one prompt instead."""
+        return self.objective.advantage == "gae"
+
+    @property
+    def batch_groups(self) -> int:
+        """Whole groups a step: the unit of replay and of the rollout accounting."""
+        return self.batch_size // self.group_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """The static numbers in which the two stages of a run differ; a compiled program for each."""
+
+    name: str  # "mix" or "on-policy"
+    fresh_groups: int  # slots for fresh groups: the largest count of any step
+    replay_groups: int  # slots for replayed groups, likewise
+    passes: int
+
+
+def stages(config: Config) -> dict[str, Stage]:
+    """The stages that the run goes through, by name: mix up to step T, on-policy afterwards."""
+    units, share = config.batch_groups, config.replay.share
+    fewest, most = schedules.fresh_unit_range(units, share)
+    mix = Stage("mix", most, units - fewest, config.passes)
+    after = Stage("on-policy", units, 0, 1)
+    if config.reincarnation_step == 0 or config.steps <= config.reincarnation_step:
+        return {mix.name: mix}
+    return {mix.name: mix, after.name: after}
+
+
+def stage_at(config: Config, step: int) -> str:
+    """Name of the stage that step (from 1) belongs to."""
+    return "mix" if schedules.is_mix_stage(step, config.reincarnation_step) else "on-policy"
+
+
+def fresh_groups(config: Config, step: int) -> int:
+    """Groups that a step generates (remix.md's accounting: fractions carried over)."""
+    if stage_at(config, step) == "on-policy":
+        return config.batch_groups
+    return schedules.fresh_units(step, config.batch_groups, config.replay.share)
+
+
+def planned_rollouts(config: Config) -> int:
+    """Rows that the whole run generates."""
+    return config.group_size * schedules.planned_units(
+        config.steps, config.batch_groups, config.replay.share, config.reincarnation_step
+    )
+
+
+def passes_per_row(config: Config) -> float:
+    """Expected gradient passes over a row generated in the mix stage: m (1 + p / (1 - p))."""
+    return config.passes / (1 - config.replay.share)
+
+
+def validate(config: Config) -> None:
+    """Checks every field, alone and against the others.
+
+    Raises:
+      InputError: names the first field that is wrong, its value, and what would be right.
+    """
+    for path, value in _leaves(config):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"config.{path} = {value}: must be a finite number")
+    for field, value, ok, rule in _rules(config):
+        if not ok:
+            raise InputError(f"config.{field} = {value!r}: {rule}")
+
+
+def _rules(c: Config):
+    """(field, value, holds, what would be right) of every rule."""
+    yield from _size_rules(c)
+    yield from _method_rules(c)
+    for name, optimizer in (("optimizer", c.optimizer), ("critic.optimizer", c.critic.optimizer)):
+        lr, clip = optimizer.learning_rate, optimizer.grad_clip
+        yield f"{name}.learning_rate", lr, lr > 0, "must be above 0"
+        yield f"{name}.grad_clip", clip, clip > 0, "must be above 0"
+        yield f"{name}.beta1", optimizer.beta1, 0 <= optimizer.beta1 < 1, "must be in [0, 1)"
+        yield f"{name}.beta2", optimizer.beta2, 0 <= optimizer.beta2 < 1, "must be in [0, 1)"
+        yield f"{name}.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, ">= 0"
+    e = c.evaluation
+    yield "evaluation.every", e.every, e.every >= 0, "must be 0 (first and last) or more"
+    yield "evaluation.samples", e.samples, e.samples >= 1, "must be 1 or more"
+    yield "evaluation.temperature", e.temperature, e.temperature >= 0, "must be 0 (greedy) or more"
+    yield "evaluation.batch_size", e.batch_size, e.batch_size >= 1, "must be 1 or more"
+    greedy_once = e.temperature > 0 or e.samples == 1
+    yield "evaluation.samples", e.samples, greedy_once, "greedy decoding has one sample a problem"
+
+
+def _size_rules(c: Config):
+    yield "seed", c.seed, 0 <= c.seed < 2**31, "must be in [0, 2^31)"
+    sizes = (
+        "steps",
+        "batch_size",
+        "group_size",
+        "mini_batch_size",
+        "micro_batch_size",
+        "score_batch_size",
+    )
+    for field in sizes:
+        yield field, getattr(c, field), getattr(c, field) >= 1, "must be 1 or more"
+    for field in ("passes", "keep_checkpoints"):
+        yield field, getattr(c, field), getattr(c, field) >= 1, "must be 1 or more"
+    for field in ("reincarnation_step", "checkpoint_every"):
+        yield field, getattr(c, field), getattr(c, field) >= 0, "must be 0 (off) or more"
+    for field, unit in (("group_size", "groups"), ("mini_batch_size", "mini-batches")):
+        divides = c.batch_size % max(getattr(c, field), 1) == 0
+        rule = f"must divide batch_size = {c.batch_size} into whole {unit}"
+        yield field, getattr(c, field), divides, rule
+    divides = c.mini_batch_size % max(c.micro_batch_size, 1) == 0
+    rule = f"must divide mini_batch_size = {c.mini_batch_size}"
+    yield "micro_batch_size", c.micro_batch_size, divides, rule
+    yield "model.path", c.model.path, c.model.path != "", "must name a model directory"
+    dtypes = ("float32", "bfloat16")
+    yield "model.dtype", c.model.dtype, c.model.dtype in dtypes, f"one of {', '.join(dtypes)}"
+    yield "data.train", c.data.train, c.data.train != "", "must name a .json or .jsonl file"
+    yield "data.suites", c.data.suites, len(c.data.suites) > 0, "must name a held-out file or more"
+    names = [pathlib.PurePath(path).stem for path in c.data.suites]
+    unique = len(set(names)) == len(names)
+    yield "data.suites", c.data.suites, unique, "two files of one name (a suite is its file's name)"
+    for field in ("prompt_tokens", "response_tokens"):
+        value = getattr(c.data, field)
+        yield f"data.{field}", value, value >= 1, "must be 1 or more"
+
+
+def _method_rules(c: Config):
+    s, o, kl = c.sampling, c.objective, c.kl
+    yield "sampling.temperature", s.temperature, s.temperature > 0, "must be above 0 to explore"
+    yield "sampling.top_k", s.top_k, s.top_k >= 0, "must be 0 (off) or more"
+    yield "sampling.top_p", s.top_p, 0 < s.top_p <= 1, "must be in (0, 1]"
+    yield "sampling.min_p", s.min_p, 0 <= s.min_p < 1, "must be in [0, 1)"
+    yield "replay.share", c.replay.share, 0 <= c.replay.share < 1, "must be in [0, 1)"
+    yield "replay.window", c.replay.window, c.replay.window >= 1, "must be 1 or more"
+    fewest, _ = schedules.fresh_unit_range(c.batch_groups, c.replay.share)
+    some, rule = fewest >= 1, f"leaves steps without a fresh group of the {c.batch_groups}"
+    yield "replay.share", c.replay.share, some, rule
+    choices = ", ".join(ADVANTAGES)
+    yield "objective.advantage", o.advantage, o.advantage in ADVANTAGES, f"one of {choices}"
+    grouped = o.advantage == "gae" or c.group_size > 1
+    yield (
+        "group_size",
+        c.group_size,
+        grouped,
+        f"{o.advantage} compares at least 2 responses a prompt",
+    )
+    yield "objective.clip", o.clip, o.clip > 0, "must be above 0"
+    dual = o.dual_clip == 0 or o.dual_clip > 1
+    yield "objective.dual_clip", o.dual_clip, dual, "must be 0 (off) or above 1"
+    modes = masked.AGGREGATIONS
+    yield (
+        "objective.aggregation",
+        o.aggregation,
+        o.aggregation in modes,
+        f"one of {', '.join(modes)}",
+    )
+    yield "objective.entropy_coef", o.entropy_coef, o.entropy_coef >= 0, "must be 0 or more"
+    yield "objective.gamma", o.gamma, 0 <= o.gamma <= 1, "must be in [0, 1]"
+    yield "objective.lam", o.lam, 0 <= o.lam <= 1, "must be in [0, 1]"
+    estimators = constraints.ESTIMATORS
+    yield (
+        "kl.estimator",
+        kl.estimator,
+        kl.estimator in estimators,
+        f"one of {', '.join(estimators)}",
+    )
+    yield "kl.coef", kl.coef, kl.coef >= 0, "must be 0 (off) or more"
+    yield "kl.start", kl.start, kl.start >= 0, "must be 0 or more"
+    yield "kl.every", kl.every, kl.every >= 1, "must be 1 or more"
+    yield "kl.drop", kl.drop, 0 <= kl.drop <= 1, "must be in [0, 1]"
+    yield "kl.floor", kl.floor, 0 <= kl.floor <= 1, "must be in [0, 1]"
+    yield "critic.value_clip", c.critic.value_clip, c.critic.value_clip > 0, "must be above 0"
+    yield "critic.value_coef", c.critic.value_coef, c.critic.value_coef > 0, "must be above 0"
+
+
+def _leaves(node, prefix: str = ""):
+    """(dotted path, value) of every field that is no section."""
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+def to_json(config: Config) -> str:
+    """The whole config as JSON, as saved with the run."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"

@@ -1,0 +1,149 @@
+"""Everything that changes while training, as one pytree, and the events that replace parts of it."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from remix_jax.config import Config, Optimizer, stages
+from remix_jax.models.decoder import Decoder
+from remix_jax.rl import replay
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of a run after `step` steps. `None` where the config has no use for a part."""
+
+    params: dict
+    opt_state: optax.OptState
+    critic_params: dict | None  # PPO only
+    critic_opt_state: optax.OptState | None
+    base_params: dict | None  # base anchor: the first policy, pi_T after reincarnation
+    prev_params: dict | None  # precedent anchor: the policy at the start of the previous step
+    replay: replay.ReplayState
+    key: jax.Array
+    step: jax.Array  # int32, finished steps
+    fault_F: jax.Array  # bool by `fault_names`: what was first found not finite; updates stop then
+
+
+class Learner(NamedTuple):
+    """The functions that the state is advanced with: models, optimizers, the config."""
+
+    config: Config
+    policy: Decoder
+    critic: Decoder | None
+    optimizer: optax.GradientTransformation
+    critic_optimizer: optax.GradientTransformation | None
+
+
+@functools.cache
+def make_optimizer(settings: Optimizer) -> optax.GradientTransformation:
+    """AdamW at a constant learning rate; the bound on the norm is applied by the step."""
+    return optax.adamw(
+        settings.learning_rate,
+        b1=settings.beta1,
+        b2=settings.beta2,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def make_learner(config: Config, policy: Decoder) -> Learner:
+    """Models and optimizers of a run. The critic has the policy's body and a value head.
+
+    Equal for runs that differ in the seed alone: they share their compiled programs.
+    """
+    config = dataclasses.replace(config, seed=0)
+    if not config.has_critic:
+        return Learner(config, policy, None, make_optimizer(config.optimizer), None)
+    critic = Decoder(policy.config, head="value")
+    critic_optimizer = make_optimizer(config.critic.optimizer)
+    return Learner(config, policy, critic, make_optimizer(config.optimizer), critic_optimizer)
+
+
+def init_state(learner: Learner, params: dict, seed: int) -> TrainState:
+    """The state before the first step. `params` are kept; anchors and critic are copies."""
+    config = learner.config
+    critic_params = critic_opt_state = None
+    if learner.critic is not None and learner.critic_optimizer is not None:
+        critic_params = init_critic(learner.critic, params)
+        critic_opt_state = learner.critic_optimizer.init(critic_params)
+    return TrainState(
+        params=params,
+        opt_state=learner.optimizer.init(params),
+        critic_params=critic_params,
+        critic_opt_state=critic_opt_state,
+        base_params=copy(params) if config.kl.coef > 0 else None,
+        prev_params=copy(params) if has_precedent(config) else None,
+        replay=init_replay(config),
+        key=jax.random.key(seed),
+        step=jnp.zeros((), jnp.int32),
+        fault_F=jnp.zeros((len(fault_names(params, critic_params)),), bool),
+    )
+
+
+def init_critic(critic: Decoder, params: dict) -> dict:
+    """The policy's body, copied, under a value head of zeros: the first value of any state is 0."""
+    width = critic.config.width
+    body = {name: leaf for name, leaf in params.items() if name != "lm_head"}
+    dtype = params["final_norm"]["scale"].dtype
+    head = {"kernel": jnp.zeros((width, 1), dtype), "bias": jnp.zeros((1,), dtype)}
+    return {**copy(body), "value_head": head}
+
+
+def init_replay(config: Config) -> replay.ReplayState:
+    """A ring with room for this step's rows and those of the last N steps."""
+    mix = stages(config)["mix"]
+    steps_kept = config.replay.window + 1 if config.replay.share > 0 else 1
+    groups = max(steps_kept * mix.fresh_groups, config.batch_groups)
+    return replay.init(
+        groups,
+        config.group_size,
+        config.data.prompt_tokens,
+        config.data.response_tokens,
+        max_uses=steps_kept * config.passes,
+    )
+
+
+def has_precedent(config: Config) -> bool:
+    """Whether the precedent anchor is ever used: KL-Convex on, and its weight ever below 1."""
+    kl = config.kl
+    return kl.coef > 0 and kl.convex and kl.drop > 0 and kl.floor < 1 and config.steps > kl.start
+
+
+def reincarnate(learner: Learner, state: TrainState) -> TrainState:
+    """ReMix's reincarnation at the start of step T + 1 (arXiv 2507.06892).
+
+    The base anchor becomes the current policy and the replay is emptied: its stored base
+    log-probs belong to the old anchor, and the on-policy stage reads none of it. Moments, critic
+    and the clock of KL-Convex go on; `reset_optimizer` starts the policy's moments anew.
+    """
+    opt_state = state.opt_state
+    if learner.config.reset_optimizer:
+        opt_state = learner.optimizer.init(state.params)
+    return state.replace(
+        base_params=None if state.base_params is None else copy(state.params),
+        opt_state=opt_state,
+        replay=replay.clear(state.replay),
+    )
+
+
+def fault_names(params: dict, critic_params: dict | None) -> list[str]:
+    """What each entry of `fault_F` speaks of: the two losses, then the gradient of every tensor."""
+    names = ["policy loss", "value loss"]
+    names += [f"gradient of policy {path}" for path in _paths(params)]
+    return names + [f"gradient of critic {path}" for path in _paths(critic_params)]
+
+
+@jax.jit
+def copy(tree: dict) -> dict:
+    """Buffers of one's own: a donated tree must not be anybody else's anchor."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _paths(tree) -> list[str]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]

@@ -1,0 +1,363 @@
+"""The learning phase of a step: (TrainState, fresh rows) -> (TrainState, metrics), one program.
+
+    fresh rows ------ replay.add ---+
+    replay.sample (share p) --------+--> batch of B rows, by their slots in the ring
+    scored once: prox (replayed rows), base (fresh rows), precedent, values --> advantages
+    scan over m passes x mini-batches (x micro-batches): losses, gradients, two optimizers
+    precedent <- parameters at the start of the step
+
+The ring rides in the scan's carry: each mini-batch is gathered from it by slot and counts its uses.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from remix_jax.config import ADVANTAGES, Stage
+from remix_jax.learner import losses
+from remix_jax.learner.losses import Frozen
+from remix_jax.learner.state import Learner, TrainState
+from remix_jax.models import scoring
+from remix_jax.rl import masked, replay, schedules
+from remix_jax.types import Rows, response_mask
+
+
+class _Carry(NamedTuple):
+    """What a mini-batch changes."""
+
+    params: dict
+    opt_state: optax.OptState
+    critic_params: dict | None
+    critic_opt_state: optax.OptState | None
+    replay: replay.ReplayState
+    row_ratio_R: jax.Array  # mean ratio of each row of the ring, in its last pass
+    fault_F: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("learner", "stage"), donate_argnames=("state",))
+def learn(
+    state: TrainState, fresh: Rows, replayed_groups: jax.Array, *, learner: Learner, stage: Stage
+) -> tuple[TrainState, dict]:
+    """One learning phase.
+
+    Args:
+      state: donated.
+      fresh: rows of stage.fresh_groups groups, sampled by `state.params`; `base_logp_BT`,
+        `version_B`, `used_B` and `signal_B` are filled in here.
+      replayed_groups: groups to replay, at most stage.replay_groups.
+      learner, stage: static.
+
+    Returns:
+      The next state, and metrics: scalars, and `row_ratio_B` of the fresh rows. Where a loss or a
+      gradient is not finite no update is made from there on, and `state.fault_F` says which.
+    """
+    step = state.step + 1
+    key_replay, key_shuffle = jax.random.split(jax.random.fold_in(state.key, step))
+    fresh = _complete(learner, state, fresh, step)
+    ring, fresh_slots = replay.add(state.replay, fresh)
+    kl_weight = _kl_weight(learner, step)
+    frozen = _assemble(learner, stage, ring, fresh, fresh_slots, step, key_replay, replayed_groups)
+    rows = replay.take(ring, frozen.slots_B)
+    frozen = _score(learner, stage, state, rows, frozen, kl_weight)
+    frozen, value_metrics = _advantages(learner, rows, frozen)
+    carry = _Carry(
+        state.params,
+        state.opt_state,
+        state.critic_params,
+        state.critic_opt_state,
+        ring,
+        jnp.ones_like(ring.rows.reward_B),
+        state.fault_F,
+    )
+    update = functools.partial(_update, learner, stage, kl_weight, frozen)
+    batches = _mini_batches(learner, stage, key_shuffle)
+    carry, sums = jax.lax.scan(update, carry, batches)
+    metrics = _reduce(learner, sums) | value_metrics
+    metrics |= {
+        "kl_weight": kl_weight,
+        "n_fresh": (frozen.in_batch_B & (frozen.age_B == 0)).sum(),
+        "n_replayed": (frozen.in_batch_B & (frozen.age_B > 0)).sum(),
+        "sampler_gap": masked.mean(fresh.sampled_logp_BT - fresh.logp_BT, response_mask(fresh)),
+        "row_ratio_B": carry.row_ratio_R[fresh_slots],
+    }
+    state = TrainState(
+        params=carry.params,
+        opt_state=carry.opt_state,
+        critic_params=carry.critic_params,
+        critic_opt_state=carry.critic_opt_state,
+        base_params=state.base_params,
+        prev_params=None if state.prev_params is None else state.params,
+        replay=carry.replay,
+        key=state.key,
+        step=step,
+        fault_F=carry.fault_F,
+    )
+    return state, metrics
+
+
+def _kl_weight(learner: Learner, step):
+    kl = learner.config.kl
+    if not kl.convex:
+        return jnp.ones(())
+    return schedules.kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor)
+
+
+def _in_chunks(score, rows, chunk: int):
+    """score(rows) in chunks of rows, one after the other: activations of one chunk at a time."""
+    n = rows.valid_B.shape[0]
+    if n <= chunk:
+        return score(rows)
+    pad = -n % chunk
+    padded = jax.tree.map(lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)), rows)
+    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), padded)
+    scored = jax.lax.map(score, chunks)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], scored)
+
+
+def _logps(learner: Learner, params, rows: Rows):
+    temperature = learner.config.sampling.temperature
+
+    def score(chunk):
+        return scoring.score_responses(learner.policy, params, chunk, temperature).logp_BT
+
+    return _in_chunks(score, rows, learner.config.score_batch_size)
+
+
+def _complete(learner: Learner, state: TrainState, fresh: Rows, step) -> Rows:
+    """Fresh rows with what the learner knows of them: base log-probs (once a row), age, signal."""
+    base_logp_BT = jnp.zeros_like(fresh.logp_BT)
+    if state.base_params is not None:
+        base_logp_BT = _logps(learner, state.base_params, fresh)
+    signal_B = jnp.ones_like(fresh.valid_B)
+    if not learner.config.has_critic:
+        signal_B = _group_advantage(learner, fresh, fresh.valid_B) != 0
+    return fresh.replace(
+        base_logp_BT=base_logp_BT,
+        version_B=jnp.full_like(fresh.version_B, step),
+        used_B=jnp.zeros_like(fresh.used_B),
+        signal_B=signal_B,
+    )
+
+
+def _assemble(
+    learner: Learner, stage: Stage, ring, fresh: Rows, fresh_slots, step, key, replayed_groups
+) -> Frozen:
+    """The batch, by slots of the ring: replayed rows, then fresh ones, then empty slots.
+
+    The accounting never gives more than B rows, so cutting at B cuts empty slots only.
+    """
+    c = learner.config
+    slots, in_batch = fresh_slots, fresh.valid_B
+    if stage.replay_groups > 0:
+        window, room = c.replay.window, stage.replay_groups
+        old_slots, taken = replay.sample(ring, key, step, window, room, replayed_groups)
+        slots = jnp.concatenate([old_slots, slots])
+        in_batch = jnp.concatenate([taken, in_batch])
+    order_B = jnp.argsort(~in_batch, stable=True)[: c.batch_size]
+    slots_B = slots[order_B]
+    age_B = step - ring.rows.version_B[slots_B]
+    nothing_BT = jnp.zeros((c.batch_size, fresh.response_slots))
+    return Frozen(slots_B, in_batch[order_B], age_B, *[nothing_BT] * 5)
+
+
+def _score(
+    learner: Learner, stage: Stage, state: TrainState, rows: Rows, frozen: Frozen, kl_weight
+) -> Frozen:
+    """Log-probs under the policy at step start and the precedent, and values, for the batch.
+
+    A fresh row was sampled by the policy at step start: its stored log-probs are pi_k, so that its
+    clip centre is 1 to the last bit. Only the first rows, where replayed ones are, are scored anew.
+    """
+    prox_logp_BT = rows.logp_BT
+    if stage.replay_groups > 0:
+        first = stage.replay_groups * learner.config.group_size
+        scored = _logps(learner, state.params, jax.tree.map(lambda x: x[:first], rows))
+        scored_BT = jnp.concatenate([scored, rows.logp_BT[first:]])
+        replayed_B1 = (frozen.age_B > 0)[:, None]
+        prox_logp_BT = jnp.where(replayed_B1, scored_BT, prox_logp_BT)
+    prev_logp_BT = rows.base_logp_BT
+    if state.prev_params is not None:
+        prev_logp_BT = jax.lax.cond(
+            kl_weight < 1,
+            lambda: _logps(learner, state.prev_params, rows),
+            lambda: rows.base_logp_BT,
+        )
+    value_BT = frozen.value_BT
+    if learner.critic is not None:
+        score = functools.partial(scoring.score_values, learner.critic, state.critic_params)
+        value_BT = _in_chunks(score, rows, learner.config.score_batch_size)
+    return frozen._replace(prox_logp_BT=prox_logp_BT, prev_logp_BT=prev_logp_BT, value_BT=value_BT)
+
+
+def _group_advantage(learner: Learner, rows: Rows, counted_B):
+    """[B] by the group estimator of the config, among the rows that count."""
+    estimator = ADVANTAGES[learner.config.objective.advantage]
+    return estimator(rows.reward_B, rows.group_B, mask_B=counted_B.astype(jnp.float32))
+
+
+def _advantages(learner: Learner, rows: Rows, frozen: Frozen) -> tuple[Frozen, dict]:
+    """Advantages of pi_k for every row of the batch, old or new, and the critic's quality."""
+    objective = learner.config.objective
+    mask_BT = losses.loss_mask(rows, frozen)
+    if learner.critic is None:
+        adv_B = _group_advantage(learner, rows, frozen.in_batch_B)
+        return frozen._replace(adv_BT=adv_B[:, None] * mask_BT), {}
+    last_BT = jnp.arange(rows.response_slots)[None, :] == rows.response_len_B[:, None] - 1
+    reward_BT = jnp.where(last_BT, rows.reward_B[:, None], 0.0)
+    adv_BT, return_BT = ADVANTAGES["gae"](
+        reward_BT, frozen.value_BT, mask_BT, objective.gamma, objective.lam
+    )
+    error_BT, spread_BT = adv_BT, return_BT - masked.mean(return_BT, mask_BT)
+    error_BT = error_BT - masked.mean(error_BT, mask_BT)
+    unexplained = masked.mean(jnp.square(error_BT), mask_BT)
+    variance = masked.mean(jnp.square(spread_BT), mask_BT)
+    metrics = {"explained_variance": 1 - masked.divide(unexplained, variance)}
+    if objective.whiten:
+        adv_BT = masked.whiten(adv_BT, mask_BT)
+    return frozen._replace(adv_BT=adv_BT, return_BT=return_BT), metrics
+
+
+def _mini_batches(learner: Learner, stage: Stage, key):
+    """Row numbers [passes * mini-batches, micro-batches, rows]: a new shuffle each pass."""
+    c = learner.config
+    keys = jax.random.split(key, stage.passes)
+    order = jax.vmap(lambda k: jax.random.permutation(k, c.batch_size))(keys)
+    return order.reshape(-1, c.mini_batch_size // c.micro_batch_size, c.micro_batch_size)
+
+
+def _update(learner: Learner, stage: Stage, kl_weight, frozen: Frozen, carry: _Carry, index):
+    """One mini-batch: gradients of its micro-batches added up, then one step of each optimizer."""
+    mode = learner.config.objective.aggregation
+    chosen = jax.tree.map(lambda x: x[index.reshape(-1)], frozen)
+    mini_rows = replay.take(carry.replay, chosen.slots_B)
+    count = masked.count(losses.loss_mask(mini_rows, chosen), mode)
+    count = jnp.where(count > 0, count, 1.0)
+
+    def backward(micro_index):
+        part = jax.tree.map(lambda x: x[micro_index], frozen)
+        rows = replay.take(carry.replay, part.slots_B)
+        ages = learner.config.replay.window + 1 if stage.replay_groups > 0 else 1
+        grads, sums = jax.grad(losses.policy_loss, has_aux=True)(
+            carry.params, learner, rows, part, kl_weight, count, ages
+        )
+        critic_grads = None
+        if learner.critic is not None:
+            loss, critic_grads = jax.value_and_grad(losses.critic_loss)(
+                carry.critic_params, learner, rows, part, count
+            )
+            sums["loss_value"] = loss
+        return (grads, critic_grads), sums
+
+    grads, sums = _accumulate(backward, index)
+    row_ratio_B = sums.pop("row_ratio_B")
+    state, fault_F, norms = _apply(learner, carry, grads, sums)
+    trained_B = chosen.in_batch_B & ~fault_F.any()
+    carry = _Carry(
+        *state,
+        replay=replay.touch(carry.replay, chosen.slots_B, trained_B),
+        row_ratio_R=carry.row_ratio_R.at[chosen.slots_B].set(row_ratio_B),
+        fault_F=fault_F,
+    )
+    return carry, sums | norms
+
+
+def _accumulate(backward, index):
+    """Sums of gradients and of metrics over the micro-batches; maxima stay maxima."""
+    if index.shape[0] == 1:
+        return backward(index[0])
+
+    def add(name, total, new):
+        return jnp.maximum(total, new) if name.startswith("max_") else total + new
+
+    def body(total, micro_index):
+        grads, sums = backward(micro_index)
+        rows = sums.pop("row_ratio_B")
+        total_grads, total_sums = total
+        total_grads = jax.tree.map(jnp.add, total_grads, grads)
+        return (total_grads, {k: add(k, total_sums[k], sums[k]) for k in sums}), rows
+
+    shapes = jax.eval_shape(backward, index[0])
+    zero_grads, zero_sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zero_sums.pop("row_ratio_B")
+    (grads, sums), rows = jax.lax.scan(body, (zero_grads, zero_sums), index)
+    return grads, sums | {"row_ratio_B": rows.reshape(-1)}
+
+
+def _apply(learner: Learner, carry: _Carry, grads, sums):
+    """Both optimizers' steps, unless something is not finite, now or before."""
+    c = learner.config
+    grads, critic_grads = grads
+    squares, critic_squares = _squares(grads), _squares(critic_grads)
+    value_loss = sums.get("loss_value", jnp.zeros(()))
+    observed_F = jnp.stack([sums["loss"], value_loss, *squares, *critic_squares])
+    fault_F = jnp.where(carry.fault_F.any(), carry.fault_F, ~jnp.isfinite(observed_F))
+    healthy = ~fault_F.any()
+    norms = {"grad_norm": jnp.sqrt(sum(squares))}
+    params, opt_state = _optimize(
+        learner.optimizer,
+        (carry.params, carry.opt_state),
+        grads,
+        norms["grad_norm"],
+        c.optimizer.grad_clip,
+        healthy,
+    )
+    critic_params, critic_opt_state = carry.critic_params, carry.critic_opt_state
+    if learner.critic is not None:
+        norms["critic_grad_norm"] = jnp.sqrt(sum(critic_squares))
+        critic_params, critic_opt_state = _optimize(
+            learner.critic_optimizer,
+            (critic_params, critic_opt_state),
+            critic_grads,
+            norms["critic_grad_norm"],
+            c.critic.optimizer.grad_clip,
+            healthy,
+        )
+    return (params, opt_state, critic_params, critic_opt_state), fault_F, norms
+
+
+def _squares(grads):
+    """The sum of squares of every tensor: its square root adds up to the norm, and a NaN shows."""
+    return [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)]
+
+
+def _optimize(optimizer, state, grads, norm, clip, healthy):
+    """(params, optimizer state) after a clipped step, or as they were if not healthy."""
+    params, opt_state = state
+    scale = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
+    grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
+    updates, new_opt_state = optimizer.update(grads, opt_state, params)
+    new = (optax.apply_updates(params, updates), new_opt_state)
+    return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, state)
+
+
+def _reduce(learner: Learner, sums) -> dict:
+    """Metrics of the step from the sums [updates, ...]: means over tokens, losses over updates."""
+    total = {k: v.max(axis=0) if k.startswith("max_") else v.sum(axis=0) for k, v in sums.items()}
+    tokens_A, tokens = total["tokens_A"], total["tokens_A"].sum()
+    names = [k for k in sums if k.startswith("loss") or k.endswith("norm")]
+    metrics = {name: sums[name].mean() for name in names}
+    for name in ("entropy", "kl_base", "kl_prev"):
+        if name in total:
+            metrics[name] = masked.divide(total[name], tokens)
+
+    def ratios(tokens, ratio, squared, clipped, largest, suffix):
+        return {
+            f"ratio_mean{suffix}": masked.divide(ratio, tokens),
+            f"ratio_max{suffix}": largest,
+            f"clip_share{suffix}": masked.divide(clipped, tokens),
+            f"ess{suffix}": masked.divide(jnp.square(ratio), tokens * squared),
+        }
+
+    by_age = [
+        total[k] for k in ("tokens_A", "ratio_A", "ratio_squared_A", "clipped_A", "max_ratio_A")
+    ]
+    metrics |= ratios(*(x.max() if x is by_age[-1] else x.sum() for x in by_age), suffix="")
+    updates = sums["loss"].shape[0]
+    passes = updates * learner.config.mini_batch_size / learner.config.batch_size
+    for age in range(tokens_A.shape[0]):
+        metrics[f"rows/age{age}"] = total["rows_A"][age] / passes
+        metrics |= ratios(*(x[age] for x in by_age), suffix=f"/age{age}")
+    return metrics

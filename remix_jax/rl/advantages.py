@@ -1,0 +1,134 @@
+"""Advantages: what a token or a response was better than expected by.
+
+PPO: `gae` over the critic's values. GRPO and its kin: a response's reward against the rewards of
+its group, the responses to one prompt (or to one prefix of it).
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from remix_jax.rl import masked
+
+
+def gae(
+    reward_BT: jax.Array,
+    value_BT: jax.Array,
+    mask_BT: jax.Array,
+    gamma: float,
+    lam: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16), token level.
+
+        delta_t = r_t + gamma V(s_{t+1}) - V(s_t),   A_t = sum_l (gamma lam)^l delta_{t+l}
+        return_t = A_t + V(s_t)
+
+    V after the last token is 0. Tokens under mask 0 are not steps: the next value and the running
+    sum are carried over them, so holes in the mask (prompt, tool output, padding) change nothing.
+    With gamma = lam = 1, ReMix's setting, A_t = R - V(s_t).
+
+    Args:
+      reward_BT: reward given at each token (an outcome reward sits on the last one).
+      value_BT: V(s_t), s_t being everything before token t.
+      mask_BT: 0 / 1.
+      gamma, lam: discount and trace decay, in [0, 1].
+
+    Returns:
+      adv_BT and return_BT, 0 where mask is 0; no gradient flows through either.
+    """
+    chex.assert_rank([reward_BT, value_BT, mask_BT], 2)
+    chex.assert_equal_shape([reward_BT, value_BT, mask_BT])
+    reward_BT = masked.zero_masked(reward_BT, mask_BT)
+    value_BT = masked.zero_masked(value_BT, mask_BT)
+
+    def step_back(carry, inputs):
+        next_value_B, next_adv_B = carry
+        reward_B, value_B, mask_B = inputs
+        delta_B = reward_B + gamma * next_value_B - value_B
+        adv_B = delta_B + gamma * lam * next_adv_B
+        real_B = mask_B > 0
+        carry = (
+            jnp.where(real_B, value_B, next_value_B),
+            jnp.where(real_B, adv_B, next_adv_B),
+        )
+        return carry, jnp.where(real_B, adv_B, jnp.zeros_like(adv_B))
+
+    zeros_B = jnp.zeros_like(value_BT[:, 0])
+    inputs_TB = (reward_BT.T, value_BT.T, mask_BT.T)
+    _, adv_TB = jax.lax.scan(step_back, (zeros_B, zeros_B), inputs_TB, reverse=True)
+    adv_BT = jax.lax.stop_gradient(adv_TB.T)
+    return adv_BT, jax.lax.stop_gradient(adv_BT + value_BT)
+
+
+def mean_baseline(
+    reward_B: jax.Array, group_B: jax.Array, mask_B: jax.Array | None = None
+) -> jax.Array:
+    """R - mean over the group (Dr.GRPO, arXiv 2503.20783; PrefixRL). A row alone keeps its reward.
+
+    Args: as `group_normalized`.
+    """
+    group = _group(reward_B, group_B, mask_B)
+    return jnp.where(group.size_B > 1, group.centred_B, group.reward_B)
+
+
+def rloo(reward_B: jax.Array, group_B: jax.Array, mask_B: jax.Array | None = None) -> jax.Array:
+    """R - mean of the *other* rows of the group = n / (n - 1) (R - mean) (arXiv 2402.14740).
+
+    A row alone keeps its reward. Args: as `group_normalized`.
+    """
+    group = _group(reward_B, group_B, mask_B)
+    scale_B = group.size_B / jnp.maximum(group.size_B - 1, 1)
+    return jnp.where(group.size_B > 1, scale_B * group.centred_B, group.reward_B)
+
+
+def group_normalized(
+    reward_B: jax.Array, group_B: jax.Array, eps: float = 1e-6, mask_B: jax.Array | None = None
+) -> jax.Array:
+    """(R - mean_group) / (std_group + eps), GRPO (arXiv 2402.03300, section 4.1.2).
+
+    std divides by n - 1. A row alone has mean 0 and std 1, so it keeps its reward. A group of equal
+    rewards gets exactly 0: rounding in the mean, divided by eps, must not become a signal.
+
+    Args:
+      reward_B: one reward a row.
+      group_B: an integer a row; equal integers are one group, in any order.
+      eps: added to the standard deviation.
+      mask_B: rows that count (default all); the others get 0 and influence no group.
+    """
+    group = _group(reward_B, group_B, mask_B)
+    several_B = group.size_B > 1
+    std_B = jnp.where(several_B, jnp.sqrt(group.variance_B), jnp.ones_like(reward_B))
+    return jnp.where(several_B, group.centred_B, group.reward_B) / (std_B + eps)
+
+
+class _Group(NamedTuple):
+    """What each row knows of its group (of the rows that count; 0 for the others)."""
+
+    reward_B: jax.Array
+    size_B: jax.Array
+    centred_B: jax.Array  # reward - mean of the group
+    variance_B: jax.Array  # sum of squares / (n - 1)
+
+
+def _group(reward_B, group_B, mask_B) -> _Group:
+    """Group statistics by a [B, B] membership matrix: static shapes, no sort, no scatter."""
+    chex.assert_rank([reward_B, group_B], 1)
+    chex.assert_equal_shape([reward_B, group_B])
+    real_B = jnp.ones_like(reward_B) if mask_B is None else mask_B.astype(reward_B.dtype)
+    reward_B = masked.zero_masked(reward_B, real_B)
+    same_BB = group_B[:, None] == group_B[None, :]
+    member_BB = same_BB & (real_B[:, None] > 0) & (real_B[None, :] > 0)
+    size_B = member_BB.sum(axis=1).astype(reward_B.dtype)
+
+    def group_sum(x_B):
+        return jnp.where(member_BB, x_B[None, :], jnp.zeros_like(x_B)[None, :]).sum(axis=1)
+
+    # Measured from the group's best row, equal rewards are exactly 0 and so is their mean.
+    best_B = jnp.where(member_BB, reward_B[None, :], -jnp.inf).max(axis=1)
+    below_best_B = masked.zero_masked(reward_B - best_B, real_B)
+    # below_best_B is relative to one's own group, so sums over the group are sums of like things.
+    centred_B = below_best_B - masked.divide(group_sum(below_best_B), size_B)
+    variance_B = group_sum(jnp.square(centred_B)) / jnp.maximum(size_B - 1, 1)
+    return _Group(reward_B, size_B, centred_B, variance_B)

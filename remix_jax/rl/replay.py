@@ -1,0 +1,118 @@
+"""The replay state: a ring of rows, groups kept whole, as data for the carry of a scan.
+
+Every generated row goes through the ring, also the fresh ones that are trained on at once: so a
+row's uses are counted in one place, and its fate is recorded when it is overwritten or dropped.
+The unit is the group (PPO: one row). Nothing here knows tokens from log-probs; a row is a pytree.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from remix_jax.types import Rows, empty_rows
+
+ZERO_SIGNAL = 0
+"""Index in `fates_U` of rows whose group had equal rewards; index 1 + u: rows used u times."""
+
+
+@flax.struct.dataclass
+class ReplayState:
+    """A ring of R = capacity rows, written from `cursor` on, and the fates of rows that left."""
+
+    rows: Rows
+    cursor: jax.Array  # int32, slot of the next write
+    fates_U: jax.Array  # int32, rows that left: [zero signal, used 0 times, used 1 time, ...]
+    group_size: int = flax.struct.field(pytree_node=False)
+
+
+def init(
+    groups: int, group_size: int, prompt_slots: int, response_slots: int, max_uses: int
+) -> ReplayState:
+    """An empty ring for `groups` groups; uses beyond `max_uses` are counted as max_uses."""
+    return ReplayState(
+        rows=empty_rows(groups * group_size, prompt_slots, response_slots),
+        cursor=jnp.zeros((), jnp.int32),
+        fates_U=jnp.zeros((max_uses + 2,), jnp.int32),
+        group_size=group_size,
+    )
+
+
+def capacity(state: ReplayState) -> int:
+    """R, rows that the ring holds."""
+    return state.rows.valid_B.shape[0]
+
+
+def add(state: ReplayState, rows: Rows) -> tuple[ReplayState, jax.Array]:
+    """Writes whole groups at the cursor, over the oldest; returns the slots [F] they went to.
+
+    Raises:
+      ValueError: more rows than the ring holds, or no whole number of groups.
+    """
+    n = rows.valid_B.shape[0]
+    if n > capacity(state) or n % state.group_size:
+        raise ValueError(
+            f"{n} rows do not go into a ring of {capacity(state)} as groups of {state.group_size}"
+        )
+    slots_F = (state.cursor + jnp.arange(n)) % capacity(state)
+    fates_U = state.fates_U + fates(take(state, slots_F), state.fates_U.shape[0])
+    written = jax.tree.map(lambda old, new: old.at[slots_F].set(new), state.rows, rows)
+    cursor = (state.cursor + n) % capacity(state)
+    return state.replace(rows=written, cursor=cursor, fates_U=fates_U), slots_F
+
+
+def take(state: ReplayState, slots_B: jax.Array) -> Rows:
+    """The rows at some slots."""
+    return jax.tree.map(lambda x: x[slots_B], state.rows)
+
+
+def sample(
+    state: ReplayState, key: jax.Array, step: jax.Array, window: int, slots: int, groups: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Draws whole groups, uniformly and without replacement, among those of the last steps.
+
+    A group is eligible when 1 <= age <= window, age = step - version, and a row of it is valid.
+    With fewer eligible groups than asked for all of them come: nothing is duplicated.
+
+    Args:
+      key: randomness of this draw.
+      step: the current step.
+      window: N, oldest age allowed.
+      slots: groups that the result has room for (static).
+      groups: groups wanted, at most `slots` (may be traced).
+
+    Returns:
+      slots_B: slots of slots * group_size rows; taken_B: which of them are drawn and valid.
+    """
+    by_group = (-1, state.group_size)
+    valid_gG = state.rows.valid_B.reshape(by_group)
+    age_g = step - state.rows.version_B.reshape(by_group)[:, 0]
+    eligible_g = valid_gG.any(axis=1) & (age_g >= 1) & (age_g <= window)
+    lottery_g = jnp.where(eligible_g, jax.random.uniform(key, eligible_g.shape), 2.0)
+    drawn_g = jnp.argsort(lottery_g)[:slots]
+    taken_g = eligible_g[drawn_g] & (jnp.arange(drawn_g.shape[0]) < groups)
+    member_G = jnp.arange(state.group_size)
+    slots_B = (drawn_g[:, None] * state.group_size + member_G[None, :]).reshape(-1)
+    taken_B = jnp.repeat(taken_g, state.group_size) & state.rows.valid_B[slots_B]
+    return slots_B, taken_B
+
+
+def touch(state: ReplayState, slots_B: jax.Array, trained_B: jax.Array) -> ReplayState:
+    """Counts one more gradient pass over the rows at `slots_B` where `trained_B`."""
+    used_R = state.rows.used_B.at[slots_B].add(trained_B.astype(jnp.int32))
+    return state.replace(rows=state.rows.replace(used_B=used_R))
+
+
+def clear(state: ReplayState) -> ReplayState:
+    """Empties the ring; its rows' fates are recorded."""
+    fates_U = state.fates_U + fates(state.rows, state.fates_U.shape[0])
+    gone = jnp.zeros_like(state.rows.valid_B)
+    rows = state.rows.replace(valid_B=gone)
+    return state.replace(rows=rows, fates_U=fates_U)
+
+
+def fates(rows: Rows, buckets: int) -> jax.Array:
+    """Counts of valid rows by fate, [zero signal, used 0 times, used once, ...], length `buckets`."""
+    fate_B = jnp.minimum(rows.used_B + 1, buckets - 1)
+    fate_B = jnp.where(rows.signal_B, fate_B, ZERO_SIGNAL)
+    hit_BU = fate_B[:, None] == jnp.arange(buckets)[None, :]
+    return (hit_BU & rows.valid_B[:, None]).sum(axis=0).astype(jnp.int32)

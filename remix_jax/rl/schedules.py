@@ -1,0 +1,70 @@
+"""Step -> number: the KL-Convex weight, the stages, and the exact count of fresh rollouts."""
+
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def kl_convex_weight(
+    step: int | np.ndarray | jax.Array,
+    start: int = 50,
+    every: int = 10,
+    drop: float = 0.1,
+    floor: float = 0.5,
+) -> jax.Array | np.ndarray:
+    """lambda(t), the weight of the base anchor in KL-Convex (ReMix, arXiv 2507.06892).
+
+        lambda(t) = max(1 - 0.1 ceil(max(t - 50, 0) / 10), 0.5)
+
+    1 up to step 50, 0.9 for 51..60, ..., 0.5 from 91 on. Steps count from 1 and are not restarted
+    by reincarnation.
+
+    Args:
+      step: t, an integer or an integer array.
+      start: last step of weight 1.
+      every: steps between drops.
+      drop: size of a drop.
+      floor: the lowest weight.
+    """
+    # A traced step gives a float32 array, a Python or NumPy one exact float64.
+    xp = jnp if isinstance(step, jax.Array) else np
+    drops = -(-xp.maximum(step - start, 0) // every)
+    return xp.maximum(1.0 - drop * drops, floor)
+
+
+def is_mix_stage(step: int, reincarnation_step: int) -> bool:
+    """Whether step (from 1) belongs to the mix stage: t <= T, or always if T is 0 (never)."""
+    return reincarnation_step == 0 or step <= reincarnation_step
+
+
+def fresh_units(step: int, units: int, share: float) -> int:
+    """Fresh rows (or groups) that step k of the mix stage generates: exact on the long run.
+
+        fresh_k = floor(k f) - floor((k - 1) f),     f = (1 - p) B
+
+    f is no integer in general (0.6 x 256 = 153.6): the fraction is carried over, so that the sum
+    over steps is floor(S f), the paper's published totals.
+
+    Args:
+      step: k, from 1.
+      units: B, rows or whole groups a step.
+      share: p, the replayed share in [0, 1).
+    """
+    per_step = (1 - Fraction(str(share))) * units
+    return int(step * per_step) - int((step - 1) * per_step)
+
+
+def fresh_unit_range(units: int, share: float) -> tuple[int, int]:
+    """floor and ceil of (1 - p) B: the fewest and the most of any step (static shapes)."""
+    per_step = (1 - Fraction(str(share))) * units
+    return math.floor(per_step), math.ceil(per_step)
+
+
+def planned_units(steps: int, units: int, share: float, reincarnation_step: int) -> int:
+    """Fresh rows (or groups) of a whole run: sum of `fresh_units` while mixing, B a step after."""
+    mix_steps = steps if reincarnation_step == 0 else min(steps, reincarnation_step)
+    mixed = int(mix_steps * (1 - Fraction(str(share))) * units)
+    return mixed + (steps - mix_steps) * units

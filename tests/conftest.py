@@ -1,0 +1,32 @@
+"""Settings of the suite: eight CPU devices, no silent rank promotion, fixtures for shared vectors."""
+
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder of reference data beside the checkout; tests that need it skip without it."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip("reference vectors (../shared) are not on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def goldens(shared: pathlib.Path) -> pathlib.Path:
+    """Vectors made by running peers."""
+    return shared / "goldens"
