@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from remix_jax.config import Config, Optimizer, stages
+from remix_jax.config import Config, Optimizer, stage_at, stages
 from remix_jax.models.decoder import Decoder
 from remix_jax.rl import replay
 
@@ -96,9 +96,9 @@ def init_critic(critic: Decoder, params: dict) -> dict:
 
 def init_replay(config: Config) -> replay.ReplayState:
     """A ring with room for this step's rows and those of the last N steps."""
-    mix = stages(config)["mix"]
+    first = stages(config)[stage_at(config, 1)]
     steps_kept = config.replay.window + 1 if config.replay.share > 0 else 1
-    groups = max(steps_kept * mix.fresh_groups, config.batch_groups)
+    groups = max(steps_kept * first.fresh_groups, config.batch_groups)
     return replay.init(
         groups,
         config.group_size,

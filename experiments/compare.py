@@ -1,0 +1,56 @@
+"""Methods side by side, several seeds each: accuracy against fresh rollouts, a table, a figure.
+
+    python -m experiments.compare --methods=on-policy,remix --seeds=5 --workdir=DIR
+
+Every method starts from the same base model, at the same learning rate, and spends the same fresh
+rollouts; seeds are paired. Runs that are already complete in the workdir are not repeated.
+"""
+
+import dataclasses
+import pathlib
+
+from absl import flags
+from rich.console import Console as Terminal
+
+from experiments import main
+from experiments.methods import METHODS, label
+from remix_jax import comparison
+from remix_jax.config import Config
+from remix_jax.errors import InputError
+from remix_jax.learner import loop
+
+CONFIGS = pathlib.Path(__file__).resolve().parent / "configs"
+CONFIG = main.define_config(default=str(CONFIGS / "arithmetic_remix_ppo.py"))
+METHODS_FLAG = flags.DEFINE_list("methods", ["on-policy", "remix"], f"of {', '.join(METHODS)}")
+SEEDS = flags.DEFINE_integer("seeds", 3, "seeds a method: config.seed, config.seed + 1, ...")
+WORKDIR = flags.DEFINE_string("workdir", "runs/local", "a run a directory, and the comparison")
+
+
+def compare() -> None:
+    """The experiment behind the flags."""
+    unknown = [method for method in METHODS_FLAG.value if method not in METHODS]
+    if unknown or not METHODS_FLAG.value:
+        raise InputError(f"--methods={','.join(METHODS_FLAG.value)}: each one of {', '.join(METHODS)}")
+    if SEEDS.value < 1:
+        raise InputError(f"--seeds={SEEDS.value}: must be 1 or more")
+    config, workdir = main.config_of(CONFIG), pathlib.Path(WORKDIR.value)
+    runs: dict[str, list] = {}
+    for seed in range(config.seed, config.seed + SEEDS.value):
+        for method in METHODS_FLAG.value:
+            outcome = _train(config, method, seed, workdir)
+            runs.setdefault(label(config, method), []).append(outcome.metrics)
+            if outcome.stopped:
+                return
+    result = comparison.compare(runs, workdir)
+    Terminal().print(comparison.comparison_table(result))
+    print(f"figure and table: {workdir}/comparison.png, .md, .json")
+
+
+def _train(config: Config, method: str, seed: int, workdir: pathlib.Path) -> loop.Outcome:
+    run = METHODS[method](dataclasses.replace(config, seed=seed))
+    print(f"\n{label(config, method)}, seed {seed}", flush=True)
+    return loop.run(run, workdir / f"{method}-seed{seed}")
+
+
+if __name__ == "__main__":
+    main.run(compare)

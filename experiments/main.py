@@ -1,0 +1,83 @@
+"""What every experiment's main shares: flags over config files, errors as one line, exit codes.
+
+Exit code 2: wrong input (a flag, a config value, a directory, a data row), said in one line.
+Exit code 1: the run itself failed, for example a loss that is not finite.
+"""
+
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from remix_jax.config import Config
+from remix_jax.errors import InputError
+from remix_jax.learner.loop import FaultError
+
+
+def define_config(default: str | None = None) -> flags.FlagHolder:
+    """The flag --config=FILE with its --config.FIELD=VALUE overrides."""
+    return config_flags.DEFINE_config_file("config", default, "config file; get_config() -> Config")
+
+
+def config_of(flag: flags.FlagHolder) -> Config:
+    """The config that the flags ask for.
+
+    Raises:
+      InputError: the file cannot be read, fails, or gives something else than a Config.
+    """
+    try:
+        config = flag.value
+    except Exception as error:  # a config file is a program: it can fail in any way
+        raise InputError(f"--config: {type(error).__name__}: {_one_line(error)}") from None
+    if not isinstance(config, Config):
+        raise InputError(f"--config: get_config() gave {type(config).__name__}, not a Config")
+    return config
+
+
+def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
+    """Parses the flags and runs an experiment. Does not return."""
+
+    def parse(argv):
+        try:
+            return flags.FLAGS(argv)
+        except (flags.Error, KeyError, TypeError, ValueError, OSError) as error:
+            _refuse(_one_line(error))
+
+    def body(argv):
+        if len(argv) > 1:
+            _refuse(f"unexpected argument {argv[1]!r}: every argument is a --flag=value")
+        for name in required:
+            if flags.FLAGS[name].value is None:
+                _refuse(f"--{name} is required")
+        _cache_compilations()
+        try:
+            experiment()
+        except InputError as error:
+            _refuse(str(error))
+        except FaultError as error:
+            print(f"failed: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    logging.set_verbosity(logging.ERROR)  # orbax tells of every file it writes
+    app.run(body, flags_parser=parse)
+
+
+def _refuse(message: str):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split())
+
+
+def _cache_compilations() -> None:
+    """Compiled programs are kept between runs: a second start saves most of its first seconds."""
+    cache = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

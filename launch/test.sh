@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets up .venv with the test tools, then lint, format, types and the tests.
+# Arguments go to pytest: bash launch/test.sh tests/rl -k ppo
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+EXTRAS="[test]"
+source launch/setup.sh
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+exec .venv/bin/python -m pytest "$@"

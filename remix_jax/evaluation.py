@@ -1,0 +1,55 @@
+"""Held-out accuracy: every problem of every suite, sampled in batches of one shape."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remix_jax.config import Config
+from remix_jax.data import grading
+from remix_jax.learner.programs import Program
+from remix_jax.learner.rollout import ProblemSet, Vocabulary, decode, prompt_batch
+
+
+def evaluate(
+    program: Program,
+    params: dict,
+    suites: Sequence[ProblemSet],
+    vocabulary: Vocabulary,
+    config: Config,
+) -> dict[str, float]:
+    """Pass@1 of each suite and the unweighted mean of the suites, as the paper reports them.
+
+    The draws depend on the config's seed and the problem's place alone: the same noise at every
+    step, whatever the batches.
+
+    Returns:
+      eval/<suite> and eval/mean in [0, 1], eval/response_length in tokens.
+    """
+    e = config.evaluation
+    width = config.data.prompt_tokens
+    problems = [problem for suite in suites for problem in suite.problems]
+    prompts = [prompt for suite in suites for prompt in suite.prompts]
+    per_batch = max(e.batch_size // e.samples, 1)
+    key = jax.random.key(config.seed + 2)
+    correct, lengths = [], []
+    for first in range(0, len(prompts), per_batch):
+        part = prompts[first : first + per_batch]
+        tokens_QP, length_Q = prompt_batch(part, per_batch, width, vocabulary.pad_id)
+        row_B = np.arange(per_batch * e.samples, dtype=np.int32)
+        active_B = row_B < len(part) * e.samples
+        ids_B = row_B + first * e.samples
+        inputs = (tokens_QP, length_Q, ids_B, active_B)
+        sampled = program.call(params, *map(jnp.asarray, inputs), key)
+        texts = decode(vocabulary, sampled, len(part) * e.samples)
+        answers = [problems[first + b // e.samples].answers for b in range(len(texts))]
+        correct += [grading.grade(t, a).correct for t, a in zip(texts, answers, strict=True)]
+        lengths += np.asarray(sampled.response_len_B)[: len(texts)].tolist()
+    metrics, begin = {}, 0
+    for suite in suites:
+        end = begin + len(suite.problems) * e.samples
+        metrics[f"eval/{suite.name}"] = float(np.mean(correct[begin:end]))
+        begin = end
+    metrics["eval/mean"] = float(np.mean(list(metrics.values())))
+    return metrics | {"eval/response_length": float(np.mean(lengths))}

@@ -1,0 +1,129 @@
+"""The compiled programs of a run, made before its first step.
+
+Compiling ahead shows every wrong shape at the door, tells the memory a run will need, and leaves
+nothing to compile later. Runs that differ in the seed alone share the programs of a process.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from remix_jax.config import Config, Stage, stages
+from remix_jax.learner.state import Learner, init_state
+from remix_jax.learner.step import learn
+from remix_jax.models import sampling
+from remix_jax.models.decoder import Decoder
+from remix_jax.types import empty_rows
+
+
+class Memory(NamedTuple):
+    """Bytes on one device."""
+
+    arguments: int
+    temporary: int
+
+
+class Program(NamedTuple):
+    """An executable and what it takes."""
+
+    call: jax.stages.Compiled
+    memory: Memory
+
+
+class Programs(NamedTuple):
+    """By stage name, and the one for evaluation."""
+
+    sample: dict[str, Program]
+    learn: dict[str, Program]
+    evaluate: Program
+
+
+def sampler_settings(config: Config) -> sampling.SamplerSettings:
+    """The distribution of rollouts."""
+    s = config.sampling
+    return sampling.SamplerSettings(s.temperature, s.top_k, s.top_p, s.min_p)
+
+
+@functools.cache
+def build(learner: Learner, eos_ids: tuple[int, ...], pad_id: int) -> Programs:
+    """Compiles sampling and learning for each stage, and evaluation."""
+    config = learner.config
+    rollouts = functools.partial(
+        _compile_sampler,
+        learner.policy,
+        config.data.prompt_tokens,
+        config.data.response_tokens,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+    )
+    sample, learn = {}, {}
+    for name, stage in stages(config).items():
+        sample[name] = rollouts(stage.fresh_groups, config.group_size, sampler_settings(config))
+        learn[name] = _compile_learn(learner, stage)
+    e = config.evaluation
+    prompts = max(e.batch_size // e.samples, 1)
+    settings = sampling.SamplerSettings(temperature=e.temperature)
+    return Programs(sample, learn, rollouts(prompts, e.samples, settings))
+
+
+def _compile_sampler(
+    policy: Decoder,
+    prompt_slots: int,
+    response_slots: int,
+    prompts: int,
+    group_size: int,
+    settings: sampling.SamplerSettings,
+    *,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+) -> Program:
+    rows = prompts * group_size
+    lowered = sampling.sample.lower(
+        policy,
+        _abstract_params(policy),
+        _abstract((prompts, prompt_slots), jnp.int32),
+        _abstract((prompts,), jnp.int32),
+        _abstract((rows,), jnp.int32),
+        _abstract((rows,), jnp.bool_),
+        jax.eval_shape(lambda: jax.random.key(0)),
+        group_size=group_size,
+        max_new_tokens=response_slots,
+        settings=settings,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+    )
+    return _finish(lowered)
+
+
+def _compile_learn(learner: Learner, stage: Stage) -> Program:
+    config = learner.config
+    params = _abstract_params(learner.policy)
+    state = jax.eval_shape(lambda params: init_state(learner, params, 0), params)
+    rows = stage.fresh_groups * config.group_size
+    slots = (config.data.prompt_tokens, config.data.response_tokens)
+    fresh = jax.eval_shape(lambda: empty_rows(rows, *slots))
+    replayed = _abstract((), jnp.int32)
+    return _finish(learn.lower(state, fresh, replayed, learner=learner, stage=stage))
+
+
+def _finish(lowered: jax.stages.Lowered) -> Program:
+    compiled = lowered.compile()
+    analysis = compiled.memory_analysis()
+    if analysis is None:  # a backend may not tell
+        return Program(compiled, Memory(0, 0))
+    return Program(
+        compiled, Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes)
+    )
+
+
+def _abstract(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _abstract_params(policy: Decoder):
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    init = jax.eval_shape(policy.init, jax.random.key(0), tokens, tokens, tokens)
+    dtype = jnp.dtype(policy.config.dtype)
+    return jax.tree.map(lambda x: _abstract(x.shape, dtype), init["params"])

@@ -1,0 +1,146 @@
+"""Rollouts: problems -> sampled responses -> verdicts -> rows to learn from.
+
+The host's three jobs in a step are here: prompts in, grading, and what is written of both.
+"""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remix_jax import types
+from remix_jax.config import Config
+from remix_jax.data import grading
+from remix_jax.data.problems import Problem
+from remix_jax.data.prompts import encode_prompts, pad_left
+from remix_jax.models import huggingface
+from remix_jax.models.sampling import Sampled
+
+
+class ProblemSet(NamedTuple):
+    """Problems whose prompts fit, as token ids."""
+
+    name: str
+    problems: list[Problem]
+    prompts: list[list[int]]
+    dropped: int  # over the prompt limit
+
+
+class Vocabulary(NamedTuple):
+    """A tokenizer and what of it the programs need as constants."""
+
+    tokenizer: Any  # transformers.PreTrainedTokenizerFast
+    eos_ids: tuple[int, ...]
+    pad_id: int
+
+
+class Rollouts(NamedTuple):
+    """The fresh rows of a step, and what the host knows of them."""
+
+    rows: types.Rows
+    metrics: dict[str, float]
+    samples: list[dict]
+
+
+def load_vocabulary(directory: str) -> Vocabulary:
+    """The tokenizer of a model directory with its end and padding ids."""
+    tokenizer = huggingface.load_tokenizer(directory)
+    eos_ids = huggingface.eos_ids(directory, tokenizer)
+    return Vocabulary(tokenizer, eos_ids, huggingface.pad_id(tokenizer))
+
+
+def problem_set(
+    name: str, problems: list[Problem], vocabulary: Vocabulary, config: Config
+) -> ProblemSet:
+    """Problems under the model's chat template; those over the prompt limit are dropped, counted.
+
+    Raises:
+      InputError: the template fails, or no prompt fits.
+    """
+    texts = [problem.text for problem in problems]
+    limit = config.data.prompt_tokens
+    encoded = encode_prompts(vocabulary.tokenizer, texts, config.data.instruction, limit)
+    kept = [problems[i] for i in encoded.indices]
+    return ProblemSet(name, kept, encoded.ids, encoded.dropped)
+
+
+def prompt_batch(prompts: list[list[int]], slots: int, width: int, pad_id: int):
+    """(tokens [slots, P], lengths [slots]): the prompts, the last one repeated in empty slots."""
+    filled = prompts + [prompts[-1]] * (slots - len(prompts))
+    return pad_left(filled, width, pad_id)
+
+
+def decode(vocabulary: Vocabulary, sampled: Sampled, rows: int) -> list[str]:
+    """The text of the first `rows` responses, special tokens left out."""
+    tokens_BS, length_B = jax.device_get((sampled.tokens_BS, sampled.response_len_B))
+    first = tokens_BS.shape[1] - sampled.logp_BT.shape[1]
+    ids = [tokens_BS[b, first : first + length_B[b]].tolist() for b in range(rows)]
+    return vocabulary.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def grade_rollouts(
+    sampled: Sampled,
+    problems: list[Problem],
+    vocabulary: Vocabulary,
+    group_size: int,
+    first_group: int,
+) -> Rollouts:
+    """Grades the responses and makes rows of them.
+
+    Args:
+      sampled: group_size responses a problem, and perhaps empty slots behind them.
+      problems: of the groups that were really sampled.
+      first_group: number of the first group in the run.
+    """
+    n = len(problems) * group_size
+    begin = time.perf_counter()
+    texts = decode(vocabulary, sampled, n)
+    verdicts = [grading.grade(text, problems[b // group_size].answers) for b, text in enumerate(texts)]
+    seconds = time.perf_counter() - begin
+    slots = sampled.response_len_B.shape[0]
+    reward_B = np.zeros(slots, np.float32)
+    reward_B[:n] = [verdict.correct for verdict in verdicts]
+    length_B, ended_B = jax.device_get((sampled.response_len_B, sampled.ended_B))
+    formatted = [grading.format_ok(text) for text in texts]
+    metrics = {
+        "reward": float(reward_B[:n].mean()),
+        "accuracy": float(np.mean([verdict.correct for verdict in verdicts])),
+        "format_rate": float(np.mean(formatted)),
+        "truncated_rate": float(1 - ended_B[:n].mean()),
+        "response_length": float(length_B[:n].mean()),
+        "new_tokens": int(length_B[:n].sum()),
+        "seconds/grade": seconds,
+    }
+    samples = [
+        {
+            "problem_id": problems[b // group_size].id,
+            "prompt": problems[b // group_size].text,
+            "response": texts[b],
+            "reward": float(reward_B[b]),
+            "answer": verdicts[b].answer,
+            "verdict": verdicts[b].reason,
+            "response_length": int(length_B[b]),
+            "truncated": not bool(ended_B[b]),
+        }
+        for b in range(n)
+    ]
+    return Rollouts(_rows(sampled, reward_B, n, group_size, first_group), metrics, samples)
+
+
+def _rows(sampled: Sampled, reward_B, n: int, group_size: int, first_group: int) -> types.Rows:
+    slots = reward_B.shape[0]
+    row_B = np.arange(slots, dtype=np.int32)
+    nothing = types.empty_rows(slots, 0, 0)
+    return nothing.replace(
+        tokens_BS=sampled.tokens_BS,
+        prompt_len_B=sampled.prompt_len_B,
+        response_len_B=sampled.response_len_B,
+        logp_BT=sampled.logp_BT,
+        sampled_logp_BT=sampled.sampled_logp_BT,
+        base_logp_BT=jnp.zeros_like(sampled.logp_BT),
+        reward_B=jnp.asarray(reward_B),
+        group_B=jnp.asarray(first_group + row_B // group_size, jnp.int32),
+        valid_B=jnp.asarray(row_B < n),
+    )

@@ -1,0 +1,173 @@
+"""What a run needs before its first step, loaded and checked; and the plan that is printed of it."""
+
+import pathlib
+from typing import NamedTuple
+
+import jax
+
+from remix_jax import config as configs
+from remix_jax.config import Config
+from remix_jax.data.problems import load_problems
+from remix_jax.errors import InputError
+from remix_jax.learner.checkpoint import differing_fields
+from remix_jax.learner.programs import Programs
+from remix_jax.learner.rollout import ProblemSet, Vocabulary, load_vocabulary, problem_set
+from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
+from remix_jax.models import huggingface
+
+
+class Setup(NamedTuple):
+    """A run, ready to compile."""
+
+    config: Config
+    learner: Learner
+    vocabulary: Vocabulary
+    train: ProblemSet
+    suites: list[ProblemSet]
+    state: TrainState
+
+
+def prepare(config: Config) -> Setup:
+    """Checks the config, reads problems and tokenizer, loads the model, makes the first state.
+
+    Raises:
+      InputError: anything that is wrong with them, in one line.
+    """
+    configs.validate(config)
+    vocabulary = load_vocabulary(config.model.path)
+    train, *suites = [
+        problem_set(pathlib.PurePath(path).stem, load_problems(path), vocabulary, config)
+        for path in (config.data.train, *config.data.suites)
+    ]
+    _check_width(config)
+    policy, params = huggingface.load(config.model.path, dtype=config.model.dtype)
+    learner = make_learner(config, policy)
+    return Setup(config, learner, vocabulary, train, suites, init_state(learner, params, config.seed))
+
+
+def _check_width(config: Config) -> None:
+    """A row must fit the positions that the model was made for."""
+    slots = config.data.prompt_tokens + config.data.response_tokens
+    limit = huggingface.read_config(config.model.path).max_positions
+    if slots > limit:
+        raise InputError(
+            f"config.data.prompt_tokens + config.data.response_tokens = {slots}: "
+            f"{config.model.path} takes {limit} positions (max_position_embeddings)"
+        )
+
+
+def claim(workdir: pathlib.Path, config: Config) -> None:
+    """Makes the directory of a run, or checks that it holds the same run, to be continued.
+
+    Raises:
+      InputError: it holds something else, which is left as it is, or cannot be written.
+    """
+    saved = workdir / "config.json"
+    text = configs.to_json(config)
+    try:
+        if saved.exists():
+            fields = differing_fields(saved.read_text(), text)
+            if fields:
+                raise InputError(
+                    f"{workdir} holds a run that differs in config.{', config.'.join(fields)}: "
+                    "name another --workdir, or give the same config to continue it"
+                )
+        elif workdir.exists() and any(workdir.iterdir()):
+            raise InputError(f"{workdir} is not empty and holds no run: name another --workdir")
+        else:
+            workdir.mkdir(parents=True, exist_ok=True)
+            saved.write_text(text)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--workdir={workdir} cannot be used ({error})") from None
+
+
+def plan(setup: Setup) -> dict[str, object]:
+    """What the run will do, for people: printed before the first step."""
+    c = setup.config
+    rows = configs.planned_rollouts(c)
+    lines: dict[str, object] = {
+        "method": _method(c),
+        "steps": c.steps,
+        "fresh rollouts, whole run": rows,
+        "rows a step": f"{c.batch_size} ({_share(c)})",
+        "gradient passes a fresh row": _passes(c),
+        "optimizer steps a pass": f"{c.batch_size // c.mini_batch_size} of {c.mini_batch_size} rows",
+        "parameters": sum(x.size for x in jax.tree.leaves(setup.state.params)),
+        "training problems": f"{len(setup.train.problems):,} ({_epochs(setup, rows)})",
+        "held-out problems": ", ".join(f"{s.name} {len(s.problems)}" for s in setup.suites),
+    }
+    dropped = sum(s.dropped for s in (setup.train, *setup.suites))
+    if dropped:
+        lines["problems dropped"] = f"{dropped:,} with prompts over {c.data.prompt_tokens} tokens"
+    lines["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return lines
+
+
+def memory_plan(setup: Setup, programs: Programs) -> dict[str, object]:
+    """Bytes on one device: what stays, and what each compiled program takes on top."""
+    state = setup.state
+    parts = {
+        "policy": state.params,
+        "policy's optimizer": state.opt_state,
+        "critic and its optimizer": (state.critic_params, state.critic_opt_state),
+        "anchors": (state.base_params, state.prev_params),
+        "replay": state.replay,
+    }
+    lines: dict[str, object] = {k: _size(_bytes(v)) for k, v in parts.items() if _bytes(v)}
+    for phase, by_stage in (("sampling", programs.sample), ("learning", programs.learn)):
+        for stage, program in by_stage.items():
+            lines[f"{phase}, {stage} stage: temporary"] = _size(program.memory.temporary)
+    lines["evaluation: temporary"] = _size(programs.evaluate.memory.temporary)
+    peak = max(
+        p.memory.temporary
+        for p in (*programs.sample.values(), *programs.learn.values(), programs.evaluate)
+    )
+    lines["peak, about"] = _size(_bytes(state) + peak)
+    return lines
+
+
+def _method(c: Config) -> str:
+    base = {"gae": "PPO", "group_normalized": "GRPO"}.get(c.objective.advantage)
+    base = base or c.objective.advantage
+    mixes = c.replay.share > 0 or c.passes > 1
+    return f"{'ReMix-' if mixes else ''}{base}"
+
+
+def _share(c: Config) -> str:
+    if c.replay.share == 0:
+        return "all fresh"
+    fresh = f"{1 - c.replay.share:.0%} fresh, {c.replay.share:.0%} of the last {c.replay.window} steps"
+    return f"{fresh}{_until(c)}"
+
+
+def _until(c: Config) -> str:
+    ends = 0 < c.reincarnation_step < c.steps
+    return f" until reincarnation after step {c.reincarnation_step}" if ends else ""
+
+
+def _passes(c: Config) -> str:
+    mixing = configs.passes_per_row(c)
+    if mixing == 1:
+        return "1"
+    ends = 0 < c.reincarnation_step < c.steps
+    return f"{mixing:.2f} expected in the mix stage (m = {c.passes})" + (", then 1" if ends else "")
+
+
+def _epochs(setup: Setup, rows: int) -> str:
+    prompts = rows / setup.config.group_size
+    return f"{prompts / len(setup.train.problems):.2f} epochs"
+
+
+def _bytes(tree) -> int:
+    leaves = (x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+    return sum(x.size * x.dtype.itemsize for x in leaves)
+
+
+def _size(n: int) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024 or unit == "GiB":
+            return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"
+        n /= 1024
+    raise AssertionError

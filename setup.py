@@ -1,0 +1,29 @@
+"""Installs remix_jax: pip install -e . (with tests: pip install -e .[test])."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+
+
+def requirements() -> list[str]:
+    """The packages of requirements.txt."""
+    lines = (HERE / "requirements.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+setup(
+    name="remix_jax",
+    version="0.1.0",
+    description="ReMix: off-policy reinforcement finetuning of language models, in JAX",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["remix_jax", "remix_jax.*"]),
+    python_requires=">=3.11,<3.14",
+    install_requires=requirements(),
+    extras_require={
+        "test": ["pytest>=8", "ruff==0.17.5", "mypy==2.4.1", "torch==2.13.0"],
+    },
+)
