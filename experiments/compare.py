@@ -14,10 +14,10 @@ from rich.console import Console as Terminal
 
 from experiments import main
 from experiments.methods import METHODS, label
-from remix_jax import comparison
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner import loop
+from remix_jax.reporting import comparison
 
 CONFIGS = pathlib.Path(__file__).resolve().parent / "configs"
 CONFIG = main.define_config(default=str(CONFIGS / "arithmetic_remix_ppo.py"))
@@ -30,7 +30,8 @@ def compare() -> None:
     """The experiment behind the flags."""
     unknown = [method for method in METHODS_FLAG.value if method not in METHODS]
     if unknown or not METHODS_FLAG.value:
-        raise InputError(f"--methods={','.join(METHODS_FLAG.value)}: each one of {', '.join(METHODS)}")
+        given = ",".join(METHODS_FLAG.value)
+        raise InputError(f"--methods={given}: each must be one of {', '.join(METHODS)}")
     if SEEDS.value < 1:
         raise InputError(f"--seeds={SEEDS.value}: must be 1 or more")
     config, workdir = main.config_of(CONFIG), pathlib.Path(WORKDIR.value)

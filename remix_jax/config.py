@@ -185,7 +185,9 @@ def stages(config: Config) -> dict[str, Stage]:
 def stage_at(config: Config, step: int) -> str:
     """Name of the stage that step (from 1) belongs to."""
     mixes = config.replay.share > 0 or config.passes > 1
-    return "mix" if mixes and schedules.is_mix_stage(step, config.reincarnation_step) else "on-policy"
+    return (
+        "mix" if mixes and schedules.is_mix_stage(step, config.reincarnation_step) else "on-policy"
+    )
 
 
 def fresh_groups(config: Config, step: int) -> int:

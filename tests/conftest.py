@@ -1,4 +1,4 @@
-"""Settings of the suite: eight CPU devices, no silent rank promotion, fixtures for shared vectors."""
+"""Settings of the suite: eight CPU devices, no silent rank promotion, shared vectors."""
 
 import os
 import pathlib

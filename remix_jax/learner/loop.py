@@ -13,9 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from remix_jax import config as configs
-from remix_jax import plotting, report
 from remix_jax.config import Config
-from remix_jax.console import Console
 from remix_jax.data.problems import Cursor, take
 from remix_jax.evaluation import evaluate
 from remix_jax.learner import programs as compiled
@@ -24,8 +22,10 @@ from remix_jax.learner.programs import Programs
 from remix_jax.learner.rollout import Rollouts, grade_rollouts, prompt_batch
 from remix_jax.learner.setup import Setup, claim, memory_plan, plan, prepare
 from remix_jax.learner.state import TrainState, fault_names, reincarnate
-from remix_jax.metrics import MetricsWriter, SamplesWriter, read_metrics, truncate_after
 from remix_jax.models import huggingface
+from remix_jax.reporting import plotting, report
+from remix_jax.reporting.console import Console
+from remix_jax.reporting.metrics import MetricsWriter, SamplesWriter, read_metrics, truncate_after
 from remix_jax.rl import replay
 
 
@@ -198,7 +198,8 @@ def _collect(setup: Setup, programs: Programs, state: TrainState, step: int) -> 
     stage = configs.stages(config)[configs.stage_at(config, step)]
     groups = configs.fresh_groups(config, step)
     before = configs.rollouts_until(config, step - 1) // config.group_size
-    chosen, _ = take(Cursor(config.seed, before), len(setup.train.problems), groups)
+    known = len(setup.train.problems)
+    chosen, _ = take(Cursor(config.seed, *divmod(before, known)), known, groups)
     prompts = [setup.train.prompts[i] for i in chosen]
     width = config.data.prompt_tokens
     tokens_QP, length_Q = prompt_batch(prompts, stage.fresh_groups, width, vocabulary.pad_id)

@@ -113,9 +113,7 @@ def _finish(lowered: jax.stages.Lowered) -> Program:
     analysis = compiled.memory_analysis()
     if analysis is None:  # a backend may not tell
         return Program(compiled, Memory(0, 0))
-    return Program(
-        compiled, Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes)
-    )
+    return Program(compiled, Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes))
 
 
 def _abstract(shape, dtype):

@@ -59,7 +59,7 @@ def problem_set(
     Raises:
       InputError: the template fails, or no prompt fits.
     """
-    texts = [problem.text for problem in problems]
+    texts = [problem.problem for problem in problems]
     limit = config.data.prompt_tokens
     encoded = encode_prompts(vocabulary.tokenizer, texts, config.data.instruction, limit)
     kept = [problems[i] for i in encoded.indices]
@@ -97,7 +97,8 @@ def grade_rollouts(
     n = len(problems) * group_size
     begin = time.perf_counter()
     texts = decode(vocabulary, sampled, n)
-    verdicts = [grading.grade(text, problems[b // group_size].answers) for b, text in enumerate(texts)]
+    of_row = [problem for problem in problems for _ in range(group_size)]
+    verdicts = [grading.grade(t, p.answers) for t, p in zip(texts, of_row, strict=True)]
     seconds = time.perf_counter() - begin
     slots = sampled.response_len_B.shape[0]
     reward_B = np.zeros(slots, np.float32)
@@ -115,8 +116,8 @@ def grade_rollouts(
     }
     samples = [
         {
-            "problem_id": problems[b // group_size].id,
-            "prompt": problems[b // group_size].text,
+            "problem_id": of_row[b].id,
+            "prompt": of_row[b].problem,
             "response": texts[b],
             "reward": float(reward_B[b]),
             "answer": verdicts[b].answer,

@@ -1,4 +1,4 @@
-"""What a run needs before its first step, loaded and checked; and the plan that is printed of it."""
+"""What a run needs before its first step, loaded and checked; and the plan of it, for people."""
 
 import pathlib
 from typing import NamedTuple
@@ -42,7 +42,9 @@ def prepare(config: Config) -> Setup:
     _check_width(config)
     policy, params = huggingface.load(config.model.path, dtype=config.model.dtype)
     learner = make_learner(config, policy)
-    return Setup(config, learner, vocabulary, train, suites, init_state(learner, params, config.seed))
+    return Setup(
+        config, learner, vocabulary, train, suites, init_state(learner, params, config.seed)
+    )
 
 
 def _check_width(config: Config) -> None:
@@ -87,13 +89,14 @@ def plan(setup: Setup) -> dict[str, object]:
     """What the run will do, for people: printed before the first step."""
     c = setup.config
     rows = configs.planned_rollouts(c)
+    updates = c.batch_size // c.mini_batch_size
     lines: dict[str, object] = {
         "method": _method(c),
         "steps": c.steps,
         "fresh rollouts, whole run": rows,
         "rows a step": f"{c.batch_size} ({_share(c)})",
         "gradient passes a fresh row": _passes(c),
-        "optimizer steps a pass": f"{c.batch_size // c.mini_batch_size} of {c.mini_batch_size} rows",
+        "optimizer steps a pass": f"{updates} of {c.mini_batch_size} rows",
         "parameters": sum(x.size for x in jax.tree.leaves(setup.state.params)),
         "training problems": f"{len(setup.train.problems):,} ({_epochs(setup, rows)})",
         "held-out problems": ", ".join(f"{s.name} {len(s.problems)}" for s in setup.suites),
@@ -138,7 +141,9 @@ def _method(c: Config) -> str:
 def _share(c: Config) -> str:
     if c.replay.share == 0:
         return "all fresh"
-    fresh = f"{1 - c.replay.share:.0%} fresh, {c.replay.share:.0%} of the last {c.replay.window} steps"
+    fresh = (
+        f"{1 - c.replay.share:.0%} fresh, {c.replay.share:.0%} of the last {c.replay.window} steps"
+    )
     return f"{fresh}{_until(c)}"
 
 
@@ -161,7 +166,9 @@ def _epochs(setup: Setup, rows: int) -> str:
 
 
 def _bytes(tree) -> int:
-    leaves = (x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+    leaves = (
+        x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    )
     return sum(x.size * x.dtype.itemsize for x in leaves)
 
 

@@ -1,4 +1,4 @@
-"""Everything that changes while training, as one pytree, and the events that replace parts of it."""
+"""Everything that changes while training, as one pytree, and the events that replace parts."""
 
 import dataclasses
 import functools

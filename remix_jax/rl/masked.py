@@ -45,8 +45,8 @@ def sum_and_count(
     ===========================  =============================  ==========
 
     (names of verl's `loss_agg_mode`). The last mode, Dr.GRPO's constant normaliser, does not
-    divide by the number of rows, as in verl; its count is a constant of the shapes, so micro-batches
-    add their sums and share one count: see `accumulate`.
+    divide by the number of rows, as in verl. Its count is a constant of the shapes; the others'
+    counts of micro-batches add up.
 
     Args:
       x_BT: any float array; values under mask 0 are ignored, also NaN.
@@ -75,7 +75,7 @@ def sum_and_count(
 
 
 def count(mask_BT: jax.Array, mode: str = "token-mean") -> jax.Array:
-    """The count of `sum_and_count` alone: the denominator of a whole mini-batch, before its sums."""
+    """The count of `sum_and_count` alone: a whole mini-batch's denominator, before its sums."""
     return sum_and_count(jnp.zeros_like(mask_BT), mask_BT, mode)[1]
 
 

@@ -88,7 +88,7 @@ def is_clipped(
     adv_BT: jax.Array,
     clip: float | jax.Array = 0.2,
 ) -> jax.Array:
-    """1 where `mix_ppg` has no gradient because the ratio left the trust region on the gaining side.
+    """1 where `mix_ppg` has no gradient: the ratio left the trust region on the gaining side.
 
     A > 0 and r > c + eps, or A < 0 and r < c - eps. As float, to be averaged.
     """

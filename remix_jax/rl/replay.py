@@ -111,7 +111,7 @@ def clear(state: ReplayState) -> ReplayState:
 
 
 def fates(rows: Rows, buckets: int) -> jax.Array:
-    """Counts of valid rows by fate, [zero signal, used 0 times, used once, ...], length `buckets`."""
+    """Valid rows by fate, [zero signal, used 0 times, used once, ...], length `buckets`."""
     fate_B = jnp.minimum(rows.used_B + 1, buckets - 1)
     fate_B = jnp.where(rows.signal_B, fate_B, ZERO_SIGNAL)
     hit_BU = fate_B[:, None] == jnp.arange(buckets)[None, :]

@@ -1,0 +1,386 @@
+"""A finished run in tables and figures, and several runs compared."""
+
+import copy
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from remix_jax.errors import InputError
+from remix_jax.reporting import comparison, comparison_plot, plotting, report
+
+PANELS = (
+    "accuracy_rollouts", "accuracy_seconds", "reward", "response_length", "entropy", "kl", "ratio",
+    "off_policy", "gradient_norm", "seconds", "overview",
+)  # fmt: skip
+
+
+def shown(renderable, width=120):
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(renderable)
+    return stream.getvalue()
+
+
+def evaluations(*points, seconds=1.0):
+    """A run that was only evaluated: (rollouts, accuracy) points, one a step."""
+    return [
+        {"step": i, "rollouts": x, "eval/mean": y, "seconds": i * seconds}
+        for i, (x, y) in enumerate(points)
+    ]
+
+
+def training(steps=40, mix=12, rate=2000.0):
+    """A run with every figure: accuracy 1 - .75 exp(-rollouts / rate), a stage change, a NaN."""
+    noise = np.random.default_rng(0).normal
+    run = [{"step": 0, "rollouts": 0, "seconds": 0.0, "eval/short": 0.4, "eval/long": 0.1,
+            "eval/mean": 0.25, "eval/response_length": 20.0}]  # fmt: skip
+    rollouts = 0
+    for k in range(1, steps + 1):
+        mixing = k <= mix
+        rollouts += 77 if mixing else 128
+        accuracy = 1 - 0.75 * math.exp(-rollouts / rate)
+        record = {
+            "step": k, "stage": "mix" if mixing else "on-policy", "rollouts": rollouts,
+            "tokens": 20 * rollouts, "seconds": 0.2 * k, "reward": accuracy + noise(0, 0.03),
+            "response_length": 20 + noise(), "entropy": 0.4, "kl_base": 0.001 * k,
+            "kl_prev": 0.002, "grad_norm": math.nan if k == 5 else 0.7, "critic_grad_norm": 0.5,
+            "seconds/sample": 0.05, "seconds/grade": 0.01, "seconds/learn": 0.1,
+            "seconds/eval": 0.04, "seconds/log": 0.0,
+        }  # fmt: skip
+        for age in range(3 if mixing else 1):
+            record |= {
+                f"ratio_mean/age{age}": 1 + 0.01 * age, f"ratio_max/age{age}": 2.0 + 4 * age,
+                f"clip_share/age{age}": 0.02, f"ess/age{age}": 0.95,
+                f"rows/age{age}": 26 * (k > age),
+            }  # fmt: skip
+        if k % 4 == 0:
+            record |= {"eval/short": min(1, accuracy + 0.1), "eval/long": accuracy - 0.1,
+                       "eval/mean": accuracy, "eval/response_length": 21.0}  # fmt: skip
+        run.append(record)
+    return run
+
+
+# rollouts_to, value_at
+
+
+def test_crossing_is_interpolated_between_evaluations():
+    run = evaluations((0, 0.2), (100, 0.6), (200, 0.8), (300, 0.9))
+    assert report.rollouts_to(run, 0.7) == pytest.approx(150)
+    assert report.rollouts_to(run, 0.8) == pytest.approx(200)
+    assert report.rollouts_to(run, 0.85) == pytest.approx(250)
+    assert report.rollouts_to(run, 0.7, x="seconds") == pytest.approx(1.5)
+    assert report.rollouts_to(run, 0.7, x="step") == pytest.approx(1.5)
+
+
+def test_crossing_at_the_start_and_never():
+    run = evaluations((0, 0.5), (100, 0.6))
+    assert report.rollouts_to(run, 0.5) == 0
+    assert report.rollouts_to(run, 0.7) is None
+    assert report.rollouts_to([], 0.7) is None
+    assert report.rollouts_to([{"step": 1, "rollouts": 5}], 0.7) is None
+
+
+def test_one_lucky_evaluation_is_not_a_crossing():
+    run = evaluations((0, 0.2), (100, 0.75), (200, 0.5), (300, 0.8), (400, 0.85))
+    assert report.rollouts_to(run, 0.7) == pytest.approx(200 + 100 * 0.2 / 0.3)
+
+
+def test_crossing_at_the_last_evaluation_and_before_a_collapse():
+    assert report.rollouts_to(evaluations((0, 0.2), (100, 0.4), (200, 0.8)), 0.6) == 150
+    collapsed = evaluations((0, 0.2), (100, 0.6), (200, 0.62), (300, 0.1), (400, 0.05))
+    assert report.rollouts_to(collapsed, 0.6) == pytest.approx(100)
+
+
+def test_crossing_ignores_missing_and_broken_values():
+    run = evaluations((0, 0.2), (100, math.nan), (200, 0.8), (300, 0.9))
+    run.insert(1, {"step": 1, "rollouts": 50, "reward": 0.9})
+    assert report.rollouts_to(run, 0.5) == pytest.approx(100)
+
+
+def test_value_between_evaluations_and_outside_the_run():
+    run = evaluations((0, 0.2), (100, 0.6), (300, 0.8))
+    assert report.value_at(run, 200) == pytest.approx(0.7)
+    assert report.value_at(run, 100) == 0.6
+    assert report.value_at(run, 0) == 0.2
+    assert report.value_at(run, 301) is None
+    assert report.value_at([], 0) is None
+
+
+def test_spread_counts_what_was_not_reached():
+    assert report.spread([3, 1, None], missing=math.inf) == (3, 1, math.inf, 3, 3)
+    assert report.spread([3, None, 1]) == (2, 1, 3, 2, 3)
+    assert report.spread([2.0, "Infinity"]) == (math.inf, 2, math.inf, 2, 2)
+    assert report.spread([None]) is None
+
+
+# Tables of one run
+
+
+def row(text, start):
+    """The numbers of the table row that begins with `start`."""
+    (line,) = [line for line in text.splitlines() if line.strip().startswith(start)]
+    return line.strip().removeprefix(start).split("  ")
+
+
+def cells(text, start):
+    return [cell.strip() for cell in row(text, start) if cell.strip()]
+
+
+def test_final_table_shows_accuracy_and_cost():
+    run = training()
+    run[-1]["eval/mean"] = 0.5  # the best is not the last
+    text = shown(report.final_table(run))
+    best = 1 - 0.75 * math.exp(-run[36]["rollouts"] / 2000)
+    assert cells(text, "mean of the suites") == [
+        "25.0 %", f"{100 * best:.1f} %", f"{run[36]['rollouts']:,}", "50.0 %",
+    ]  # fmt: skip
+    assert cells(text, "short")[0] == "40.0 %"
+    assert "response_length" not in text
+    rollouts = 12 * 77 + 28 * 128
+    assert cells(text, "steps") == ["40"]
+    assert cells(text, "fresh rollouts") == [f"{rollouts:,}"]
+    assert cells(text, "tokens generated") == [f"{20 * rollouts:,}"]
+    assert cells(text, "seconds, sample") == ["2.0"]
+    assert cells(text, "seconds, learn") == ["4.0"]
+    assert cells(text, "seconds in all, without compilation") == ["8.0"]
+    reached = report.rollouts_to(run, 0.7)
+    assert cells(text, "rollouts to 70 %") == [f"{reached:,.0f}"]
+    assert cells(shown(report.final_table(run[:4])), "rollouts to 80 %") == ["not reached"]
+
+
+def test_final_table_of_an_interrupted_run():
+    assert "not reached" in shown(report.final_table([]))
+    assert "25.0 %" in shown(report.final_table(training()[:1]))
+
+
+def test_ledger_adds_up():
+    ledger = [
+        {"fate": "trained 2 times", "rows": 750, "share": 0.75},
+        {"fate": "too old [never drawn]", "rows": 250, "share": 0.25},
+    ]
+    text = shown(report.ledger_table(ledger))
+    assert cells(text, "trained 2 times") == ["750", "75.0 %"]
+    assert cells(text, "too old [never drawn]") == ["250", "25.0 %"]
+    assert cells(text, "generated in all") == ["1,000", "100.0 %"]
+
+
+# Figures
+
+
+def assert_png(path, width):
+    pixels = imread(path)
+    assert pixels.shape[1] >= width
+    assert pixels[..., :3].std() > 0.02, f"{path} is blank"
+
+
+def test_figures_are_drawn(tmp_path):
+    paths = plotting.figures(training(), tmp_path / "figures")
+    assert {path.name for path in paths} == {f"{name}.png" for name in PANELS}
+    for path in paths:
+        assert_png(path, width=800)
+
+
+def test_figures_of_a_run_that_ended_at_once(tmp_path):
+    for run in (training()[:1], training()[:2]):
+        for panel in (panel for group in plotting.FIGURES.values() for panel in group):
+            axis_of(panel, run)
+    assert all(path.stat().st_size > 3000 for path in plotting.figures([], tmp_path))
+
+
+def axis_of(panel, run):
+    axis = plotting.Figure().subplots()
+    panel(axis, run)
+    return axis
+
+
+def test_dashed_line_stands_at_the_end_of_the_mix_stage():
+    run = training(mix=12)
+    for x, expected in (("step", 12), ("rollouts", 924), ("seconds", pytest.approx(2.4))):
+        assert plotting.reincarnation(run, x) == expected
+    assert plotting.reincarnation(training(mix=0), "step") is None
+    axis = axis_of(plotting.FIGURES["kl"][0], run)
+    assert [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"] == [12]
+
+
+def test_curves_are_the_numbers_of_the_run():
+    run = training()
+    axis = axis_of(plotting.FIGURES["accuracy_rollouts"][0], run)
+    (mean,) = [line for line in axis.lines if line.get_marker() == "o"]
+    assert list(mean.get_xdata()) == [r["rollouts"] for r in run if "eval/mean" in r]
+    assert list(mean.get_ydata()) == [r["eval/mean"] for r in run if "eval/mean" in r]
+    assert {text.get_text() for text in axis.texts} == {"short", "long", "mean", "reincarnation"}
+    lines, ages = axis_of(plotting.FIGURES["ratio"][0], run).get_legend_handles_labels()
+    assert ages == ["fresh", "1 step old", "2 steps old"]
+    assert [line.get_xdata()[0] for line in lines] == [1, 2, 3]  # not where there were no rows
+    stack = axis_of(plotting.FIGURES["seconds"][0], run)
+    assert stack.dataLim.ymax == pytest.approx(8.0)
+
+
+def test_running_mean_stops_at_the_reincarnation():
+    run = [
+        {"step": k, "stage": "mix" if k <= 60 else "on-policy", "kl_base": float(k <= 60)}
+        for k in range(1, 121)
+    ]
+    axis = axis_of(plotting.FIGURES["kl"][0], run)
+    (smooth,) = [line for line in axis.lines if line.get_label() == "to the base anchor"]
+    assert list(smooth.get_ydata()) == [1.0] * 60 + [0.0] * 60
+
+
+# Comparison
+
+
+@pytest.fixture
+def runs():
+    """PPO and ReMix on straight lines through hand-made points; ReMix's third seed is slow."""
+
+    def line(slope, seconds=1.0, end=6000):
+        return evaluations(
+            *((x, min(0.9, 0.2 + slope * x / 1000)) for x in range(0, end + 1, 500)),
+            seconds=seconds,
+        )
+
+    return {
+        "PPO": [line(0.1), line(0.125), line(0.1)],
+        "ReMix": [line(0.25, 2.0), line(0.25, 2.0), line(0.2, 2.0)],
+    }
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Only the numbers: drawing takes most of the time."""
+    monkeypatch.setattr(comparison_plot, "draw", lambda path: [])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_table_equals_hand_computed_numbers(tmp_path, runs):
+    data = comparison.compare(runs, tmp_path)
+    table = {}
+    for text in (tmp_path / "comparison.md").read_text().splitlines():
+        if text.startswith("| "):
+            title, *values = [cell.strip() for cell in text.strip("|").split("|")]
+            table[title] = values
+    assert table[""] == ["PPO", "ReMix"]
+    assert table["seeds"] == ["3", "3"]
+    # .7 = .2 + slope * rollouts: 5000, 4000, 5000 against 2000, 2000, 2500
+    assert table["rollouts to 70 %"] == ["5,000 [4,000, 5,000]", "2,000 [2,000, 2,500]"]
+    assert table["PPO / method, to 70 %"] == ["1.00 x", "2.00 [2.00, 2.50] x"]
+    # .8 is at 6000, 4800, 6000 and 2400, 2400, 3000; .6 at 4000, 3200, 4000 and 1600, 1600, 2000
+    assert table["rollouts to 80 %"] == ["6,000 [4,800, 6,000]", "2,400 [2,400, 3,000]"]
+    assert table["rollouts to 60 %"] == ["4,000 [3,200, 4,000]", "1,600 [1,600, 2,000]"]
+    assert table["accuracy at 1,024 rollouts"] == ["30.2 [30.2, 32.8] %", "45.6 [40.5, 45.6] %"]
+    # paired: .456 - .3024, .456 - .328, .4048 - .3024
+    assert table["method - PPO at 1,024, points"] == ["+0.0", "+12.8 [+10.2, +15.4]"]
+    # .9 - .6, .9 - .7, .9 - .6
+    assert table["method - PPO at 4,000, points"] == ["+0.0", "+30.0 [+20.0, +30.0]"]
+    assert table["final accuracy"] == ["80.0 [80.0, 90.0] %", "90.0 %"]
+    # one evaluation a second, or one each two seconds, every 500 rollouts
+    assert table["seconds to 70 %"] == ["10.0 [8.0, 10.0]", "8.0 [8.0, 10.0]"]
+    assert table["seconds in all"] == ["12.0", "24.0"]
+    # extra seconds per rollout saved: (8-10)/3000 -> 0, (8-8)/2000 = 0, (10-10)/2500 = 0
+    assert data["arms"][1]["break_even_seconds"] == [0, 0, 0]
+    assert "fewer seconds than PPO to 70 % as measured" in (tmp_path / "comparison.md").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_rich_table_shows_the_same_cells(tmp_path, runs):
+    data = comparison.compare(runs, tmp_path)
+    text = shown(comparison.comparison_table(data))
+    assert "[least, greatest]" in text
+    assert cells(text, "rollouts to 70 %") == ["5,000 [4,000, 5,000]", "2,000 [2,000, 2,500]"]
+    runs["w/o UTD"] = runs["ReMix"]
+    text = shown(comparison.comparison_table(comparison.compare(runs, tmp_path)), width=100)
+    assert all(label in text for label in ("PPO", "ReMix", "w/o UTD", "[2,000, 2,500]"))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_levels_that_were_not_reached(tmp_path, runs):
+    runs["PPO"][0] = runs["PPO"][0][:9]  # ends at 4000 rollouts and .6
+    runs["ReMix"][2] = runs["ReMix"][2][:2]
+    arm = comparison.compare(runs, tmp_path)["arms"][1]
+    assert arm["rollouts_to"]["0.7"] == [2000, 2000, None]
+    assert arm["times_fewer"]["0.7"] == ["Infinity", 2.0, 0.0]
+    text = (tmp_path / "comparison.md").read_text()
+    assert "| 5,000 [4,000, not reached] | 2,000 [2,000, not reached] |" in text
+    assert "| 2.00 [0.00, not reached] x |" in text
+    assert comparison._times(None, None) is None
+    assert comparison._times(0, 100) is None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_seeds_pair_by_position(tmp_path, runs):
+    runs["ReMix"] = runs["ReMix"][:2]
+    data = comparison.compare(runs, tmp_path)
+    assert data["arms"][1]["times_fewer"]["0.7"] == [2.5, 2.0]
+
+
+def test_break_even_is_the_price_at_which_both_cost_the_same():
+    extra = comparison._break_even(4000, 10.0, 1000, 16.0)
+    assert 10 + 4000 * extra == pytest.approx(16 + 1000 * extra)
+    assert comparison._break_even(1000, 1.0, 4000, 1.0) is None
+    assert comparison._break_even(None, None, 4000, 1.0) is None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_band_is_median_and_range_over_seeds_evaluated_at_different_places(tmp_path, runs):
+    runs["PPO"][1] = evaluations((0, 0.2), (1250, 0.35), (4000, 0.9))
+    band = comparison.compare(runs, tmp_path)["arms"][0]["band_by_rollouts"]
+    i = band["x"].index(1250)
+    assert (band["low"][i], band["median"][i], band["high"][i]) == pytest.approx(
+        (0.325, 0.325, 0.35)
+    )
+    assert band["x"][-1] == 4000  # where the shortest run ends
+
+
+def test_json_is_strict_and_redraws_the_same_figures(tmp_path, runs):
+    runs["PPO"][0] = runs["PPO"][0][:9]
+    data = comparison.compare(runs, tmp_path)
+    text = (tmp_path / "comparison.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == data
+    drawn = {path: path.read_bytes() for path in sorted(tmp_path.glob("*.png"))}
+    assert [path.name for path in drawn] == ["comparison.png", "comparison_seconds.png"]
+    for path in drawn:
+        assert_png(path, width=900)
+        path.unlink()
+    assert sorted(comparison_plot.draw(tmp_path / "comparison.json")) == list(drawn)
+    assert {path: path.read_bytes() for path in drawn} == drawn
+    data["arms"][1]["band_by_rollouts"]["median"][2] += 0.3
+    (tmp_path / "comparison.json").write_text(json.dumps(data))
+    comparison_plot.draw(tmp_path / "comparison.json")
+    changed = [path.name for path in drawn if path.read_bytes() != drawn[path]]
+    assert changed == ["comparison.png"]
+
+
+def test_one_method_one_seed_and_nothing_reached(tmp_path, runs):
+    for case in ({"PPO": runs["PPO"][:1]}, {"a": [training()[:1]], "b": [training()[:1]]}):
+        comparison.compare(case, tmp_path)
+        assert_png(tmp_path / "comparison.png", width=900)
+        assert_png(tmp_path / "comparison_seconds.png", width=900)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_target_outside_the_usual_levels(tmp_path, runs):
+    comparison.compare(runs, tmp_path, target=0.45)
+    assert (
+        "| rollouts to 45 % | 2,500 [2,000, 2,500] | 1,000 [1,000, 1,250] |"
+        in (tmp_path / "comparison.md").read_text()
+    )
+
+
+def test_bad_input_is_one_clear_line(tmp_path, runs):
+    broken = copy.deepcopy(runs)
+    broken["ReMix"][1] = [{"step": 1, "rollouts": 5, "reward": 0.5}]
+    with pytest.raises(InputError, match="'ReMix' has no runs, or one without eval/mean"):
+        comparison.compare(broken, tmp_path / "out")
+    with pytest.raises(InputError, match="'PPO' has no runs"):
+        comparison.compare({"PPO": []}, tmp_path / "out")
+    with pytest.raises(InputError, match="at least one"):
+        comparison.compare({}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "comparison.json").write_text("{")
+    for path in (tmp_path / "comparison.json", tmp_path / "nothing.json"):
+        with pytest.raises(InputError, match=r"expected a comparison\.json"):
+            comparison_plot.draw(path)

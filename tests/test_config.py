@@ -1,0 +1,169 @@
+"""Config: every field is read, every wrong value is refused in one line that says what is right."""
+
+import ast
+import csv
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from experiments.configs import (
+    arithmetic_grpo,
+    arithmetic_ppo,
+    arithmetic_remix_grpo,
+    arithmetic_remix_ppo,
+)
+from experiments.methods import METHODS
+from remix_jax import config as configs
+from remix_jax.config import Config
+from remix_jax.errors import InputError
+from remix_jax.rl import schedules
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PRESETS = [arithmetic_ppo, arithmetic_grpo, arithmetic_remix_ppo, arithmetic_remix_grpo]
+
+
+def good() -> Config:
+    return arithmetic_remix_ppo.get_config()
+
+
+def fields_of(kind, prefix=""):
+    for field in dataclasses.fields(kind):
+        inner = field.default_factory
+        if inner is not dataclasses.MISSING and dataclasses.is_dataclass(inner()):
+            yield from fields_of(inner(), f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def test_no_dead_field():
+    """Each leaf's name is read as an attribute outside the config's own checks."""
+    read = set()
+    for path in (ROOT / "remix_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef) or node.name.endswith("_rules"):
+                continue
+            inner = (n for n in ast.walk(node) if isinstance(n, ast.Attribute))
+            read |= {n.attr for n in inner if isinstance(n.ctx, ast.Load)}
+    dead = [name for name in fields_of(Config()) if name.split(".")[-1] not in read]
+    assert dead == []
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.__name__.split(".")[-1])
+def test_presets_are_valid(preset):
+    configs.validate(preset.get_config())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("preset", [arithmetic_remix_ppo, arithmetic_remix_grpo])
+def test_methods_are_valid_and_spend_the_same_rollouts(method, preset):
+    full = preset.get_config()
+    config = METHODS[method](full)
+    configs.validate(config)
+    spent, budget = configs.planned_rollouts(config), configs.planned_rollouts(full)
+    assert budget <= spent < budget + config.batch_size
+
+
+WRONG = [
+    ("replay.share", 1.0, "must be in [0, 1)"),
+    ("replay.share", 0.999, "leaves steps without a fresh group"),
+    ("replay.window", 0, "must be 1 or more"),
+    ("group_size", 3, "must divide batch_size = 128"),
+    ("mini_batch_size", 48, "must divide batch_size = 128"),
+    ("micro_batch_size", 5, "must divide mini_batch_size = 32"),
+    ("passes", 0, "must be 1 or more"),
+    ("steps", 0, "must be 1 or more"),
+    ("seed", -1, "must be in [0, 2^31)"),
+    ("objective.advantage", "gea", "one of gae, group_normalized, rloo, mean_baseline"),
+    ("objective.aggregation", "token-sum", "one of token-mean"),
+    ("objective.dual_clip", 0.5, "must be 0 (off) or above 1"),
+    ("kl.estimator", "k4", "one of k1, k2, k3"),
+    ("kl.coef", -0.1, "must be 0 (off) or more"),
+    ("kl.coef", float("nan"), "must be a finite number"),
+    ("sampling.temperature", 0.0, "must be above 0"),
+    ("sampling.top_p", 0.0, "must be in (0, 1]"),
+    ("optimizer.learning_rate", 0.0, "must be above 0"),
+    ("critic.optimizer.beta2", 1.0, "must be in [0, 1)"),
+    ("evaluation.samples", 0, "must be 1 or more"),
+    ("model.dtype", "float16", "one of float32, bfloat16"),
+    ("model.path", "", "must name a model directory"),
+    ("data.suites", (), "must name a held-out file"),
+    ("data.suites", ("a/x.jsonl", "b/x.jsonl"), "two files of one name"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "rule"), WRONG, ids=lambda x: str(x)[:30])
+def test_wrong_values_are_refused_by_name(field, value, rule):
+    config = good()
+    *sections, name = field.split(".")
+    section = config
+    for part in sections:
+        section = getattr(section, part)
+    setattr(section, name, value)
+    with pytest.raises(InputError) as error:
+        configs.validate(config)
+    message = str(error.value)
+    assert f"config.{field} = " in message
+    assert rule in message
+    assert "\n" not in message
+
+
+def test_group_methods_need_groups():
+    config = good()
+    config.objective.advantage = "group_normalized"
+    with pytest.raises(InputError, match=r"config.group_size = 1: group_normalized compares"):
+        configs.validate(config)
+
+
+def test_json_holds_every_field():
+    saved = json.loads(configs.to_json(good()))
+    for name in fields_of(Config()):
+        node = saved
+        for part in name.split("."):
+            node = node[part]
+
+
+def paper_run(algo, B, p, N, T, steps, utd_stage1, **_):
+    config = Config(batch_size=B, steps=steps, reincarnation_step=T, mini_batch_size=B)
+    config.micro_batch_size = B
+    config.passes = utd_stage1
+    config.replay.share = p
+    config.replay.window = max(N, 1)
+    return config
+
+
+def test_rollouts_are_the_published_ones(goldens):
+    runs = json.loads((goldens / "accounting" / "rollout_totals.json").read_text())
+    by_id = {run["id"]: paper_run(**run) for run in runs}
+    for run in runs:
+        assert configs.planned_rollouts(by_id[run["id"]]) == run["total_floor_cum"], run["id"]
+    with (goldens / "accounting" / "rollouts_per_step.csv").open() as file:
+        for row in csv.DictReader(file):
+            config, step = by_id[row["id"]], int(row["step"])
+            fresh = configs.fresh_groups(config, step)
+            assert fresh == int(row["fresh_floor_cum"])
+            assert configs.rollouts_until(config, step) == int(row["cum_floor_cum"])
+
+
+@pytest.mark.parametrize("units", [7, 10, 16, 128, 256])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.4, 0.5, 0.7, 0.85])
+def test_stage_slots_hold_every_step(units, share):
+    config = Config(batch_size=units, mini_batch_size=units, micro_batch_size=units, steps=90)
+    config.replay.share = share
+    config.reincarnation_step = 0
+    (stage,) = configs.stages(config).values()
+    fresh = [configs.fresh_groups(config, k) for k in range(1, 91)]
+    assert max(fresh) == stage.fresh_groups
+    assert units - min(fresh) == stage.replay_groups
+    assert sum(fresh) == int(90 * (1 - schedules.Fraction(str(share))) * units)
+
+
+def test_stages_follow_the_switches():
+    full = good()
+    assert list(configs.stages(full)) == ["mix", "on-policy"]
+    assert list(configs.stages(METHODS["without-reincarnation"](full))) == ["mix"]
+    assert list(configs.stages(METHODS["on-policy"](full))) == ["on-policy"]
+    assert configs.stage_at(full, full.reincarnation_step) == "mix"
+    assert configs.stage_at(full, full.reincarnation_step + 1) == "on-policy"
+    assert configs.passes_per_row(full) == pytest.approx(3.333, abs=1e-3)
