@@ -1,0 +1,290 @@
+"""One decoder for Qwen2, Qwen3 and Llama 3: pre-norm blocks, rotary positions, grouped queries.
+
+Everything is folded to two dimensions [rows * slots, width] before a matrix product, and attention
+is a batched product over [rows, key heads] without repeating keys or values: on a CPU this is what
+separates a backward pass equal to torch's from one twice as slow, and accelerators lose nothing.
+
+Shape letters beside those of `remix_jax.types`: N folded rows * slots, M = H / K query heads to a
+key head, X = M * T, E head dimension. T is the number of slots that are queried: the last T of S.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remix_jax.models.products import attention, lookup, matmul
+
+_MASKED = -1e30  # finite: a query that may see nothing gets uniform weights, never NaN
+
+# (keys, values) [B, K, S, E] of every layer
+Cache = tuple[tuple[jax.Array, jax.Array], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretching of the rotary wavelengths beyond the pretraining context."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and switches of a decoder; `dtype` is that of the operands of matrix products.
+
+    Norms, rotary positions, softmax, the residual stream and logits are float32 whatever `dtype`.
+    """
+
+    architecture: str  # "qwen2" | "qwen3" | "llama": the family whose files it reads and writes
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_width: int
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    norm_eps: float
+    tied_embeddings: bool
+    qkv_bias: bool
+    qk_norm: bool
+    max_positions: int
+    dtype: str = "float32"
+
+
+def rope_frequencies(config: DecoderConfig) -> np.ndarray:
+    """Angular frequencies theta^(-2i/E), i < E / 2, in radians per position, float32 [E / 2].
+
+    With Llama 3's scaling, a frequency that turns less than low_freq_factor times within the
+    original context is divided by `factor`, one that turns more than high_freq_factor times is
+    kept, and those between are interpolated linearly in their number of turns.
+    """
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    frequency = config.rope_theta**-exponents
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequency.astype(np.float32)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_max_positions * frequency / (2 * math.pi)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (frequency * (kept + (1.0 - kept) / scaling.factor)).astype(np.float32)
+
+
+def _rotate(x_NHE: jax.Array, cos_NE: jax.Array, sin_NE: jax.Array) -> jax.Array:
+    """Turns the pairs (x[i], x[i + E / 2]) by their position's angles."""
+    first, second = jnp.split(x_NHE, 2, axis=-1)
+    cos, sin = cos_NE[:, None], sin_NE[:, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class Norm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, float32."""
+
+    size: int
+    eps: float
+
+    def setup(self):
+        self.scale = self.param("scale", nn.initializers.ones, (self.size,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+        scale = self.scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        return x * inverse * scale
+
+
+class Linear(nn.Module):
+    """x @ kernel (+ bias), operands in `dtype`, sums and result float32."""
+
+    inputs: int
+    outputs: int
+    dtype: str
+    use_bias: bool = False
+    initializer: nn.initializers.Initializer = nn.initializers.normal(0.02)
+
+    def setup(self):
+        self.kernel = self.param("kernel", self.initializer, (self.inputs, self.outputs))
+        if self.use_bias:
+            self.bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
+
+    def __call__(self, x_ND: jax.Array) -> jax.Array:
+        y_NF = matmul(x_ND, self.kernel, self.dtype)
+        return y_NF + self.bias.astype(jnp.float32)[None] if self.use_bias else y_NF
+
+
+class Embedding(nn.Module):
+    """The token table, and the output projection of models that tie the two."""
+
+    tokens: int
+    width: int
+    dtype: str
+
+    def setup(self):
+        shape = (self.tokens, self.width)
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), shape)
+
+    def __call__(self, tokens_N: jax.Array) -> jax.Array:
+        return lookup(self.embedding, tokens_N)
+
+    def logits(self, x_ND: jax.Array) -> jax.Array:
+        return matmul(x_ND, self.embedding.T, self.dtype)
+
+
+class Layer(nn.Module):
+    """One block: x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    config: DecoderConfig
+
+    def setup(self):
+        c = self.config
+        q_width, kv_width = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        self.attn_norm = Norm(c.width, c.norm_eps)
+        self.q = Linear(c.width, q_width, c.dtype, c.qkv_bias)
+        self.k = Linear(c.width, kv_width, c.dtype, c.qkv_bias)
+        self.v = Linear(c.width, kv_width, c.dtype, c.qkv_bias)
+        self.o = Linear(q_width, c.width, c.dtype)
+        if c.qk_norm:
+            self.q_norm = Norm(c.head_dim, c.norm_eps)
+            self.k_norm = Norm(c.head_dim, c.norm_eps)
+        self.mlp_norm = Norm(c.width, c.norm_eps)
+        self.gate = Linear(c.width, c.ffn_width, c.dtype)
+        self.up = Linear(c.width, c.ffn_width, c.dtype)
+        self.down = Linear(c.ffn_width, c.width, c.dtype)
+
+    def __call__(self, x_BSD, bias_BTS, cos_BSE, sin_BSE):
+        """The output at the last T slots [B, T, D], and the keys and values [B, K, S, E] of all."""
+        B, S, D = x_BSD.shape
+        T, dtype = bias_BTS.shape[1], self.config.dtype
+        rope = cos_BSE.reshape(B * S, -1), sin_BSE.reshape(B * S, -1)
+        normed_ND = self.attn_norm(x_BSD.reshape(B * S, D))
+        k_NKE, v_NKE = self._keys_values(normed_ND, *rope)
+        k_BKSE, v_BKSE = (_heads_first(x, B).astype(dtype) for x in (k_NKE, v_NKE))
+
+        def queried(x):
+            return x.reshape(B, S, -1)[:, S - T :].reshape(B * T, -1) if T < S else x
+
+        q_NHE = self._queries(queried(normed_ND), *map(queried, rope))
+        q_BKXE = _heads_first(q_NHE, B).reshape(B, k_BKSE.shape[1], -1, self.config.head_dim)
+        out_BKXE = attention(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype)
+        out_BTHE = out_BKXE.reshape(B, -1, T, self.config.head_dim).transpose(0, 2, 1, 3)
+        x_ND = queried(x_BSD.reshape(B * S, D)) + self.o(out_BTHE.reshape(B * T, -1))
+        return self._mlp(x_ND).reshape(B, T, D), (k_BKSE, v_BKSE)
+
+    def step(self, x_BD, cache, bias_BS, slot, cos_BE, sin_BE):
+        """The output for one new token a row, and the cache with its key and value at `slot`."""
+        B, c = x_BD.shape[0], self.config
+        normed_BD = self.attn_norm(x_BD)
+        k_BKSE, v_BKSE = (
+            jax.lax.dynamic_update_slice_in_dim(old, x[:, :, None].astype(c.dtype), slot, axis=2)
+            for old, x in zip(cache, self._keys_values(normed_BD, cos_BE, sin_BE), strict=True)
+        )
+        q_BHE = self._queries(normed_BD, cos_BE, sin_BE)
+        q_BKME = q_BHE.reshape(B, c.kv_heads, -1, c.head_dim)
+        out_BKME = attention(q_BKME, k_BKSE, v_BKSE, bias_BS[:, None], c.dtype)
+        return self._mlp(x_BD + self.o(out_BKME.reshape(B, -1))), (k_BKSE, v_BKSE)
+
+    def _queries(self, x_ND, cos_NE, sin_NE):
+        c = self.config
+        q_NHE = self.q(x_ND).reshape(-1, c.heads, c.head_dim)
+        q_NHE = self.q_norm(q_NHE) if c.qk_norm else q_NHE
+        return _rotate(q_NHE, cos_NE, sin_NE) * c.head_dim**-0.5
+
+    def _keys_values(self, x_ND, cos_NE, sin_NE):
+        c = self.config
+        k_NKE, v_NKE = (f(x_ND).reshape(-1, c.kv_heads, c.head_dim) for f in (self.k, self.v))
+        k_NKE = self.k_norm(k_NKE) if c.qk_norm else k_NKE
+        return _rotate(k_NKE, cos_NE, sin_NE), v_NKE
+
+    def _mlp(self, x_ND):
+        normed_ND = self.mlp_norm(x_ND)
+        return x_ND + self.down(jax.nn.silu(self.gate(normed_ND)) * self.up(normed_ND))
+
+
+def _heads_first(x_NHE, B):
+    """[B * T, H, E] -> [B, H, T, E]."""
+    return x_NHE.reshape(B, -1, *x_NHE.shape[1:]).transpose(0, 2, 1, 3)
+
+
+class Decoder(nn.Module):
+    """A causal language model (`head` "lm") or a critic with the same body (`head` "value").
+
+    Inputs are tokens_BS, positions_BS (0 at a row's first real token) and mask_BS (nonzero at real
+    tokens), with padding anywhere: a slot sees itself and the real slots before it. Outputs at
+    padding are finite and mean nothing.
+    """
+
+    config: DecoderConfig
+    head: str = "lm"
+
+    def setup(self):
+        c = self.config
+        self.embed = Embedding(c.vocab_size, c.width, c.dtype)
+        self.layers = [Layer(c) for _ in range(c.layers)]
+        self.final_norm = Norm(c.width, c.norm_eps)
+        if self.head == "value":
+            zeros = nn.initializers.zeros
+            self.value_head = Linear(c.width, 1, c.dtype, use_bias=True, initializer=zeros)
+        elif not c.tied_embeddings:
+            self.lm_head = Linear(c.width, c.vocab_size, c.dtype)
+
+    def __call__(self, tokens_BS, positions_BS, mask_BS) -> jax.Array:
+        """Logits [B, S, V] (head "lm") or values [B, S] (head "value"), float32."""
+        return self.project(self.hidden(tokens_BS, positions_BS, mask_BS))
+
+    def hidden(self, tokens_BS, positions_BS, mask_BS, last: int | None = None) -> jax.Array:
+        """Outputs of the final norm at the last `last` slots (static; None: all S), [B, T, D].
+
+        The last layer then computes queries and MLP for those slots alone.
+        """
+        return self._run(tokens_BS, positions_BS, mask_BS, last)[0]
+
+    def project(self, x_BTD) -> jax.Array:
+        """Final-norm outputs -> logits [B, T, V] (head "lm") or values [B, T] (head "value")."""
+        B, T, D = x_BTD.shape
+        x_ND = x_BTD.reshape(B * T, D)
+        if self.head == "value":
+            return self.value_head(x_ND).reshape(B, T)
+        tied = self.config.tied_embeddings
+        return (self.embed.logits(x_ND) if tied else self.lm_head(x_ND)).reshape(B, T, -1)
+
+    def prefill(self, tokens_QP, positions_QP, mask_QP) -> tuple[jax.Array, Cache]:
+        """Output of the final norm at the last slot [Q, D], and the cache of all P slots."""
+        x_Q1D, cache = self._run(tokens_QP, positions_QP, mask_QP, last=1)
+        return x_Q1D[:, 0], cache
+
+    def decode(self, tokens_B, positions_B, cache, seen_BS, slot) -> tuple[jax.Array, Cache]:
+        """Output of the final norm [B, D] for one new token a row, and the cache with it at `slot`.
+
+        `seen_BS` is true at the slots of the cache that the row's token sees, `slot` among them.
+        """
+        bias_BS = jnp.where(seen_BS, 0.0, _MASKED)
+        rope = self._rope(positions_B)
+        x_BD, new = self.embed(tokens_B), []
+        for layer, old in zip(self.layers, cache, strict=True):
+            x_BD, layer_cache = layer.step(x_BD, old, bias_BS, slot, *rope)
+            new.append(layer_cache)
+        return self.final_norm(x_BD), tuple(new)
+
+    def _run(self, tokens_BS, positions_BS, mask_BS, last) -> tuple[jax.Array, Cache]:
+        B, S = tokens_BS.shape
+        causal_SS = jnp.tril(jnp.ones((S, S), bool))
+        bias_BSS = jnp.where(causal_SS[None] & (mask_BS != 0)[:, None], 0.0, _MASKED)
+        rope = self._rope(positions_BS)
+        x_BTD, cache = self.embed(tokens_BS.reshape(-1)).reshape(B, S, -1), []
+        for i, layer in enumerate(self.layers):
+            T = S if last is None or i + 1 < len(self.layers) else last
+            x_BTD, layer_cache = layer(x_BTD, bias_BSS[:, S - T :], *rope)
+            cache.append(layer_cache)
+        return self.final_norm(x_BTD), tuple(cache)
+
+    def _rope(self, positions):
+        angle = positions.astype(jnp.float32)[..., None] * rope_frequencies(self.config).reshape(
+            (1,) * positions.ndim + (-1,)
+        )
+        return jnp.cos(angle), jnp.sin(angle)

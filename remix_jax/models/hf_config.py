@@ -1,0 +1,228 @@
+"""A model directory's config.json <-> `DecoderConfig`, and JSON files read with one-line errors.
+
+Both spellings are read: rope_theta, rope_scaling, torch_dtype (transformers 4) and rope_parameters,
+dtype (transformers 5). What this decoder does not support is refused by name, never ignored.
+"""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+from remix_jax.errors import InputError
+from remix_jax.models.decoder import DecoderConfig, RopeScaling
+
+CONFIG = "config.json"
+ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
+
+
+def read_config(directory: str | os.PathLike) -> DecoderConfig:
+    """Sizes and switches of the model in `directory`, from its config.json.
+
+    `dtype` of the result stays float32: what a model computes in is the run's choice, not the
+    checkpoint's.
+
+    Raises:
+        InputError: no such directory, damaged file, or a field that this decoder does not support.
+    """
+    where = existing_directory(directory) / CONFIG
+    raw = read_json(where)
+    _check_supported(raw, where)
+    architecture = raw["model_type"]
+    width, heads = _number(raw, "hidden_size", where), _number(raw, "num_attention_heads", where)
+    kv_heads = _number(raw, "num_key_value_heads", where, default=heads)
+    if heads % kv_heads:
+        raise InputError(
+            f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+        )
+    usual = 128 if architecture == "qwen3" else max(width // heads, 1)
+    head_dim = _number(raw, "head_dim", where, default=usual)
+    if head_dim % 2:
+        raise InputError(f"{where}: head_dim is {head_dim}; rotary positions need an even number")
+    theta, scaling = _rope(raw, where)
+    return DecoderConfig(
+        architecture=architecture,
+        vocab_size=_number(raw, "vocab_size", where),
+        width=width,
+        layers=_number(raw, "num_hidden_layers", where),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn_width=_number(raw, "intermediate_size", where),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=_number(raw, "rms_norm_eps", where, float, default=1e-6),
+        tied_embeddings=_flag(raw, "tie_word_embeddings", where),
+        qkv_bias=architecture == "qwen2",
+        qk_norm=architecture == "qwen3",
+        max_positions=_number(raw, "max_position_embeddings", where),
+    )
+
+
+def plain_config(config: DecoderConfig) -> dict:
+    """The content of a config.json, spelled as transformers 4, 5 and vLLM all read it."""
+    scaling = None
+    if config.rope_scaling is not None:
+        scaling = {
+            "rope_type": "llama3",
+            "factor": config.rope_scaling.factor,
+            "low_freq_factor": config.rope_scaling.low_freq_factor,
+            "high_freq_factor": config.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": config.rope_scaling.original_max_positions,
+        }
+    return {
+        "architectures": [ARCHITECTURES[config.architecture]],
+        "model_type": config.architecture,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_width,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "max_position_embeddings": config.max_positions,
+        "tie_word_embeddings": config.tied_embeddings,
+        "attention_dropout": 0.0,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "torch_dtype": config.dtype,
+    }
+
+
+def existing_directory(directory: str | os.PathLike) -> pathlib.Path:
+    """`directory` as a path, `InputError` if there is none."""
+    path = pathlib.Path(directory).expanduser()
+    if not path.is_dir():
+        raise InputError(
+            f"{path}: no such model directory; it must be a local folder with {CONFIG}, "
+            "model.safetensors and tokenizer.json"
+        )
+    return path
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """The object in a JSON file, `InputError` if it is missing, damaged or no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: bad UTF-8 or bad JSON
+        raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold a JSON object, holds a {type(content).__name__}")
+    return content
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, on one line of bounded length."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _check_supported(raw: dict, where: pathlib.Path) -> None:
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise InputError(
+            f"{where}: model_type {kind!r} is not supported; it can be {', '.join(ARCHITECTURES)}"
+        )
+    wanted = [ARCHITECTURES[kind]]
+    if (raw.get("architectures") or wanted) != wanted:
+        raise InputError(
+            f"{where}: architectures {raw['architectures']!r} is not supported; "
+            f"for model_type {kind} it can be {wanted!r}"
+        )
+    if raw.get("hidden_act", "silu") != "silu":
+        raise InputError(
+            f"{where}: hidden_act {raw['hidden_act']!r} is not supported; it can be 'silu'"
+        )
+    if raw.get("quantization_config"):
+        raise InputError(f"{where}: quantization_config is not supported; use unquantized weights")
+    # Qwen2 has its biases on q, k and v whatever these fields say.
+    for field in () if kind == "qwen2" else ("attention_bias", "mlp_bias"):
+        if _flag(raw, field, where):
+            raise InputError(f"{where}: {field} true is not supported for {kind}; it can be false")
+    _check_full_attention(raw, where)
+
+
+def _check_full_attention(raw: dict, where: pathlib.Path) -> None:
+    """Refuses windows that are in use; the fields alone are in every Qwen2 file."""
+    types = raw.get("layer_types")
+    if types is not None:
+        if not isinstance(types, list) or any(kind != "full_attention" for kind in types):
+            raise InputError(
+                f"{where}: layer_types {str(types)[:80]} is not supported; "
+                "every layer can be 'full_attention'"
+            )
+        return
+    if not _flag(raw, "use_sliding_window", where) or raw.get("sliding_window") is None:
+        return
+    full_layers = raw.get("max_window_layers")
+    if not isinstance(full_layers, int) or full_layers < _number(raw, "num_hidden_layers", where):
+        raise InputError(
+            f"{where}: use_sliding_window true (sliding_window {raw['sliding_window']!r}) is not "
+            "supported; it can be false"
+        )
+
+
+def _rope(raw: dict, where: pathlib.Path) -> tuple[float, RopeScaling | None]:
+    """Theta, the base of the wavelengths, and Llama 3's scaling, from either spelling."""
+    field = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    rope = raw.get(field) or {}
+    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+        raise InputError(f"{where}: {field} is not supported; it can be one object for all layers")
+    for scope in (raw, rope):
+        if scope.get("partial_rotary_factor") not in (None, 1):
+            raise InputError(
+                f"{where}: partial_rotary_factor {scope['partial_rotary_factor']!r} is not "
+                "supported; it can be 1"
+            )
+    scope = raw if rope.get("rope_theta") is None else rope
+    theta = _number(scope, "rope_theta", where, float, default=1e4)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise InputError(
+            f"{where}: {field} has rope_type {kind!r}, which is not supported; "
+            "it can be 'default' or 'llama3'"
+        )
+    place = f"{where}: {field}"
+    original = raw.get("original_max_position_embeddings") or raw.get("max_position_embeddings")
+    scaling = RopeScaling(
+        factor=_number(rope, "factor", place, float),
+        low_freq_factor=_number(rope, "low_freq_factor", place, float),
+        high_freq_factor=_number(rope, "high_freq_factor", place, float),
+        original_max_positions=_number(
+            rope, "original_max_position_embeddings", place, default=original
+        ),
+    )
+    if scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise InputError(f"{place}: high_freq_factor must be greater than low_freq_factor")
+    return theta, scaling
+
+
+def _number(scope: dict, name: str, where: object, kind: type = int, default: Any = None) -> Any:
+    """The positive number `scope[name]`, or `default` where it is absent or null."""
+    value = default if scope.get(name) is None else scope[name]
+    if value is None:
+        raise InputError(f"{where}: field {name} is missing")
+    sane = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not sane or value <= 0 or kind(value) != value:
+        wanted = "a positive integer" if kind is int else "a positive number"
+        raise InputError(f"{where}: field {name} is {value!r}; it must be {wanted}")
+    return kind(value)
+
+
+def _flag(raw: dict, name: str, where: pathlib.Path) -> bool:
+    value = raw.get(name)
+    if value not in (None, False, True):
+        raise InputError(f"{where}: field {name} is {value!r}; it must be true or false")
+    return bool(value)

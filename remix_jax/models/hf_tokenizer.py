@@ -1,0 +1,123 @@
+"""The tokenizer of a model directory, and the ids at which its model stops."""
+
+import os
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from remix_jax.errors import InputError
+from remix_jax.models.hf_config import CONFIG, existing_directory, one_line, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+GENERATION_CONFIG = "generation_config.json"
+TOKENIZER_FILES = (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    GENERATION_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def load_tokenizer(directory: str | os.PathLike) -> "PreTrainedTokenizerFast":
+    """The tokenizer that tokenizer.json describes, with a chat template that renders.
+
+    The file is obeyed to the letter: `AutoTokenizer` would put the pre-tokenizer that goes with
+    the config's model_type in place of the file's own. Nothing is fetched, no remote code is run.
+
+    Raises:
+        InputError: a file is missing or damaged, there is no chat template or it does not render,
+            or the tokenizer has ids beyond the vocab_size of the config.json beside it.
+    """
+    from transformers import PreTrainedTokenizerFast  # a second to import; few callers need it
+
+    root = existing_directory(directory)
+    for name in (TOKENIZER, TOKENIZER_CONFIG):
+        read_json(root / name)  # names the file and the place of the damage
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            str(root), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # the Rust side raises bare Exception
+        raise InputError(f"{root}: damaged tokenizer files ({one_line(error)})") from None
+    _check_template(tokenizer, root)
+    _check_vocabulary(tokenizer, root)
+    return tokenizer
+
+
+def eos_ids(directory: str | os.PathLike, tokenizer: "PreTrainedTokenizerFast") -> tuple[int, ...]:
+    """Every token id that ends a response: those of generation_config.json, else of config.json,
+    else the tokenizer's own.
+
+    Raises:
+        InputError: none of the three names one, or one is no token id.
+    """
+    root = existing_directory(directory)
+    for name in (GENERATION_CONFIG, CONFIG):
+        if not (root / name).is_file():
+            continue
+        value = read_json(root / name).get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        for i in ids:
+            if not isinstance(i, int) or isinstance(i, bool) or i < 0:
+                raise InputError(
+                    f"{root / name}: eos_token_id is {value!r}; "
+                    "it must be a token id or a list of them"
+                )
+        if ids:
+            return tuple(dict.fromkeys(ids))
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{root}: no end-of-sequence token; {GENERATION_CONFIG} can name it as eos_token_id"
+        )
+    return (tokenizer.eos_token_id,)
+
+
+def pad_id(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """The id that fills empty slots: the pad token's, else the end-of-sequence token's.
+
+    Raises:
+        InputError: the tokenizer has neither.
+    """
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return candidate
+    raise InputError(
+        f"{pathlib.Path(tokenizer.name_or_path) / TOKENIZER_CONFIG}: "
+        "names neither pad_token nor eos_token; one is needed"
+    )
+
+
+def _check_template(tokenizer: Any, root: pathlib.Path) -> None:
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{root}: tokenizer has no chat template; {TOKENIZER_CONFIG} can hold one as "
+            "chat_template, or a file chat_template.jinja"
+        )
+    try:
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": "1"}], add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # a template can fail in any way that Python can
+        raise InputError(
+            f"{root}: chat template does not render one user message ({one_line(error)})"
+        ) from None
+
+
+def _check_vocabulary(tokenizer: Any, root: pathlib.Path) -> None:
+    if not (root / CONFIG).is_file():
+        return
+    rows = read_json(root / CONFIG).get("vocab_size")
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    if isinstance(rows, int) and largest >= rows:
+        raise InputError(
+            f"{root}: token {token!r} has id {largest}, but the model's vocab_size is {rows}; "
+            "ids must be below it"
+        )

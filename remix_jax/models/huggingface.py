@@ -1,0 +1,380 @@
+"""A Hugging Face model directory <-> a decoder's parameter tree; the one door to such directories.
+
+Weights travel one tensor at a time, so that host memory never holds a second copy of the model.
+A linear map is stored by torch as [outputs, inputs] and by us as [inputs, outputs]; nothing else
+differs but the names. What a directory gets wrong is an `InputError` of one line.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from remix_jax.errors import InputError
+from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.models.hf_config import (
+    CONFIG,
+    existing_directory,
+    one_line,
+    plain_config,
+    read_config,
+    read_json,
+)
+from remix_jax.models.hf_tokenizer import TOKENIZER_FILES, eos_ids, load_tokenizer, pad_id
+
+__all__ = ["check_target", "eos_ids", "load", "load_tokenizer", "pad_id", "read_config", "save"]
+
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+MARK = ("saved_by", "remix_jax")  # in the config.json of every directory that `save` made
+
+_DTYPES = ("float32", "bfloat16")
+_STORED_DTYPES = ("F32", "BF16", "F16", "F64")
+_MODULES = {
+    "attn_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "final_norm": "model.norm",
+    "embed": "model.embed_tokens",
+    "lm_head": "lm_head",
+    **{name: f"self_attn.{name}_proj" for name in "qkvo"},
+    **{name: f"self_attn.{name}" for name in ("q_norm", "k_norm")},
+    **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+}
+
+ParamPath = tuple[str, ...]  # ("layers_0", "q", "kernel")
+Shape = tuple[int, ...]
+
+
+# --- weights -> parameters -------------------------------------------------------------------
+
+
+def load(
+    directory: str | os.PathLike, dtype: str = "float32", mesh: jax.sharding.Mesh | None = None
+) -> tuple[Decoder, dict]:
+    """The model of a Hugging Face directory and its parameters.
+
+    Args:
+        directory: holds config.json and model.safetensors, or shards with their index.
+        dtype: "float32" or "bfloat16", for the parameters and for the operands of matrix products.
+        mesh: replicate the parameters over this mesh; without one they go to the default device.
+
+    Returns:
+        `model` with `model.apply({"params": params}, tokens_BS, positions_BS, mask_BS)` giving
+        logits_BSV in float32, and `params`, a nested dict of arrays.
+
+    Raises:
+        InputError: as `read_config`; or a weight file is missing or damaged; or a tensor is
+            missing, unknown, or of another shape than the config asks for.
+    """
+    if dtype not in _DTYPES:
+        raise InputError(f"dtype {dtype!r} is not supported; it can be {' or '.join(_DTYPES)}")
+    root = existing_directory(directory)
+    model = Decoder(dataclasses.replace(read_config(root), dtype=dtype))
+    sharding = None
+    if mesh is not None:
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shapes = _parameter_shapes(model)
+    stored = _stored_tensors(root)
+    _check_tensors(root, shapes, stored, model.config.tied_embeddings)
+    params = {
+        path: _place(stored[_tensor_name(path)], path, shape, dtype, sharding)
+        for path, shape in shapes.items()
+    }
+    return model, flax.traverse_util.unflatten_dict(params)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """A tensor in a file, not read yet."""
+
+    file: pathlib.Path
+    name: str
+    shape: Shape
+    dtype: str  # as the file spells it
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        # Opened for each read: pages of a file kept mapped count as memory until it is closed.
+        try:
+            with safetensors.safe_open(self.file, framework="numpy") as handle:
+                return handle.get_slice(self.name)[index]
+        except (OSError, safetensors.SafetensorError) as error:
+            raise InputError(
+                f"{self.file}: tensor {self.name} cannot be read ({one_line(error)})"
+            ) from None
+
+
+def _parameter_shapes(model: Decoder) -> dict[ParamPath, Shape]:
+    slot = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), slot, slot, slot)["params"]
+    return {path: x.shape for path, x in flax.traverse_util.flatten_dict(tree).items()}
+
+
+def _tensor_name(path: ParamPath) -> str:
+    """Torch's name: ("layers_0", "q", "bias") is model.layers.0.self_attn.q_proj.bias."""
+    *layer, module, kind = path
+    prefix = f"model.layers.{layer[0].removeprefix('layers_')}." if layer else ""
+    return f"{prefix}{_MODULES[module]}.{'bias' if kind == 'bias' else 'weight'}"
+
+
+def _torch_order(path: ParamPath, axes: tuple) -> tuple:
+    """A shape or an index of a parameter in the order of axes in which torch stores it."""
+    return axes[::-1] if path[-1] == "kernel" else axes
+
+
+def _stored_tensors(root: pathlib.Path) -> dict[str, _Stored]:
+    """Every stored tensor by name, from the one file or from the shards that the index lists."""
+    if (root / WEIGHTS).is_file():
+        return {tensor.name: tensor for tensor in _tensors_of(root / WEIGHTS)}
+    index = root / WEIGHTS_INDEX
+    if not index.is_file():
+        raise InputError(f"{root}: has neither {WEIGHTS} nor {WEIGHTS_INDEX}")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: weight_map must be an object from tensor names to file names")
+    stored: dict[str, _Stored] = {}
+    for file in sorted({str(file) for file in weight_map.values()}):
+        if pathlib.PurePath(file).name != file:
+            raise InputError(f"{index}: {file!r} must be the name of a file beside it")
+        for tensor in _tensors_of(root / file):
+            if weight_map.get(tensor.name) != file:
+                raise InputError(f"{index}: does not list tensor {tensor.name} of {file}")
+            stored[tensor.name] = tensor
+    for name in sorted(weight_map.keys() - stored.keys()):
+        raise InputError(f"{index}: lists tensor {name}, which {weight_map[name]} does not hold")
+    return stored
+
+
+def _tensors_of(file: pathlib.Path) -> list[_Stored]:
+    tensors = []
+    try:
+        with safetensors.safe_open(file, framework="numpy") as handle:
+            for name in handle.keys():  # noqa: SIM118 - a file handle, not a mapping
+                entry = handle.get_slice(name)
+                tensors.append(_Stored(file, name, tuple(entry.get_shape()), entry.get_dtype()))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{file}: missing or damaged weights ({one_line(error)})") from None
+    return tensors
+
+
+def _check_tensors(
+    root: pathlib.Path, shapes: dict[ParamPath, Shape], stored: dict[str, _Stored], tied: bool
+) -> None:
+    """Compares names, shapes and dtypes with what the config asks for, before anything is read."""
+    wanted = {_tensor_name(path): _torch_order(path, shape) for path, shape in shapes.items()}
+    missing = [name for name in wanted if name not in stored]
+    if missing:
+        raise InputError(
+            f"{root}: tensor {missing[0]} of shape {wanted[missing[0]]}, which {CONFIG} asks for, "
+            f"is missing from the weights ({len(missing)} missing in all)"
+        )
+    for name, tensor in stored.items():
+        if name.endswith(".rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
+            continue
+        if name not in wanted:
+            raise InputError(
+                f"{tensor.file}: tensor {name} of shape {tensor.shape} has no place in the model "
+                f"that {CONFIG} describes"
+            )
+        if tensor.shape != wanted[name]:
+            raise InputError(
+                f"{tensor.file}: tensor {name} has shape {tensor.shape}, "
+                f"{CONFIG} asks for {wanted[name]}"
+            )
+        if tensor.dtype not in _STORED_DTYPES:
+            raise InputError(
+                f"{tensor.file}: tensor {name} has dtype {tensor.dtype}, which is not supported; "
+                f"it can be {', '.join(_STORED_DTYPES)}"
+            )
+    if tied and "lm_head.weight" in stored:
+        _check_same(stored["lm_head.weight"], stored["model.embed_tokens.weight"])
+
+
+def _check_same(head: _Stored, embedding: _Stored) -> None:
+    """A tied checkpoint may store the matrix twice, but then it must be the same matrix."""
+    whole = slice(None), slice(None)
+    if not np.array_equal(head.read(whole), embedding.read(whole)):
+        raise InputError(
+            f"{head.file}: tensor {head.name} differs from {embedding.name} though {CONFIG} "
+            "has tie_word_embeddings true; it can be false"
+        )
+
+
+def _place(
+    tensor: _Stored,
+    path: ParamPath,
+    shape: Shape,
+    dtype: str,
+    sharding: jax.sharding.Sharding | None,
+) -> jax.Array:
+    """Reads a tensor onto its device, or onto each device of a mesh the slice that it holds."""
+
+    def read(index: Any) -> np.ndarray:
+        value = tensor.read(_torch_order(path, index))
+        value = value.T if path[-1] == "kernel" else value
+        return value.astype(jnp.dtype(dtype), order="C", copy=False)
+
+    if sharding is None:
+        return jax.device_put(read((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, sharding, read)
+
+
+# --- parameters -> weights -------------------------------------------------------------------
+
+
+def save(
+    model: Decoder,
+    params: dict,
+    directory: str | os.PathLike,
+    like: str | os.PathLike | None = None,
+) -> None:
+    """Writes a directory that torch `transformers` loads with the same logits.
+
+    Parameters keep their dtype. The directory appears whole or not at all: it is written beside
+    `directory` and renamed. One that `save` made before is replaced, nothing else ever is.
+
+    Args:
+        model: a decoder with head "lm".
+        params: its parameters.
+        directory: what to write.
+        like: a model directory whose config.json is kept but for the dtype, and whose tokenizer,
+            chat template and generation files are copied. May be `directory` itself.
+
+    Raises:
+        InputError: `directory` is in use by something else (`check_target`), or `like` describes
+            another model.
+        ValueError: `params` is not a parameter tree of `model`, or `model` is a critic.
+    """
+    target = check_target(directory)
+    tensors = _named(model, params)
+    config = _config_json(model.config, jnp.dtype(params["embed"]["embedding"].dtype).name, like)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        _write_weights(scratch, tensors)
+        _write_json(scratch / CONFIG, config)
+        if like is not None:
+            _copy_tokenizer(pathlib.Path(like).expanduser(), scratch)
+        _swap(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_target(directory: str | os.PathLike) -> pathlib.Path:
+    """The resolved path if `save` may write there; worth asking before a long run.
+
+    Raises:
+        InputError: something exists there that `save` did not make.
+    """
+    target = pathlib.Path(directory).expanduser().resolve()
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return target
+    ours = target.is_dir() and (target / CONFIG).is_file()
+    if not ours or read_json(target / CONFIG).get(MARK[0]) != MARK[1]:
+        raise InputError(
+            f"{target}: exists and is no model saved by {MARK[1]}, so it is not written over; "
+            "give a new directory"
+        )
+    for entry in sorted(target.iterdir()):
+        weights = entry.name.startswith("model") and ".safetensors" in entry.name
+        if not weights and entry.name not in (CONFIG, *TOKENIZER_FILES):
+            raise InputError(
+                f"{target}: holds {entry.name}, which would be lost; "
+                "move it or give a new directory"
+            )
+    return target
+
+
+def _named(model: Decoder, params: dict) -> dict[str, tuple[ParamPath, jax.Array]]:
+    """Parameters by torch's names, checked against the model's own tree."""
+    if model.head != "lm":
+        raise ValueError(f"only a decoder with head 'lm' can be saved, not {model.head!r}")
+    shapes = _parameter_shapes(model)
+    arrays = flax.traverse_util.flatten_dict(params)
+    for path in sorted(shapes.keys() ^ arrays.keys()):
+        fault = "is missing" if path in shapes else "is unknown"
+        raise ValueError(f"parameter {'/'.join(path)} {fault}")
+    for path, shape in shapes.items():
+        if arrays[path].shape != shape:
+            raise ValueError(
+                f"parameter {'/'.join(path)} has shape {arrays[path].shape}, not {shape}"
+            )
+    return {_tensor_name(path): (path, arrays[path]) for path in shapes}
+
+
+def _config_json(config: DecoderConfig, dtype: str, like: str | os.PathLike | None) -> dict:
+    raw = plain_config(config)
+    if like is not None:
+        other = dataclasses.replace(read_config(like), dtype=config.dtype)
+        for field in dataclasses.fields(config):
+            ours, theirs = getattr(config, field.name), getattr(other, field.name)
+            if ours != theirs:
+                raise InputError(
+                    f"{like}: {CONFIG} describes another model: "
+                    f"{field.name} is {theirs!r}, that of the model to save is {ours!r}"
+                )
+        names = {key: raw[key] for key in ("architectures", "model_type")}
+        raw = read_json(existing_directory(like) / CONFIG) | names
+    spellings = [key for key in ("torch_dtype", "dtype") if key in raw] or ["dtype"]
+    return {**raw, **dict.fromkeys(spellings, dtype), MARK[0]: MARK[1]}
+
+
+def _write_weights(folder: pathlib.Path, tensors: dict[str, tuple[ParamPath, jax.Array]]) -> None:
+    shards: list[list[str]] = [[]]
+    size = total = 0
+    for name, (_, x) in tensors.items():
+        if shards[-1] and size + x.nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size, total = size + x.nbytes, total + x.nbytes
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(shards):
+        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else WEIGHTS
+        weight_map.update(dict.fromkeys(names, file))
+        values = {name: _fetch(*tensors[name]) for name in names}
+        # One key only: the order of several would differ between runs, and so would the bytes.
+        safetensors.numpy.save_file(values, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = dict(sorted(weight_map.items()))
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / WEIGHTS_INDEX, index)
+
+
+def _fetch(path: ParamPath, x: jax.Array) -> np.ndarray:
+    # A jax array keeps the host copy made of it; a passing copy on the device takes it away again.
+    return np.ascontiguousarray(jnp.transpose(x) if path[-1] == "kernel" else jnp.copy(x))
+
+
+def _write_json(path: pathlib.Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _swap(scratch: pathlib.Path, target: pathlib.Path) -> None:
+    """Renames `scratch` to `target`; what was there goes only once the new one is in its place."""
+    if not target.exists():
+        scratch.rename(target)
+        return
+    old = scratch.with_suffix(".old")
+    target.rename(old)
+    try:
+        scratch.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)

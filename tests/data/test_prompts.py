@@ -1,0 +1,108 @@
+"""Prompts: the template's text and nothing else, nothing cut, padding on the left."""
+
+import numpy as np
+import pytest
+import tiny_models
+
+from remix_jax.data.prompts import EncodedPrompts, encode_prompts, pad_left
+from remix_jax.errors import InputError
+from remix_jax.models.huggingface import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return load_tokenizer(tiny_models.write_tokenizer(folder))
+
+
+def text_of(ids):
+    return "".join(tiny_models.VOCABULARY[i] for i in ids)
+
+
+def test_message_is_problem_and_instruction(tokenizer):
+    encoded = encode_prompts(tokenizer, ["1+1=?", "a  b\n"], "box it.", 100)
+    assert isinstance(encoded, EncodedPrompts)
+    assert [text_of(ids) for ids in encoded.ids] == [
+        "<s>user:1+1=? box it.<end>a:",
+        "<s>user:a  b\n box it.<end>a:",
+    ]
+    assert encoded.indices == [0, 1]
+    assert encoded.dropped == 0
+    assert text_of(encode_prompts(tokenizer, ["1"], "", 100).ids[0]) == "<s>user:1<end>a:"
+
+
+def test_special_tokens_are_not_added_twice(tokenizer):
+    assert tokenizer("1")["input_ids"][0] == tiny_models.BOS  # it would add one
+    (ids,) = encode_prompts(tokenizer, ["1"], "", 100).ids
+    assert ids.count(tiny_models.BOS) == 1
+
+
+def test_long_prompts_are_dropped_and_counted(tokenizer):
+    problems = ["a" * 5, "b" * 40, "c" * 6, "d" * 7]
+    (shortest, *_) = encode_prompts(tokenizer, problems, "", 100).ids
+    encoded = encode_prompts(tokenizer, problems, "", len(shortest) + 1)
+    assert encoded.indices == [0, 2]
+    assert encoded.dropped == 2
+    assert [text_of(ids).count("c") for ids in encoded.ids] == [0, 6]
+    with pytest.raises(InputError, match=f"limit of 3 tokens; the shortest has {len(shortest)}$"):
+        encode_prompts(tokenizer, problems, "", 3)
+
+
+def test_truncation_and_padding_written_in_the_file_do_not_apply(tmp_path):
+    """A tokenizer.json may carry both; a prompt cut by it would be another problem."""
+    saved = tiny_models.char_tokenizer()
+    saved.enable_truncation(6)
+    saved.enable_padding(length=64)
+    tokenizer = load_tokenizer(tiny_models.write_tokenizer(tmp_path, saved))
+    encoded = encode_prompts(tokenizer, ["1+1+1+1+1+1=?"], "", 100)
+    assert text_of(encoded.ids[0]) == "<s>user:1+1+1+1+1+1=?<end>a:"
+
+
+def test_bad_input_is_one_line(tokenizer, tmp_path):
+    with pytest.raises(InputError, match="no problems"):
+        encode_prompts(tokenizer, [], "", 10)
+    with pytest.raises(InputError, match="prompt limit is 0"):
+        encode_prompts(tokenizer, ["1"], "", 0)
+    template = (
+        "{% if '7' in messages[0]['content'] %}{{ raise_exception('no\nsevens') }}{% endif %}x"
+    )
+    picky = load_tokenizer(tiny_models.write_tokenizer(tmp_path, chat_template=template))
+    with pytest.raises(InputError, match=r"^problem 1: the chat template fails .*no sevens"):
+        encode_prompts(picky, ["1", "7"], "", 10)
+
+
+def test_template_runs_in_a_sandbox(tmp_path):
+    template = "{{ messages[0]['content'] }}{{ ''.__class__.__mro__ }}"
+    folder = tiny_models.write_tokenizer(tmp_path, chat_template=template)
+    with pytest.raises(InputError, match="unsafe"):
+        load_tokenizer(folder)
+
+
+def test_problem_text_is_not_a_template(tokenizer):
+    (ids,) = encode_prompts(tokenizer, ["{{ 1+1 }}"], "", 100).ids
+    assert "1+1" in text_of(ids)
+
+
+def test_golden_chat_ids(goldens):
+    import json
+
+    vectors = json.loads((goldens / "models" / "tokenizer_vectors.json").read_text())
+    tokenizer = load_tokenizer(goldens / "models" / "qwen2_tied")
+    cases = [
+        case
+        for case in vectors["chat"]
+        if case["add_generation_prompt"] and [m["role"] for m in case["messages"]] == ["user"]
+    ]
+    assert cases
+    problems = [case["messages"][0]["content"] for case in cases]
+    assert encode_prompts(tokenizer, problems, "", 10_000).ids == [case["ids"] for case in cases]
+
+
+def test_pad_left():
+    tokens_QP, prompt_len_Q = pad_left([[5, 6, 7], [8]], 4, 9)
+    np.testing.assert_array_equal(tokens_QP, [[9, 5, 6, 7], [9, 9, 9, 8]])
+    np.testing.assert_array_equal(prompt_len_Q, [3, 1])
+    assert tokens_QP.dtype == prompt_len_Q.dtype == np.int32
+    for ids in ([1] * 5, []):
+        with pytest.raises(ValueError, match=f"{len(ids)} tokens"):
+            pad_left([ids], 4, 9)
