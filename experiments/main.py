@@ -4,6 +4,7 @@ Exit code 2: wrong input (a flag, a config value, a directory, a data row), said
 Exit code 1: the run itself failed, for example a loss that is not finite.
 """
 
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -78,6 +79,6 @@ def _one_line(error: Exception) -> str:
 def _cache_compilations() -> None:
     """Compiled programs are kept between runs: a second start saves most of its first seconds."""
     cache = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -14,6 +14,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run: new, or of
 
 def train() -> None:
     """The experiment behind the flags."""
+    assert WORKDIR.value is not None  # required
     loop.run(main.config_of(CONFIG), WORKDIR.value)
 
 

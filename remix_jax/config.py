@@ -13,11 +13,13 @@ import dataclasses
 import json
 import math
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 from remix_jax.errors import InputError
 from remix_jax.rl import advantages, constraints, masked, schedules
 
-ADVANTAGES = {
+ADVANTAGES: dict[str, Callable[..., Any]] = {
     "gae": advantages.gae,
     "group_normalized": advantages.group_normalized,
     "rloo": advantages.rloo,

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 
-@flax.struct.dataclass
-class Rows:
+class Rows(flax.struct.PyTreeNode):
     """Rollouts with everything that learning from them, now or later, needs."""
 
     tokens_BS: jax.Array  # int32

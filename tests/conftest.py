@@ -13,6 +13,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The suite runs hundreds of small programs once each: compiling them is most of its time.
+jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

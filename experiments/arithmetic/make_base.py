@@ -199,7 +199,7 @@ def _random_chain(rng: np.random.Generator, operations: int) -> task.Chain:
 
 
 def _init(model: Decoder, key: jax.Array) -> dict:
-    """Matrices of variance 1 / inputs: at this size the usual 0.02 starts too flat to learn fast."""
+    """Matrices of variance 1 / inputs: the usual 0.02 starts too flat for a model this small."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     params = model.init(key, tokens, tokens, tokens)["params"]
     flat, tree = jax.tree.flatten(params)
@@ -211,7 +211,7 @@ def _init(model: Decoder, key: jax.Array) -> dict:
         inputs = CONFIG.width if x.shape[0] == CONFIG.vocab_size else x.shape[0]
         return jax.random.normal(key, x.shape) * inputs**-0.5
 
-    return tree.unflatten([draw(k, x) for k, x in zip(keys, flat, strict=True)])
+    return jax.tree.unflatten(tree, [draw(k, x) for k, x in zip(keys, flat, strict=True)])
 
 
 if __name__ == "__main__":

@@ -32,5 +32,5 @@ def get_config() -> Config:
         kl=KL(start=15, every=3),
         optimizer=Optimizer(learning_rate=1e-4),
         critic=Critic(optimizer=Optimizer(learning_rate=1e-3)),
-        evaluation=Evaluation(every=2, temperature=1.0, batch_size=1280),
+        evaluation=Evaluation(every=4, temperature=1.0, batch_size=1280),
     )

@@ -14,7 +14,7 @@ Reason = Literal["match", "wrong", "empty-box", "unbalanced-box", "no-box"]
 _THINK, _THINK_END, _BOX = "<think>", "</think>", "\\boxed"
 
 # A box (also with a doubled backslash), an escaped character such as \{, or a brace.
-_BRACES = re.compile(r"\\\\?boxed\s*\{|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(r"(?P<box>\\\\?boxed\s*\{)|\\.|[{}]", re.DOTALL)
 
 _WRAPPERS = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
@@ -93,7 +93,7 @@ def _last_box(text: str) -> tuple[str | None, bool]:
     opened = False
     stack: list[int] = []  # where the content of each open box starts; -1 for other braces
     for token in _BRACES.finditer(text, start) if start >= 0 else ():
-        if token.group().startswith(_BOX):
+        if token["box"]:
             opened = True
             stack.append(token.end())
         elif token.group() == "{":

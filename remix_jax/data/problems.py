@@ -66,7 +66,7 @@ def take(cursor: Cursor, n_problems: int, count: int) -> tuple[np.ndarray, Curso
 
 
 def load_problems(path: str | pathlib.Path) -> list[Problem]:
-    """Reads the problems of a `.jsonl` file (an object a line) or a `.json` file (a list of objects).
+    """The problems of a `.jsonl` file (an object a line) or a `.json` file (a list of objects).
 
     Fields: `problem` (text), `answer` (text, a finite number, or a non-empty list of these: any of
     them is right) and optionally `id`; other fields are ignored.
@@ -124,7 +124,7 @@ def _problem(row: Any, where: str, default_id: str) -> Problem:
             f"{where}: `problem` must be a non-empty text, found {_found(row, 'problem')}"
         )
     given = row.get("answer")
-    answers = given if isinstance(given, list) else [given]
+    answers: list[Any] = given if isinstance(given, list) else [given]
     if not answers or not all(_is_answer(answer) for answer in answers):
         raise InputError(
             f"{where}: `answer` must be a non-empty text, a finite number or a non-empty list of "

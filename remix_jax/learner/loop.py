@@ -21,7 +21,7 @@ from remix_jax.learner.checkpoint import Checkpoints
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.rollout import Rollouts, grade_rollouts, prompt_batch
 from remix_jax.learner.setup import Setup, claim, memory_plan, plan, prepare
-from remix_jax.learner.state import TrainState, fault_names, reincarnate
+from remix_jax.learner.state import TrainState, fault_names
 from remix_jax.models import huggingface
 from remix_jax.reporting import plotting, report
 from remix_jax.reporting.console import Console
@@ -115,7 +115,9 @@ def _run(
         for step in range(int(state.step) + 1, setup.config.steps + 1):
             if stop():
                 break
-            state = _begin(setup, console, state, step)
+            if _reincarnates(setup.config, step):
+                console.event(f"step {step}: reincarnation, base anchor <- policy, on-policy now")
+                state = programs.reincarnate.call(state)
             state, counters, fault = _step(setup, programs, record, state, counters, step, stop)
             if fault or _due(setup.config.checkpoint_every, step):
                 checkpoints.save(step, state, counters)
@@ -146,13 +148,9 @@ def _compile(setup: Setup, console: Console) -> Programs:
     return programs
 
 
-def _begin(setup: Setup, console: Console, state: TrainState, step: int) -> TrainState:
-    """Reincarnation, if this is the step that begins with it."""
-    config = setup.config
-    if config.reincarnation_step == 0 or step != config.reincarnation_step + 1:
-        return state
-    console.event(f"step {step}: reincarnation (base anchor <- policy, replay emptied, on-policy)")
-    return reincarnate(setup.learner, state)
+def _reincarnates(config: Config, step: int) -> bool:
+    """Whether this is step T + 1."""
+    return config.reincarnation_step > 0 and step == config.reincarnation_step + 1
 
 
 def _step(setup, programs: Programs, record: _Record, state, counters, step: int, stop):
@@ -207,6 +205,7 @@ def _collect(setup: Setup, programs: Programs, state: TrainState, step: int) -> 
     inputs = (tokens_QP, length_Q, row_B, row_B < groups * config.group_size)
     key = jax.random.fold_in(jax.random.key(config.seed + 1), step)
     sampled = programs.sample[stage.name].call(state.params, *map(jnp.asarray, inputs), key)
+    jax.block_until_ready(sampled)  # so that grading is not charged with sampling
     problems = [setup.train.problems[i] for i in chosen]
     return grade_rollouts(sampled, problems, vocabulary, config.group_size, first_group=before)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from remix_jax.config import Config, Stage, stages
-from remix_jax.learner.state import Learner, init_state
+from remix_jax.learner.state import Learner, init_state, reincarnate
 from remix_jax.learner.step import learn
 from remix_jax.models import sampling
 from remix_jax.models.decoder import Decoder
@@ -33,10 +33,11 @@ class Program(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """By stage name, and the one for evaluation."""
+    """Sampling and learning by stage name, the event between the stages, evaluation."""
 
     sample: dict[str, Program]
     learn: dict[str, Program]
+    reincarnate: Program
     evaluate: Program
 
 
@@ -65,7 +66,8 @@ def build(learner: Learner, eos_ids: tuple[int, ...], pad_id: int) -> Programs:
     e = config.evaluation
     prompts = max(e.batch_size // e.samples, 1)
     settings = sampling.SamplerSettings(temperature=e.temperature)
-    return Programs(sample, learn, rollouts(prompts, e.samples, settings))
+    event = _finish(reincarnate.lower(learner, _abstract_state(learner)))
+    return Programs(sample, learn, event, rollouts(prompts, e.samples, settings))
 
 
 def _compile_sampler(
@@ -99,8 +101,7 @@ def _compile_sampler(
 
 def _compile_learn(learner: Learner, stage: Stage) -> Program:
     config = learner.config
-    params = _abstract_params(learner.policy)
-    state = jax.eval_shape(lambda params: init_state(learner, params, 0), params)
+    state = _abstract_state(learner)
     rows = stage.fresh_groups * config.group_size
     slots = (config.data.prompt_tokens, config.data.response_tokens)
     fresh = jax.eval_shape(lambda: empty_rows(rows, *slots))
@@ -114,6 +115,11 @@ def _finish(lowered: jax.stages.Lowered) -> Program:
     if analysis is None:  # a backend may not tell
         return Program(compiled, Memory(0, 0))
     return Program(compiled, Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes))
+
+
+def _abstract_state(learner: Learner):
+    params = _abstract_params(learner.policy)
+    return jax.eval_shape(lambda params: init_state(learner, params, 0), params)
 
 
 def _abstract(shape, dtype):

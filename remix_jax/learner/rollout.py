@@ -131,17 +131,19 @@ def grade_rollouts(
 
 
 def _rows(sampled: Sampled, reward_B, n: int, group_size: int, first_group: int) -> types.Rows:
-    slots = reward_B.shape[0]
-    row_B = np.arange(slots, dtype=np.int32)
-    nothing = types.empty_rows(slots, 0, 0)
-    return nothing.replace(
+    """Rows of the graded responses; what the learner fills in is zero (NumPy: no compilation)."""
+    row_B = np.arange(reward_B.shape[0], dtype=np.int32)
+    return types.Rows(
         tokens_BS=sampled.tokens_BS,
         prompt_len_B=sampled.prompt_len_B,
         response_len_B=sampled.response_len_B,
         logp_BT=sampled.logp_BT,
         sampled_logp_BT=sampled.sampled_logp_BT,
-        base_logp_BT=jnp.zeros_like(sampled.logp_BT),
+        base_logp_BT=jnp.asarray(np.zeros(sampled.logp_BT.shape, np.float32)),
         reward_B=jnp.asarray(reward_B),
-        group_B=jnp.asarray(first_group + row_B // group_size, jnp.int32),
+        group_B=jnp.asarray((first_group + row_B // group_size).astype(np.int32)),
+        version_B=jnp.asarray(np.zeros_like(row_B)),
+        used_B=jnp.asarray(np.zeros_like(row_B)),
+        signal_B=jnp.asarray(np.zeros(row_B.shape, bool)),
         valid_B=jnp.asarray(row_B < n),
     )

@@ -172,9 +172,9 @@ def _bytes(tree) -> int:
     return sum(x.size * x.dtype.itemsize for x in leaves)
 
 
-def _size(n: int) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if n < 1024 or unit == "GiB":
-            return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"
-        n /= 1024
-    raise AssertionError
+def _size(n: float) -> str:
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if n >= 1024:
+            n, unit = n / 1024, larger
+    return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"

@@ -14,8 +14,7 @@ from remix_jax.models.decoder import Decoder
 from remix_jax.rl import replay
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """The state of a run after `step` steps. `None` where the config has no use for a part."""
 
     params: dict
@@ -114,6 +113,7 @@ def has_precedent(config: Config) -> bool:
     return kl.coef > 0 and kl.convex and kl.drop > 0 and kl.floor < 1 and config.steps > kl.start
 
 
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def reincarnate(learner: Learner, state: TrainState) -> TrainState:
     """ReMix's reincarnation at the start of step T + 1 (arXiv 2507.06892).
 
@@ -138,7 +138,6 @@ def fault_names(params: dict, critic_params: dict | None) -> list[str]:
     return names + [f"gradient of critic {path}" for path in _paths(critic_params)]
 
 
-@jax.jit
 def copy(tree: dict) -> dict:
     """Buffers of one's own: a donated tree must not be anybody else's anchor."""
     return jax.tree.map(jnp.copy, tree)

@@ -186,7 +186,7 @@ def _score(
             lambda: rows.base_logp_BT,
         )
     value_BT = frozen.value_BT
-    if learner.critic is not None:
+    if learner.critic is not None and state.critic_params is not None:
         score = functools.partial(scoring.score_values, learner.critic, state.critic_params)
         value_BT = _in_chunks(score, rows, learner.config.score_batch_size)
     return frozen._replace(prox_logp_BT=prox_logp_BT, prev_logp_BT=prev_logp_BT, value_BT=value_BT)
@@ -253,13 +253,13 @@ def _update(learner: Learner, stage: Stage, kl_weight, frozen: Frozen, carry: _C
 
     grads, sums = _accumulate(backward, index)
     row_ratio_B = sums.pop("row_ratio_B")
-    state, fault_F, norms = _apply(learner, carry, grads, sums)
-    trained_B = chosen.in_batch_B & ~fault_F.any()
-    carry = _Carry(
-        *state,
+    carry, norms = _apply(learner, carry, grads, sums)
+    trained_B = chosen.in_batch_B & ~carry.fault_F.any()
+    # A place of the batch that no row fills points at some row's slot all the same.
+    own_slots_B = jnp.where(chosen.in_batch_B, chosen.slots_B, carry.row_ratio_R.shape[0])
+    carry = carry._replace(
         replay=replay.touch(carry.replay, chosen.slots_B, trained_B),
-        row_ratio_R=carry.row_ratio_R.at[chosen.slots_B].set(row_ratio_B),
-        fault_F=fault_F,
+        row_ratio_R=carry.row_ratio_R.at[own_slots_B].set(row_ratio_B, mode="drop"),
     )
     return carry, sums | norms
 
@@ -315,7 +315,14 @@ def _apply(learner: Learner, carry: _Carry, grads, sums):
             c.critic.optimizer.grad_clip,
             healthy,
         )
-    return (params, opt_state, critic_params, critic_opt_state), fault_F, norms
+    carry = carry._replace(
+        params=params,
+        opt_state=opt_state,
+        critic_params=critic_params,
+        critic_opt_state=critic_opt_state,
+        fault_F=fault_F,
+    )
+    return carry, norms
 
 
 def _squares(grads):
@@ -343,21 +350,22 @@ def _reduce(learner: Learner, sums) -> dict:
         if name in total:
             metrics[name] = masked.divide(total[name], tokens)
 
-    def ratios(tokens, ratio, squared, clipped, largest, suffix):
-        return {
-            f"ratio_mean{suffix}": masked.divide(ratio, tokens),
-            f"ratio_max{suffix}": largest,
-            f"clip_share{suffix}": masked.divide(clipped, tokens),
-            f"ess{suffix}": masked.divide(jnp.square(ratio), tokens * squared),
-        }
-
-    by_age = [
-        total[k] for k in ("tokens_A", "ratio_A", "ratio_squared_A", "clipped_A", "max_ratio_A")
-    ]
-    metrics |= ratios(*(x.max() if x is by_age[-1] else x.sum() for x in by_age), suffix="")
-    updates = sums["loss"].shape[0]
-    passes = updates * learner.config.mini_batch_size / learner.config.batch_size
-    for age in range(tokens_A.shape[0]):
-        metrics[f"rows/age{age}"] = total["rows_A"][age] / passes
-        metrics |= ratios(*(x[age] for x in by_age), suffix=f"/age{age}")
+    ages = range(tokens_A.shape[0])
+    passes = sums["loss"].shape[0] * learner.config.mini_batch_size / learner.config.batch_size
+    for suffix, group in [("", list(ages)), *((f"/age{age}", [age]) for age in ages)]:
+        part = {k: v[jnp.array(group)] for k, v in total.items() if k.endswith("_A")}
+        metrics |= {name + suffix: value for name, value in _ratios(part).items()}
+    metrics |= {f"rows/age{age}": total["rows_A"][age] / passes for age in ages}
     return metrics
+
+
+def _ratios(total) -> dict:
+    """What the importance ratios of some ages [A] look like."""
+    tokens, ratio = total["tokens_A"].sum(), total["ratio_A"].sum()
+    squared = total["ratio_squared_A"].sum()
+    return {
+        "ratio_mean": masked.divide(ratio, tokens),
+        "ratio_max": total["max_ratio_A"].max(),
+        "clip_share": masked.divide(total["clipped_A"].sum(), tokens),
+        "ess": masked.divide(jnp.square(ratio), tokens * squared),
+    }

@@ -15,8 +15,7 @@ ZERO_SIGNAL = 0
 """Index in `fates_U` of rows whose group had equal rewards; index 1 + u: rows used u times."""
 
 
-@flax.struct.dataclass
-class ReplayState:
+class ReplayState(flax.struct.PyTreeNode):
     """A ring of R = capacity rows, written from `cursor` on, and the fates of rows that left."""
 
     rows: Rows

@@ -1,0 +1,47 @@
+"""Small runs of the embedded task, by the code that users run."""
+
+import io
+import json
+import pathlib
+
+from experiments.configs import arithmetic_remix_grpo, arithmetic_remix_ppo
+from remix_jax.config import Config
+from remix_jax.reporting.console import Console
+
+
+def small_config(directory: pathlib.Path, grpo: bool = False) -> Config:
+    """Six steps of 16 rows with reincarnation after the third; two suites of four problems."""
+    config = (arithmetic_remix_grpo if grpo else arithmetic_remix_ppo).get_config()
+    config.steps, config.reincarnation_step = 6, 3
+    config.batch_size, config.mini_batch_size, config.micro_batch_size = 16, 8, 8
+    config.group_size = 4 if grpo else 1
+    config.kl.start, config.kl.every = 2, 1
+    suites = []
+    for source in config.data.suites[:2]:
+        target = directory / pathlib.Path(source).name
+        target.write_text("".join(pathlib.Path(source).open().readlines()[:4]))
+        suites.append(str(target))
+    config.data.suites = tuple(suites)
+    config.evaluation.every, config.evaluation.batch_size = 1, 8
+    config.checkpoint_every = 2
+    return config
+
+
+def quiet(config: Config, on_step=None) -> Console:
+    """A console that writes nowhere and may call `on_step(step)` at each step's figures."""
+    console = Console(config.steps, file=io.StringIO(), terminal=False)
+    update = console.update
+
+    def observed(metrics):
+        update(metrics)
+        if on_step is not None:
+            on_step(int(metrics["step"]))
+
+    console.update = observed
+    return console
+
+
+def figures(workdir: pathlib.Path) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines]

@@ -1,0 +1,266 @@
+"""The learning phase against a plain transcription, and the relations that must hold exactly."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from remix_jax.learner.state import fault_names, reincarnate
+from remix_jax.rl import replay, schedules
+from remix_jax.types import positions, response_mask, token_mask
+from tests.learner.tiny import (
+    POLICY,
+    P,
+    T,
+    advance,
+    fresh_rows,
+    grouped,
+    host,
+    make_config,
+    start,
+)
+
+
+@jax.jit
+def plain_logps(params, rows):
+    """Log-probs and entropies of response tokens by full logits and log_softmax."""
+    mask = token_mask(rows)
+    logits = POLICY.apply({"params": params}, rows.tokens_BS, positions(mask), mask)
+    logp = jax.nn.log_softmax(logits)[:, P - 1 : P + T - 1]
+    entropy = -(jnp.exp(logp) * logp).sum(-1)
+    return jnp.take_along_axis(logp, rows.tokens_BS[:, P:, None], axis=2)[..., 0], entropy
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def plain_values(critic, params, rows):
+    mask = token_mask(rows)
+    values = critic.apply({"params": params}, rows.tokens_BS, positions(mask), mask)
+    return values[:, P - 1 : P + T - 1]
+
+
+def k3(logp, anchor):
+    return jnp.exp(anchor - logp) - (anchor - logp) - 1
+
+
+def plain_step(learner, config, before, rows, age, step):
+    """One pass, one mini-batch of the given rows: new policy and critic, from the equations."""
+    mask = np.asarray(response_mask(rows))
+    count = mask.sum()
+    lam = float(schedules.kl_convex_weight(step, config.kl.start, config.kl.every))
+    prox, _ = plain_logps(before.params, rows)
+    base, _ = plain_logps(before.base_params, rows)
+    prev, _ = plain_logps(before.prev_params, rows)
+    prox = jnp.where(jnp.asarray(age)[:, None] == 0, rows.logp_BT, prox)
+    adv = returns = value = None
+    if learner.critic is not None:
+        value = plain_values(learner.critic, before.critic_params, rows)
+        returns = np.repeat(np.asarray(rows.reward_B)[:, None], T, axis=1)
+        adv = (returns - np.asarray(value)) * mask
+        mean = adv.sum() / count
+        var = (((adv - mean) * mask) ** 2).sum() / (count - 1)
+        adv = (adv - mean) / np.sqrt(var + 1e-8)
+    else:
+        adv = np.zeros((len(age), T))
+        for g in np.unique(rows.group_B):
+            own = np.asarray(rows.group_B) == g
+            r = np.asarray(rows.reward_B)[own]
+            adv[own] = ((r - r.mean()) / (r.std(ddof=1) + 1e-6))[:, None]
+
+    def policy_loss(params):
+        logp, entropy = plain_logps(params, rows)
+        r, c = jnp.exp(logp - rows.logp_BT), jnp.exp(prox - rows.logp_BT)
+        clipped = jnp.clip(r, jnp.maximum(c - 0.2, 0), c + 0.2)
+        surrogate = -jnp.minimum(r * adv, clipped * adv)
+        kl = lam * k3(logp, base) + (1 - lam) * k3(logp, prev)
+        total = surrogate - config.objective.entropy_coef * entropy + config.kl.coef * kl
+        return (total * mask).sum() / count
+
+    def critic_loss(params):
+        new = plain_values(learner.critic, params, rows)
+        near = jnp.clip(new, value - 0.5, value + 0.5)
+        loss = 0.5 * jnp.maximum((new - returns) ** 2, (near - returns) ** 2)
+        return 0.5 * (loss * mask).sum() / count
+
+    def adam(loss, params, opt_state):
+        clip = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, weight_decay=0.0))
+        grads = jax.jit(jax.grad(loss))(params)
+        updates, _ = clip.update(grads, (optax.EmptyState(), opt_state), params)
+        return optax.apply_updates(params, updates)
+
+    policy = adam(policy_loss, before.params, before.opt_state)
+    if learner.critic is None:
+        return policy, None
+    return policy, adam(critic_loss, before.critic_params, before.critic_opt_state)
+
+
+@pytest.mark.parametrize("make", [make_config, grouped])
+def test_learning_phase_is_the_equations(make):
+    """Three steps with replay, KL-Convex below 1 and an anchor that differs from the precedent."""
+    config = make(passes=1, mini_batch_size=8, micro_batch_size=8, reincarnation_step=0)
+    learner, state = start(config)
+    for step in (1, 2, 3):
+        before = jax.tree.map(jnp.copy, state)
+        state, metrics = advance(learner, state, config, step)
+        used = np.asarray(state.replay.rows.used_B) > np.asarray(0)
+        rows = state.replay.rows
+        was = np.asarray(before.replay.rows.used_B)
+        same = np.asarray(before.replay.rows.version_B) == np.asarray(rows.version_B)
+        in_batch = used & np.asarray(rows.valid_B) & ((np.asarray(rows.used_B) > was) | ~same)
+        slots = np.flatnonzero(in_batch)
+        chosen = jax.tree.map(lambda x, s=slots: x[s], rows)
+        age = step - np.asarray(chosen.version_B)
+        assert len(slots) == int(metrics["n_fresh"]) + int(metrics["n_replayed"])
+        assert (
+            (age > 0).sum()
+            == int(metrics["n_replayed"])
+            == (0 if step == 1 else 8 - len(age[age == 0]))
+        )
+        expected, expected_critic = plain_step(learner, config, before, chosen, age, step)
+        chex.assert_trees_all_close(state.params, expected, atol=2e-5)
+        if expected_critic is not None:
+            chex.assert_trees_all_close(state.critic_params, expected_critic, atol=2e-5)
+        chex.assert_trees_all_equal(state.prev_params, before.params)
+
+
+def run_steps(config, steps, wider=(0, 0)):
+    learner, state = start(config)
+    if wider != (0, 0):
+        config_wide = make_config()
+        config_wide.data.prompt_tokens += wider[0]
+        config_wide.data.response_tokens += wider[1]
+        blank = replay.init(
+            replay.capacity(state.replay), 1, P + wider[0], T + wider[1], max_uses=6
+        )
+        state = state.replace(replay=blank)
+    metrics = {}
+    for step in range(1, steps + 1):
+        rows = fresh_rows(config, state, step, wider)
+        state, metrics = advance(learner, state, config, step, rows)
+    return state, host(metrics)
+
+
+def test_share_0_and_one_pass_is_the_base_method_bitwise():
+    base = make_config(replay__share=0.0, passes=1, reincarnation_step=0, kl__convex=False)
+    remix = make_config(replay__share=0.0, passes=1, reincarnation_step=0, kl__start=15)
+    for make in (lambda c: c,):
+        one, _ = run_steps(make(base), 3)
+        other, _ = run_steps(make(remix), 3)
+        chex.assert_trees_all_equal(host(one.params), host(other.params))
+        chex.assert_trees_all_equal(host(one.critic_params), host(other.critic_params))
+
+
+def test_micro_batches_are_one_batch():
+    whole, metrics = run_steps(make_config(), 3)
+    parts, part_metrics = run_steps(make_config(micro_batch_size=1, score_batch_size=3), 3)
+    chex.assert_trees_all_close(host(whole.params), host(parts.params), atol=2e-5)
+    chex.assert_trees_all_close(metrics, part_metrics, rtol=2e-3, atol=2e-4)
+
+
+def test_padding_changes_nothing():
+    narrow, metrics = run_steps(make_config(), 3)
+    wide, wide_metrics = run_steps(make_config(), 3, wider=(3, 2))
+    chex.assert_trees_all_close(host(narrow.params), host(wide.params), atol=2e-5)
+    chex.assert_trees_all_close(metrics, wide_metrics, rtol=2e-3, atol=2e-4)
+
+
+def test_rows_that_do_not_count_influence_nothing():
+    config = make_config()
+    learner, state = start(config)
+    rows = fresh_rows(config, state, 1)
+    assert not bool(rows.valid_B[-1])
+    rubbish = rows.replace(
+        tokens_BS=rows.tokens_BS.at[-1].set(3),
+        logp_BT=rows.logp_BT.at[-1].set(jnp.nan),
+        reward_B=rows.reward_B.at[-1].set(1e9),
+        response_len_B=rows.response_len_B.at[-1].set(T),
+    )
+    _, other = start(config)
+    one, _ = advance(learner, state, config, 1, rows)
+    two, _ = advance(learner, other, config, 1, rubbish)
+    chex.assert_trees_all_equal(host(one.params), host(two.params))
+    chex.assert_trees_all_equal(host(one.critic_params), host(two.critic_params))
+
+
+def test_uses_and_fates_add_up():
+    config = make_config(passes=3)
+    learner, state = start(config)
+    trained = generated = 0
+    for step in range(1, 7):
+        state, metrics = advance(learner, state, config, step)
+        trained += 3 * (int(metrics["n_fresh"]) + int(metrics["n_replayed"]))
+        generated += int(metrics["n_fresh"])
+    fates = np.asarray(replay.clear(state.replay).fates_U)
+    assert fates.sum() == generated == schedules.planned_units(6, 8, 0.4, 0)
+    assert (fates[1:] * np.arange(len(fates) - 1)).sum() == trained
+
+
+def test_a_value_that_is_not_finite_stops_all_updates():
+    config = make_config()
+    learner, state = start(config)
+    state, _ = advance(learner, state, config, 1)
+    good = host((state.params, state.opt_state, state.critic_params, state.critic_opt_state))
+    rows = fresh_rows(config, state, 2)
+    rows = rows.replace(reward_B=rows.reward_B.at[0].set(jnp.nan))
+    state, _ = advance(learner, state, config, 2, rows)
+    names = np.array(fault_names(state.params, state.critic_params))
+    bad = set(names[np.asarray(state.fault_F)])
+    assert "policy loss" in bad
+    assert "gradient of policy layers_0/q/kernel" in bad
+    now = host((state.params, state.opt_state, state.critic_params, state.critic_opt_state))
+    chex.assert_trees_all_equal(good, now)
+    first = np.asarray(state.fault_F)
+    state, _ = advance(learner, state, config, 3)
+    chex.assert_trees_all_equal(good[0], host(state.params))
+    np.testing.assert_array_equal(first, state.fault_F)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_reincarnation(reset):
+    config = make_config(reincarnation_step=3, steps=6, reset_optimizer=reset)
+    learner, state = start(config)
+    first_base = host(state.base_params)
+    for step in (1, 2, 3):
+        state, _ = advance(learner, state, config, step)
+    chex.assert_trees_all_equal(first_base, host(state.base_params))
+    moments = host(state.opt_state)
+    critic_moments = host(state.critic_opt_state)
+    prev = host(state.prev_params)
+    state = reincarnate(learner, state)
+    pi_T = host(state.params)
+    chex.assert_trees_all_equal(pi_T, host(state.base_params))
+    chex.assert_trees_all_equal(prev, host(state.prev_params))
+    assert not state.replay.rows.valid_B.any()
+    chex.assert_trees_all_equal(critic_moments, host(state.critic_opt_state))
+    if reset:
+        assert all(not np.any(x) for x in jax.tree.leaves(host(state.opt_state)))
+    else:
+        chex.assert_trees_all_equal(moments, host(state.opt_state))
+    state, metrics = advance(learner, state, config, 4)
+    assert int(metrics["n_replayed"]) == 0
+    assert int(metrics["n_fresh"]) == 8
+    assert float(metrics["kl_weight"]) == pytest.approx(0.7)
+    chex.assert_trees_all_equal(pi_T, host(state.base_params))
+
+
+def test_eight_devices_give_what_one_gives():
+    config = make_config()
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    by_row, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("data"), PartitionSpec()))
+    learner, one = start(config)
+    _, eight = start(config)
+    eight = jax.device_put(eight, whole)
+    metrics_one = metrics_eight = {}
+    for step in (1, 2, 3):
+        rows = fresh_rows(config, one, step)
+        spread = jax.tree.map(
+            lambda x: jax.device_put(x, by_row if x.shape[0] % 8 == 0 else whole), rows
+        )
+        one, metrics_one = advance(learner, one, config, step, rows)
+        eight, metrics_eight = advance(learner, eight, config, step, spread)
+    chex.assert_trees_all_close(host(one.params), host(eight.params), atol=2e-5)
+    chex.assert_trees_all_close(host(metrics_one), host(metrics_eight), rtol=2e-3, atol=2e-4)

@@ -1,0 +1,125 @@
+"""A learner small enough to check by hand: 2 layers, 11 tokens, batches of 8 rows."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remix_jax import types
+from remix_jax.config import Config, Stage, fresh_groups, stage_at, stages
+from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
+from remix_jax.learner.step import learn
+from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.models.scoring import score_responses
+
+P, T, V = 5, 6, 11
+
+POLICY = Decoder(
+    DecoderConfig(
+        architecture="qwen2",
+        vocab_size=V,
+        width=16,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=4,
+        ffn_width=24,
+        rope_theta=1e4,
+        rope_scaling=None,
+        norm_eps=1e-6,
+        tied_embeddings=True,
+        qkv_bias=True,
+        qk_norm=False,
+        max_positions=64,
+    )
+)
+
+
+def make_config(**changes) -> Config:
+    """ReMix-PPO with batches of 8 rows; keyword arguments replace fields or whole sections."""
+    config = Config(
+        steps=20,
+        batch_size=8,
+        mini_batch_size=4,
+        micro_batch_size=4,
+        score_batch_size=8,
+        reincarnation_step=10,
+    )
+    config.data.prompt_tokens, config.data.response_tokens = P, T
+    config.kl.start, config.kl.every, config.kl.coef = 1, 1, 0.1
+    config.objective.entropy_coef = 0.01
+    config.optimizer.learning_rate = config.critic.optimizer.learning_rate = 1e-2
+    for name, value in changes.items():
+        section, _, field = name.rpartition("__")
+        setattr(getattr(config, section) if section else config, field, value)
+    return config
+
+
+def grouped(**changes) -> Config:
+    """The same with GRPO as base: groups of 2."""
+    return make_config(objective__advantage="group_normalized", group_size=2, **changes)
+
+
+def start(config: Config, scale: float = 0.3) -> tuple[Learner, TrainState]:
+    """A learner and its first state; weights of visible size, so that every path matters."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    params = POLICY.init(jax.random.key(7), tokens, tokens, tokens)["params"]
+    flat, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(8), len(flat))
+    noise = [scale * jax.random.normal(k, x.shape) for k, x in zip(keys, flat, strict=True)]
+    params = tree.unflatten([x + n for x, n in zip(flat, noise, strict=True)])
+    learner = make_learner(config, POLICY)
+    state = init_state(learner, params, config.seed)
+    if state.critic_params is not None:
+        head = jax.random.normal(
+            jax.random.key(9), state.critic_params["value_head"]["kernel"].shape
+        )
+        critic = state.critic_params | {"value_head": {"kernel": 0.3 * head, "bias": jnp.ones(1)}}
+        state = state.replace(critic_params=critic)
+    return learner, state
+
+
+def fresh_rows(config: Config, state: TrainState, step: int, wider: tuple[int, int] = (0, 0)):
+    """The fresh rows of a step: ragged, random, with true log-probs; `wider` adds padding slots."""
+    rng = np.random.default_rng([config.seed, step])
+    stage = stage_of(config, step)
+    n = stage.fresh_groups * config.group_size
+    real = fresh_groups(config, step) * config.group_size
+    tokens_BS = rng.integers(0, V, (n, P + T))
+    tokens_BS = np.pad(tokens_BS, ((0, 0), wider))
+    rows = types.empty_rows(n, P + wider[0], T + wider[1]).replace(
+        tokens_BS=jnp.asarray(tokens_BS, jnp.int32),
+        prompt_len_B=jnp.asarray(rng.integers(1, P + 1, n), jnp.int32),
+        response_len_B=jnp.asarray(rng.integers(1, T + 1, n), jnp.int32),
+        reward_B=jnp.asarray(rng.integers(0, 2, n), jnp.float32),
+        group_B=jnp.asarray(100 * step + np.arange(n) // config.group_size, jnp.int32),
+        valid_B=jnp.asarray(np.arange(n) < real),
+    )
+    scores = _score(state.params, rows, config.sampling.temperature)
+    logp_BT = jnp.where(types.response_mask(rows) > 0, scores.logp_BT, 0.0)
+    return rows.replace(logp_BT=logp_BT, sampled_logp_BT=logp_BT - 0.01)
+
+
+_score = jax.jit(functools.partial(score_responses, POLICY), static_argnums=2)
+
+
+def stage_of(config: Config, step: int) -> Stage:
+    return stages(config)[stage_at(config, step)]
+
+
+def advance(learner, state, config, step, rows=None):
+    """One learning phase."""
+    rows = fresh_rows(config, state, step) if rows is None else rows
+    replayed = jnp.asarray(config.batch_groups - fresh_groups(config, step), jnp.int32)
+    return learn(state, rows, replayed, learner=learner, stage=stage_of(config, step))
+
+
+def host(tree):
+    """A copy of a pytree as NumPy, keys as their data."""
+
+    def fetch(x):
+        is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return np.array(jax.random.key_data(x) if is_key else x)
+
+    return jax.tree.map(fetch, tree)
