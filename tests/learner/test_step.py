@@ -121,9 +121,9 @@ def test_learning_phase_is_the_equations(make):
             == (0 if step == 1 else 8 - len(age[age == 0]))
         )
         expected, expected_critic = plain_step(learner, config, before, chosen, age, step)
-        chex.assert_trees_all_close(state.params, expected, atol=2e-5)
+        chex.assert_trees_all_close(state.params, expected, atol=2e-4)
         if expected_critic is not None:
-            chex.assert_trees_all_close(state.critic_params, expected_critic, atol=2e-5)
+            chex.assert_trees_all_close(state.critic_params, expected_critic, atol=2e-4)
         chex.assert_trees_all_equal(state.prev_params, before.params)
 
 
