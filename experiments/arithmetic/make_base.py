@@ -28,7 +28,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 OUT = flags.DEFINE_string("out", str(HERE), "where base/ and problems/ go")
 SEED = flags.DEFINE_integer("seed", 0, "of rules, weights and problems")
 
-STEPS = 400  # each one batch of easy chains and one of long ones
+STEPS = 800  # each one batch of easy chains and one of long ones
 ROWS = {task.EASY: 128, task.LONG: 64}
 LEARNING_RATE = 3e-3
 PASS_1 = (0.18, 0.32)
