@@ -25,8 +25,6 @@ from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.types import positions
 
 HERE = pathlib.Path(__file__).resolve().parent
-OUT = flags.DEFINE_string("out", str(HERE), "where base/ and problems/ go")
-SEED = flags.DEFINE_integer("seed", 0, "of rules, weights and problems")
 
 STEPS = 800  # each one batch of easy chains and one of long ones
 ROWS = {task.EASY: 128, task.LONG: 64}
@@ -53,17 +51,20 @@ CONFIG = DecoderConfig(
 )
 
 
-def make() -> None:
-    """The program behind the flags."""
-    out = pathlib.Path(OUT.value)
-    rules = task.make_rules(SEED.value)
-    task.write_problems(task.make_problems(rules, SEED.value), out / "problems")
+def make(out: pathlib.Path, seed: int) -> None:
+    """Writes base/ and problems/ to `out`.
+
+    Raises:
+      InputError: the base that the seed gives fails the gates.
+    """
+    rules = task.make_rules(seed)
+    task.write_problems(task.make_problems(rules, seed), out / "problems")
     begin = time.perf_counter()
-    params = train_base(rules, SEED.value)
+    params = train_base(rules, seed)
     print(f"trained {STEPS} steps in {time.perf_counter() - begin:.0f} s")
     save_base(params, out / "base")
     if not passes_gates(out / "base"):
-        raise InputError(f"--seed={SEED.value}: this base fails the gates; try another seed")
+        raise InputError(f"--seed={seed}: this base fails the gates; try another seed")
 
 
 def save_base(params: dict, directory: pathlib.Path) -> None:
@@ -215,4 +216,6 @@ def _init(model: Decoder, key: jax.Array) -> dict:
 
 
 if __name__ == "__main__":
-    main.run(make)
+    OUT = flags.DEFINE_string("out", str(HERE), "where base/ and problems/ go")
+    SEED = flags.DEFINE_integer("seed", 0, "of rules, weights and problems")
+    main.run(lambda: make(pathlib.Path(OUT.value), SEED.value))

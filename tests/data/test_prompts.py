@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import tiny_models
 
 from remix_jax.data.prompts import EncodedPrompts, encode_prompts, pad_left
 from remix_jax.errors import InputError
 from remix_jax.models.huggingface import load_tokenizer
+from tests import tiny_models
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ def small_config(directory: pathlib.Path, grpo: bool = False) -> Config:
     suites = []
     for source in config.data.suites[:2]:
         target = directory / pathlib.Path(source).name
-        target.write_text("".join(pathlib.Path(source).open().readlines()[:4]))
+        target.write_text("".join(pathlib.Path(source).read_text().splitlines(keepends=True)[:4]))
         suites.append(str(target))
     config.data.suites = tuple(suites)
     config.evaluation.every, config.evaluation.batch_size = 1, 8

@@ -9,12 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import tiny_models
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from remix_jax.errors import InputError
 from remix_jax.models import hf_config, huggingface
 from remix_jax.models.decoder import Decoder, RopeScaling
+from tests import tiny_models
 
 GOLDENS = ("qwen2_tied", "qwen3_untied_sharded", "llama_tied_rope3", "qwen2_untied_bf16")
 
