@@ -35,7 +35,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmark"
 PEERS_SCRIPT = pathlib.Path(benchmark_peers.__file__).resolve()
 REQUIREMENTS = ("torch==2.13.0", "trl==1.16.0", "transformers")
-CPU_TORCH = "https://download.pytorch.org/whl/cpu"  # torch without 3 GB of GPU libraries
 LARGE_PAGES = "glibc.malloc.hugetlb=1"
 
 SIZES = {
@@ -130,24 +129,10 @@ def peers_python(directory: pathlib.Path) -> pathlib.Path:
     _install([sys.executable, "-m", "venv", "--clear", str(directory)])
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     torch, *others = REQUIREMENTS
-    # A CPU build outranks the plain one of the same version wherever pip finds it.
-    index = ["--extra-index-url", CPU_TORCH] if _reachable(CPU_TORCH) else []
-    _install([*pip, torch, *index])
+    _install([*pip, torch])  # first and alone: whichever build pip is set up to find
     _install([*pip, torch, *others])
     stamp.write_text(wanted)
     return python
-
-
-def _reachable(url: str) -> bool:
-    """Asked beforehand, because pip tries an index that does not answer for minutes."""
-    import urllib.error
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(url + "/torch/", timeout=10):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def _install(command: list[str]) -> None:

@@ -61,6 +61,8 @@ class _Record:
         for sample, ratio in zip(samples, ratios, strict=False):
             self._samples.write({"step": host["step"]} | sample | {"mean_ratio": float(ratio)})
         figures = {name: float(value) for name, value in fetched.items()}
+        if figures.get("kl_weight") == 1:  # the precedent has no weight and was not scored
+            figures.pop("kl_prev", None)
         absent = {f"/age{n[8:]}" for n in figures if n.startswith("rows/age") and not figures[n]}
         kept = {n: v for n, v in figures.items() if not any(n.endswith(a) for a in absent)}
         self._metrics.write(host | kept)
@@ -163,15 +165,16 @@ def _step(setup, programs: Programs, record: _Record, state, counters, step: int
     replayed = config.batch_groups - configs.fresh_groups(config, step)
     learn = programs.learn[stage].call
     state, device = learn(state, rollouts.rows, jnp.asarray(replayed, jnp.int32))
+    dispatched = time.perf_counter()
     record.flush()  # the step before, while the device learns
-    logged = time.perf_counter()
+    logging = time.perf_counter() - dispatched
     fault_F = np.asarray(state.fault_F)  # waits for the device
     end = time.perf_counter()
     own = rollouts.metrics
     seconds = {
         "seconds/sample": collected - begin - own["seconds/grade"],
-        "seconds/learn": end - collected,
-        "seconds/log": logged - collected,
+        "seconds/learn": end - collected - logging,
+        "seconds/log": logging,
     }
     counters = {
         "tokens": counters["tokens"] + own["new_tokens"],

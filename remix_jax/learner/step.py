@@ -76,6 +76,8 @@ def learn(
     batches = _mini_batches(learner, stage, key_shuffle)
     carry, sums = jax.lax.scan(update, carry, batches)
     metrics = _reduce(learner, sums) | value_metrics
+    if state.prev_params is None:
+        metrics.pop("kl_prev", None)
     metrics |= {
         "kl_weight": kl_weight,
         "n_fresh": (frozen.in_batch_B & (frozen.age_B == 0)).sum(),

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remix_jax.models.products import attention, lookup, matmul
+from remix_jax.models.products import attention, attention_step, lookup, matmul
 
 _MASKED = -1e30  # finite: a query that may see nothing gets uniform weights, never NaN
 
-# (keys, values) [B, K, S, E] of every layer
+# Of every layer: keys [B, K, E, S] (the layout in which a CPU multiplies them without copying them
+# first) and values [B, K, S, E].
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
 
 
@@ -79,9 +80,10 @@ def rope_frequencies(config: DecoderConfig) -> np.ndarray:
 
 def _rotate(x_NHE: jax.Array, cos_NE: jax.Array, sin_NE: jax.Array) -> jax.Array:
     """Turns the pairs (x[i], x[i + E / 2]) by their position's angles."""
-    first, second = jnp.split(x_NHE, 2, axis=-1)
-    cos, sin = cos_NE[:, None], sin_NE[:, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    N, H, E = x_NHE.shape
+    x = x_NHE.reshape(N, H, 2, E // 2)
+    signed_sin = jnp.stack([-sin_NE, sin_NE], axis=1)[:, None]
+    return (x * cos_NE[:, None, None] + x[:, :, ::-1] * signed_sin).reshape(N, H, E)
 
 
 class Norm(nn.Module):
@@ -180,14 +182,13 @@ class Layer(nn.Module):
         """The output for one new token a row, and the cache with its key and value at `slot`."""
         B, c = x_BD.shape[0], self.config
         normed_BD = self.attn_norm(x_BD)
-        k_BKSE, v_BKSE = (
-            jax.lax.dynamic_update_slice_in_dim(old, x[:, :, None].astype(c.dtype), slot, axis=2)
-            for old, x in zip(cache, self._keys_values(normed_BD, cos_BE, sin_BE), strict=True)
-        )
-        q_BHE = self._queries(normed_BD, cos_BE, sin_BE)
-        q_BKME = q_BHE.reshape(B, c.kv_heads, -1, c.head_dim)
-        out_BKME = attention(q_BKME, k_BKSE, v_BKSE, bias_BS[:, None], c.dtype)
-        return self._mlp(x_BD + self.o(out_BKME.reshape(B, -1))), (k_BKSE, v_BKSE)
+        k_BKE, v_BKE = (x.astype(c.dtype) for x in self._keys_values(normed_BD, cos_BE, sin_BE))
+        write = jax.lax.dynamic_update_slice_in_dim
+        k_BKES = write(cache[0], k_BKE[:, :, :, None], slot, axis=3)
+        v_BKSE = write(cache[1], v_BKE[:, :, None], slot, axis=2)
+        q_BKME = self._queries(normed_BD, cos_BE, sin_BE).reshape(B, c.kv_heads, -1, c.head_dim)
+        out_BKME = attention_step(q_BKME, k_BKES, v_BKSE, bias_BS, c.dtype)
+        return self._mlp(x_BD + self.o(out_BKME.reshape(B, -1))), (k_BKES, v_BKSE)
 
     def _queries(self, x_ND, cos_NE, sin_NE):
         c = self.config
@@ -256,7 +257,7 @@ class Decoder(nn.Module):
     def prefill(self, tokens_QP, positions_QP, mask_QP) -> tuple[jax.Array, Cache]:
         """Output of the final norm at the last slot [Q, D], and the cache of all P slots."""
         x_Q1D, cache = self._run(tokens_QP, positions_QP, mask_QP, last=1)
-        return x_Q1D[:, 0], cache
+        return x_Q1D[:, 0], tuple((k_QKPE.swapaxes(2, 3), v_QKPE) for k_QKPE, v_QKPE in cache)
 
     def decode(self, tokens_B, positions_B, cache, seen_BS, slot) -> tuple[jax.Array, Cache]:
         """Output of the final norm [B, D] for one new token a row, and the cache with it at `slot`.
@@ -271,7 +272,7 @@ class Decoder(nn.Module):
             new.append(layer_cache)
         return self.final_norm(x_BD), tuple(new)
 
-    def _run(self, tokens_BS, positions_BS, mask_BS, last) -> tuple[jax.Array, Cache]:
+    def _run(self, tokens_BS, positions_BS, mask_BS, last):
         B, S = tokens_BS.shape
         causal_SS = jnp.tril(jnp.ones((S, S), bool))
         bias_BSS = jnp.where(causal_SS[None] & (mask_BS != 0)[:, None], 0.0, _MASKED)

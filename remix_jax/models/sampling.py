@@ -2,35 +2,40 @@
 
 import dataclasses
 import functools
+import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from remix_jax.models.decoder import Decoder
+from remix_jax.models.decoder import Cache, Decoder
 from remix_jax.types import positions
 
-_SEGMENTS = 8
+# The cache grows this many times at most, each time by a multiple of the unit: more segments attend
+# to fewer empty slots but are compiled one by one. Beyond 4 the gain is under 2 %.
+_SEGMENTS = 4
 _SEGMENT_UNIT = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerSettings:
-    """softmax(logits / temperature), cut by top-k, then top-p, then min-p, renormalised.
+    """softmax(logits / temperature), cut by top-k, then top-p, then min-p, and renormalised.
 
-    Each cut works on what the one before left, and always leaves the most probable token.
-    temperature 0 is greedy; its log-probs are those of temperature 1.
+    Each cut works on what the one before left, renormalised; the most probable token always stays.
+    Tokens exactly as probable as the last one kept are kept with it. temperature 0 is greedy: no
+    cut applies, and log-probs are those of temperature 1.
     """
 
     temperature: float = 1.0
-    top_k: int = 0  # keep the k most probable tokens (and ties of the last); 0: off
-    top_p: float = 1.0  # keep the fewest tokens whose probabilities reach p; 1: off
+    top_k: int = 0  # keep the k most probable tokens; 0: off
+    top_p: float = 1.0  # keep the fewest most probable tokens whose probabilities reach p; 1: off
     min_p: float = 0.0  # keep tokens of at least min_p times the largest probability; 0: off
 
     @property
     def truncates(self) -> bool:
         """Whether any cut is on."""
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        cuts = self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        return cuts and self.temperature > 0
 
 
 class Sampled(NamedTuple):
@@ -42,20 +47,20 @@ class Sampled(NamedTuple):
     logp_BT: jax.Array  # over the full vocabulary at the temperature; 0 beyond the length
     sampled_logp_BT: jax.Array  # under the truncated distribution really drawn from
     ended_B: jax.Array  # bool: an end token came within the limit
-    steps: jax.Array  # int32, decode steps run
+    steps: jax.Array  # int32: response slots run before every row had ended
 
 
 class _Loop(NamedTuple):
-    """The carry of the decode loop at response slot t: token t is about to be drawn."""
+    """The carry of the decode loop: t tokens a row are drawn, and all but the last are cached."""
 
     t: jax.Array
-    x_BD: jax.Array  # final hidden state that predicts token t
-    cache: tuple
+    last_B: jax.Array  # token t - 1
+    live_B: jax.Array  # neither empty nor ended
+    length_B: jax.Array
     tokens_BT: jax.Array
     logp_BT: jax.Array
     sampled_logp_BT: jax.Array
-    length_B: jax.Array
-    live_B: jax.Array
+    cache: Cache
 
 
 @functools.partial(
@@ -77,74 +82,54 @@ def sample(
     eos_ids: tuple[int, ...],
     pad_id: int,
 ) -> Sampled:
-    """group_size responses to each prompt, B = Q * group_size; row b answers prompt b // group_size.
+    """group_size responses to each of Q prompts; of the B rows, row b answers b // group_size.
 
-    A prompt is prefilled once; its rows share the result. Row b draws token t with the key
-    fold_in(fold_in(key, row_ids[b]), t), so a response depends on its prompt and its id, not on its
-    neighbours, the batch size or padding.
+    A prompt is prefilled once and its rows share the result. Row b draws token t with the key
+    fold_in(fold_in(key, row_ids_B[b]), t), so that a response depends on its prompt and its id, not
+    on its neighbours, the batch size or the padding.
 
     Args:
+      model, params: a decoder with head "lm" and its parameters.
       prompts_QP: left-padded token ids.
-      prompt_len_Q: real tokens of each prompt.
-      row_ids_B: stream number of each row.
-      active_B: False: the row is an empty slot and gets no response.
+      prompt_len_Q: real tokens of each prompt, at least 1.
+      row_ids_B: number of each row's random stream.
+      active_B: False marks an empty slot: its response has length 0.
       key: of this batch.
-      group_size, max_new_tokens, settings, eos_ids, pad_id: static.
+      group_size: rows to a prompt.
+      max_new_tokens: T, the longest response, end token included.
+      settings: temperature and cuts.
+      eos_ids: a response ends with the first of these tokens, which belongs to it. May be empty.
+      pad_id: fills what is beyond a response's length; may be one of `eos_ids`.
     """
-    P = prompts_QP.shape[1]
-    mask_QP = jnp.arange(P)[None, :] >= P - prompt_len_Q[:, None]
-    x_QD, cache = model.apply(
-        {"params": params}, prompts_QP, positions(mask_QP), mask_QP, method="prefill"
-    )
-
-    def members(x):
-        return jnp.repeat(x, group_size, axis=0)
-
+    run = functools.partial(model.apply, {"params": params})
+    members = functools.partial(jnp.repeat, repeats=group_size, axis=0)
+    P, T = prompts_QP.shape[1], max_new_tokens
+    mask_QP = jnp.arange(P)[None] >= P - prompt_len_Q[:, None]
+    x_QD, cache = run(prompts_QP, positions(mask_QP), mask_QP, method="prefill")
     prompt_mask_BP, prompt_len_B = members(mask_QP), members(prompt_len_Q)
-    keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_ids_B)
-    B, T = row_ids_B.shape[0], max_new_tokens
-    loop = _Loop(
-        t=jnp.zeros((), jnp.int32),
-        x_BD=members(x_QD),
-        cache=jax.tree.map(members, cache),
-        tokens_BT=jnp.full((B, T), pad_id, jnp.int32),
-        logp_BT=jnp.zeros((B, T)),
-        sampled_logp_BT=jnp.zeros((B, T)),
-        length_B=jnp.zeros((B,), jnp.int32),
-        live_B=active_B,
-    )
+    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(row_ids_B)
 
-    def body(loop: _Loop) -> _Loop:
-        token_B, logp_B, sampled_logp_B = _draw(model, params, loop, keys_B, settings)
-        token_B = jnp.where(loop.live_B, token_B, pad_id)
+    def drawn(loop: _Loop, logits_BV) -> _Loop:
+        draws = draw(logits_BV, _fold_in(keys_B, loop.t), settings)
+        return _append(loop, *draws, eos_ids, pad_id)
 
-        def write(x_BT, x_B):
-            x_B = jnp.where(loop.live_B, x_B, jnp.zeros_like(x_B))
-            return jax.lax.dynamic_update_slice_in_dim(x_BT, x_B[:, None], loop.t, axis=1)
+    def decoded(loop: _Loop) -> _Loop:
+        slot, width = P + loop.t - 1, loop.cache[0][1].shape[2]
+        written = (jnp.arange(width) >= P) & (jnp.arange(width) <= slot)
+        seen_BS = jnp.pad(prompt_mask_BP, ((0, 0), (0, width - P))) | written[None]
+        at_B = prompt_len_B + loop.t - 1
+        x_BD, cache = run(loop.last_B, at_B, loop.cache, seen_BS, slot, method="decode")
+        logits_BV = run(x_BD[:, None], method="project")[:, 0]
+        return drawn(loop._replace(cache=cache), logits_BV)
 
-        seen_BS = _seen(prompt_mask_BP, loop)
-        inputs = (token_B, prompt_len_B + loop.t, loop.cache, seen_BS, P + loop.t)
-        x_BD, cache = model.apply({"params": params}, *inputs, method="decode")
-        tokens_BT = jax.lax.dynamic_update_slice_in_dim(
-            loop.tokens_BT, token_B[:, None], loop.t, axis=1
-        )
-        return _Loop(
-            t=loop.t + 1,
-            x_BD=x_BD,
-            cache=cache,
-            tokens_BT=tokens_BT,
-            logp_BT=write(loop.logp_BT, logp_B),
-            sampled_logp_BT=write(loop.sampled_logp_BT, sampled_logp_B),
-            length_B=loop.length_B + loop.live_B,
-            live_B=loop.live_B & ~_is_end(token_B, eos_ids),
-        )
-
-    # Each segment attends to a cache that is just long enough for it: no step pays for slots that
-    # only later ones fill, and no step slices (copies) a longer cache.
-    for end in _segment_ends(T):
-        grown = P + end - loop.cache[0][0].shape[2]
-        loop = loop._replace(cache=jax.tree.map(functools.partial(_grow, by=grown), loop.cache))
-        loop = jax.lax.while_loop(lambda c, end=end: (c.t < end) & c.live_B.any(), body, loop)
+    logits_QV = run(x_QD[:, None], method="project")[:, 0]
+    loop = _start(active_B, T, pad_id, jax.tree.map(members, cache))
+    loop = drawn(loop, members(logits_QV))
+    # A segment's cache is just long enough for it: no step pays for slots that only later segments
+    # fill, and none slices (which copies) a longer cache.
+    for begin, end in _segments(T):
+        loop = loop._replace(cache=_grow(loop.cache, end - begin))
+        loop = jax.lax.while_loop(functools.partial(_unfinished, end=end), decoded, loop)
     return Sampled(
         tokens_BS=jnp.concatenate([members(prompts_QP), loop.tokens_BT], axis=1),
         prompt_len_B=prompt_len_B,
@@ -156,69 +141,115 @@ def sample(
     )
 
 
-def truncate(logits_BV: jax.Array, settings: SamplerSettings) -> jax.Array:
-    """Logits with -inf at the tokens that `settings` cuts away (temperature already applied)."""
-    if settings.top_k > 0:
-        k = min(settings.top_k, logits_BV.shape[-1])
-        least_B1 = jax.lax.top_k(logits_BV, k)[0][:, -1:]
-        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
-    if settings.top_p < 1:
-        ranked_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-        probability_BV = jax.nn.softmax(ranked_BV, axis=-1)
-        before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
-        kept_BV = before_BV < settings.top_p
-        least_B1 = jnp.where(kept_BV, ranked_BV, jnp.inf).min(axis=-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
-    if settings.min_p > 0:
-        least_B1 = logits_BV.max(axis=-1, keepdims=True) + jnp.log(settings.min_p)
-        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
-    return logits_BV
+def draw(
+    logits_BV: jax.Array, keys_B: jax.Array, settings: SamplerSettings
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One token a row [B] int32, its log-prob over the full vocabulary, and as really drawn.
 
-
-def _draw(model, params, loop: _Loop, keys_B, settings: SamplerSettings):
-    """Token t of every row, with its log-prob in full and under the truncated distribution."""
-    logits_BV = model.apply({"params": params}, loop.x_BD[:, None], method="project")[:, 0]
+    Args:
+      logits_BV: of the model, before the temperature.
+      keys_B: one key a row; not used when greedy.
+      settings: temperature and cuts.
+    """
     if settings.temperature not in (0.0, 1.0):
         logits_BV = logits_BV / settings.temperature
-    logp_BV = jax.nn.log_softmax(logits_BV, axis=-1)
-    cut_BV = truncate(logp_BV, settings) if settings.truncates else logp_BV
-    if settings.temperature == 0.0:
-        token_B = cut_BV.argmax(axis=-1)
-    else:
-        # Gumbel-max: exact in the tails, where the cumulative sum of an inverse CDF is rounded.
-        def noise(key):
-            return jax.random.gumbel(jax.random.fold_in(key, loop.t), cut_BV.shape[1:])
-
-        token_B = (cut_BV + jax.vmap(noise)(keys_B)).argmax(axis=-1)
-    chosen_BV = jnp.arange(logp_BV.shape[-1])[None, :] == token_B[:, None]
-
-    def pick(x_BV):
-        return jnp.where(chosen_BV, x_BV, 0.0).sum(axis=-1)
-
-    full_B = pick(logp_BV)
+    kept_BV = logits_BV
+    if settings.truncates:
+        kept_BV = jnp.where(logits_BV >= cut(logits_BV, settings), logits_BV, -jnp.inf)
+    score_BV = kept_BV
+    if settings.temperature > 0:
+        # Gumbel-max, not a search in cumulative sums: a token that is cut away (-inf) can never
+        # win, no sum over the vocabulary rounds away the tail, and a vocabulary spread over devices
+        # needs no scan. The noise costs a CPU about a tenth of a step of a tiny model.
+        noise = functools.partial(jax.random.gumbel, shape=logits_BV.shape[1:])
+        score_BV = kept_BV + jax.vmap(noise)(keys_B)
+    vocabulary_1V = jnp.arange(logits_BV.shape[1], dtype=jnp.int32)[None]
+    # The first of the largest; argmax says the same, but on a CPU not in vector instructions.
+    best_BV = score_BV == score_BV.max(axis=-1, keepdims=True)
+    token_B = jnp.where(best_BV, vocabulary_1V, logits_BV.shape[1] - 1).min(axis=-1)
+    logit_B = jnp.where(vocabulary_1V == token_B[:, None], logits_BV, 0.0).sum(axis=-1)
+    logp_B = logit_B - jax.nn.logsumexp(logits_BV, axis=-1)
     if not settings.truncates:
-        return token_B.astype(jnp.int32), full_B, full_B
-    kept_B = jax.nn.logsumexp(cut_BV, axis=-1)
-    return token_B.astype(jnp.int32), full_B, full_B - kept_B
+        return token_B, logp_B, logp_B
+    return token_B, logp_B, logit_B - jax.nn.logsumexp(kept_BV, axis=-1)
 
 
-def _seen(prompt_mask_BP, loop: _Loop):
-    """Cache slots that the token at response slot t sees: the prompt, the responses up to it."""
-    P, S = prompt_mask_BP.shape[1], loop.cache[0][0].shape[2]
-    response_S = (jnp.arange(S) >= P) & (jnp.arange(S) <= P + loop.t)
-    prompt_BS = jnp.pad(prompt_mask_BP, ((0, 0), (0, S - P)))
-    return prompt_BS | response_S[None, :]
+def cut(logits_BV: jax.Array, settings: SamplerSettings) -> jax.Array:
+    """The least logit [B, 1] that top-k, then top-p, then min-p keep (temperature applied)."""
+    least_B1 = jnp.full_like(logits_BV[:, :1], -jnp.inf)
+    ranked_BW = logits_BV
+    if settings.top_k > 0:
+        ranked_BW = jax.lax.top_k(logits_BV, min(settings.top_k, logits_BV.shape[1]))[0]
+        least_B1 = ranked_BW[:, -1:]
+    elif settings.top_p < 1:
+        ranked_BW = jnp.sort(logits_BV, axis=-1, descending=True)
+    if settings.top_p < 1:
+        probability_BW = jax.nn.softmax(ranked_BW, axis=-1)
+        before_BW = jnp.cumsum(probability_BW, axis=-1) - probability_BW
+        before_BW = before_BW.at[:, 0].set(0.0)
+        kept_BW = jnp.where(before_BW < settings.top_p, ranked_BW, jnp.inf)
+        least_B1 = kept_BW.min(axis=-1, keepdims=True)
+    if settings.min_p > 0:
+        best_B1 = logits_BV.max(axis=-1, keepdims=True)
+        least_B1 = jnp.maximum(least_B1, best_B1 + jnp.log(settings.min_p))
+    return least_B1
 
 
-def _is_end(token_B, eos_ids):
-    return functools.reduce(jnp.logical_or, [token_B == eos for eos in eos_ids])
+def _start(active_B, T: int, pad_id: int, cache) -> _Loop:
+    B = active_B.shape[0]
+    return _Loop(
+        t=jnp.zeros((), jnp.int32),
+        last_B=jnp.full((B,), pad_id, jnp.int32),
+        live_B=active_B,
+        length_B=jnp.zeros((B,), jnp.int32),
+        tokens_BT=jnp.full((B, T), pad_id, jnp.int32),
+        logp_BT=jnp.zeros((B, T)),
+        sampled_logp_BT=jnp.zeros((B, T)),
+        cache=cache,
+    )
 
 
-def _segment_ends(T: int) -> list[int]:
-    """Response slots at which the cache grows: at most _SEGMENTS, multiples of _SEGMENT_UNIT."""
+def _append(loop: _Loop, token_B, logp_B, sampled_logp_B, eos_ids, pad_id) -> _Loop:
+    """Writes token t of the live rows; the others keep their padding and zeros."""
+
+    def write(x_BT, x_B):
+        return jax.lax.dynamic_update_slice_in_dim(x_BT, x_B[:, None], loop.t, axis=1)
+
+    token_B = jnp.where(loop.live_B, token_B, pad_id)
+    ends = [token_B == eos for eos in eos_ids]
+    ended_B = functools.reduce(operator.or_, ends, jnp.zeros_like(loop.live_B))
+    return loop._replace(
+        t=loop.t + 1,
+        last_B=token_B,
+        live_B=loop.live_B & ~ended_B,
+        length_B=loop.length_B + loop.live_B,
+        tokens_BT=write(loop.tokens_BT, token_B),
+        logp_BT=write(loop.logp_BT, jnp.where(loop.live_B, logp_B, 0.0)),
+        sampled_logp_BT=write(loop.sampled_logp_BT, jnp.where(loop.live_B, sampled_logp_B, 0.0)),
+    )
+
+
+def _unfinished(loop: _Loop, end: int) -> jax.Array:
+    return (loop.t < end) & loop.live_B.any()
+
+
+def _fold_in(keys_B, t):
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, t)
+
+
+def _segments(T: int) -> list[tuple[int, int]]:
+    """Response slots [begin, end) that each growth of the cache adds."""
     width = -(-T // (_SEGMENTS * _SEGMENT_UNIT)) * _SEGMENT_UNIT
-    return [min(end, T) for end in range(width, T + width, width)]
+    return [(begin, min(begin + width, T)) for begin in range(0, T, width)]
 
 
-def _grow(x_BKSE, by: int):
-    return jnp.pad(x_BKSE, ((0, 0), (0, 0), (0, by), (0, 0)))
+def _grow(cache: Cache, by: int) -> Cache:
+    slots = ((0, by),)
+    rows_heads, features = ((0, 0),) * 2, ((0, 0),)
+    return tuple(
+        (
+            jnp.pad(k_BKES, rows_heads + features + slots),
+            jnp.pad(v_BKSE, rows_heads + slots + features),
+        )
+        for k_BKES, v_BKSE in cache
+    )

@@ -93,6 +93,7 @@ def test_every_figure_a_practitioner_watches_is_recorded(finished):
     rows = figures(workdir)
     assert [name for name in WATCHED if name not in rows[3]] == []
     assert "ratio_mean/age1" not in rows[1], "an age without rows has no ratio"
+    assert "kl_prev" not in rows[2], "the precedent is not scored while it has no weight"
     written = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[3])
     phases = ("sample", "grade", "learn", "eval", "log")
     assert all(written[f"seconds/{phase}"] >= 0 for phase in phases)

@@ -1,0 +1,143 @@
+"""The products a decoder spends its time in, with gradients written by hand.
+
+Automatic differentiation gets all of these right. It is not used because of what it costs: the
+gradient of a bfloat16 product would run with one float32 operand, that of an embedding lookup is a
+scatter (on a CPU many times slower than a product with one-hot rows), and that of attention keeps
+the scores beside the weights. All sums are accumulated in float32 whatever the operands.
+
+Shape letters: N folded rows, D and F widths, V vocabulary, B rows, T queried slots, S key slots,
+K key heads, M query heads to a key head, X = M * T, E head dimension.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+ONE_HOT_VOCABULARY = 4096  # beyond it, a scatter is cheaper than a product with one-hot rows
+
+
+def _einsum(subscripts: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+    # float32 is to mean float32 on accelerators too, whose default is to round the operands.
+    exact = lax.Precision.HIGHEST if dtype == "float32" else None
+    return jnp.einsum(
+        subscripts,
+        a.astype(dtype),
+        b.astype(dtype),
+        precision=exact,
+        preferred_element_type=jnp.float32,
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x_ND: jax.Array, w_DF: jax.Array, dtype: str) -> jax.Array:
+    """x_ND @ w_DF with operands in `dtype`, also in the gradient; float32 [N, F] out."""
+    return _einsum("nd,df->nf", x_ND, w_DF, dtype)
+
+
+def _matmul_forward(x_ND, w_DF, dtype):
+    x = x_ND.astype(dtype)
+    return matmul(x, w_DF, dtype), (x, w_DF, jnp.zeros((), x_ND.dtype))
+
+
+def _matmul_backward(dtype, residuals, dy_NF):
+    x_ND, w_DF, like_x = residuals
+    dy_NF = dy_NF.astype(dtype)
+    dx_ND = _einsum("nf,df->nd", dy_NF, w_DF, dtype).astype(like_x.dtype)
+    plain = partial(_einsum, "nd,nf->df", dtype=dtype)
+    # A CPU has no fast product that sums over the leading axis of both operands, unless the result
+    # is float32 and wide: there it pays to lay out the transpose first.
+    wide = dtype == "float32" and x_ND.shape[1] <= dy_NF.shape[1]
+    dw_DF = lax.platform_dependent(
+        x_ND, dy_NF, cpu=plain if wide else partial(_product_of_copy, dtype=dtype), default=plain
+    )
+    return dx_ND, dw_DF.astype(w_DF.dtype)
+
+
+def _product_of_copy(x_ND, dy_NF, dtype):
+    x_DN = with_layout_constraint(x_ND.T, Layout((0, 1)))
+    # The barrier keeps a transpose of the result (tied embeddings) from being folded into the
+    # product, where it would undo the layout.
+    return lax.optimization_barrier(_einsum("dn,nf->df", x_DN, dy_NF, dtype))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@jax.custom_vjp
+def lookup(table_VD: jax.Array, ids_N: jax.Array) -> jax.Array:
+    """Rows `ids_N` of `table_VD`, float32 [N, D]."""
+    return jnp.take(table_VD, ids_N, axis=0).astype(jnp.float32)
+
+
+def _lookup_forward(table_VD, ids_N):
+    return lookup(table_VD, ids_N), (table_VD, ids_N)
+
+
+def _lookup_backward(residuals, dy_ND):
+    table_VD, ids_N = residuals
+    vocab = table_VD.shape[0]
+    if vocab <= ONE_HOT_VOCABULARY:
+        hot_VN = (jnp.arange(vocab)[:, None] == ids_N[None]).astype(dy_ND.dtype)
+        grad = jnp.dot(hot_VN, dy_ND, precision=lax.Precision.HIGHEST)
+    else:
+        grad = jnp.zeros(table_VD.shape, dy_ND.dtype).at[ids_N].add(dy_ND)
+    return grad.astype(table_VD.dtype), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attention(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype: str) -> jax.Array:
+    """softmax(q k^T + bias) v for every key head, its M query heads side by side in X = M * T.
+
+    q comes scaled by 1 / sqrt(E). `bias_BTS` is 0 where a query may look and very negative (finite)
+    where not; it takes no gradient. Returns float32 [B, K, X, E].
+    """
+    return _attention_forward(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype)[0]
+
+
+def _attention_forward(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype):
+    like = tuple(jnp.zeros((), x.dtype) for x in (q_BKXE, k_BKSE, v_BKSE))
+    q, k, v = q_BKXE.astype(dtype), k_BKSE.astype(dtype), v_BKSE.astype(dtype)
+    B, K, X, _ = q.shape
+    _, T, S = bias_BTS.shape
+    score = _einsum("bkxe,bkse->bkxs", q, k, dtype).reshape(B, K, X // T, T, S)
+    exp, inverse = _exponentials(score + bias_BTS[:, None, None])
+    exp = exp.reshape(B, K, X, S).astype(dtype)
+    inverse = inverse.reshape(B, K, X, 1)
+    # Dividing after the product: [X, E] numbers instead of [X, S], here and in the gradient.
+    out = _einsum("bkxs,bkse->bkxe", exp, v, dtype) * inverse
+    return out, (q, k, v, exp, inverse, out, like)
+
+
+def _attention_backward(dtype, residuals, dout):
+    q, k, v, exp, inverse, out, like = residuals
+    dsum = dout * inverse
+    dv = _einsum("bkxs,bkxe->bkse", exp, dsum, dtype)
+    dexp = _einsum("bkxe,bkse->bkxs", dsum, v, dtype)
+    # The softmax's own term, sum_s weight_s dweight_s, equals out . dout.
+    dscore = exp * (dexp - (dsum * out).sum(-1, keepdims=True))
+    dq = _einsum("bkxs,bkse->bkxe", dscore, k, dtype)
+    dk = _einsum("bkxs,bkxe->bkse", dscore, q, dtype)
+    dq, dk, dv = (g.astype(x.dtype) for g, x in zip((dq, dk, dv), like, strict=True))
+    return dq, dk, dv, None
+
+
+attention.defvjp(_attention_forward, _attention_backward)
+
+
+def attention_step(q_BKME, k_BKES, v_BKSE, bias_BS, dtype: str) -> jax.Array:
+    """`attention` for one query a row, from a cache that keeps the keys transposed. [B, K, M, E]"""
+    score = _einsum("bkme,bkes->bkms", q_BKME, k_BKES, dtype)
+    exp, inverse = _exponentials(score + bias_BS[:, None, None])
+    return _einsum("bkms,bkse->bkme", exp, v_BKSE, dtype) * inverse
+
+
+def _exponentials(score):
+    """exp(score - max) and 1 / its sum, over the last axis."""
+    exp = jnp.exp(score - score.max(-1, keepdims=True))
+    return exp, 1.0 / exp.sum(-1, keepdims=True)
