@@ -36,6 +36,8 @@ def load_tokenizer(directory: str | os.PathLike) -> "PreTrainedTokenizerFast":
         InputError: a file is missing or damaged, there is no chat template or it does not render,
             or the tokenizer has ids beyond the vocab_size of the config.json beside it.
     """
+    # It would advise to install torch, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import PreTrainedTokenizerFast  # a second to import; few callers need it
 
     root = existing_directory(directory)
