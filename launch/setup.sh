@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Sourced: makes .venv from requirements.txt, with the extras named in $EXTRAS (".[test]"), when it
 # is missing or the requirements have changed since.
 PYTHON="${PYTHON:-python3}"

@@ -52,7 +52,9 @@ def test_no_dead_field():
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.__name__.split(".")[-1])
 def test_presets_are_valid(preset):
-    configs.validate(preset.get_config())
+    config = preset.get_config()
+    configs.validate(config)
+    assert configs.planned_rollouts(config) == 11264
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,6 +123,7 @@ def test_json_holds_every_field():
     for name in fields_of(Config()):
         node = saved
         for part in name.split("."):
+            assert part in node
             node = node[part]
 
 
