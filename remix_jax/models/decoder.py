@@ -162,18 +162,18 @@ class Layer(nn.Module):
     def __call__(self, x_BSD, bias_BTS, cos_BSE, sin_BSE):
         """The output at the last T slots [B, T, D], and the keys and values [B, K, S, E] of all."""
         B, S, D = x_BSD.shape
-        T, dtype = bias_BTS.shape[1], self.config.dtype
+        T = bias_BTS.shape[1]
         rope = cos_BSE.reshape(B * S, -1), sin_BSE.reshape(B * S, -1)
         normed_ND = self.attn_norm(x_BSD.reshape(B * S, D))
         k_NKE, v_NKE = self._keys_values(normed_ND, *rope)
-        k_BKSE, v_BKSE = (_heads_first(x, B).astype(dtype) for x in (k_NKE, v_NKE))
+        k_BKSE, v_BKSE = _heads_first(k_NKE, B), _heads_first(v_NKE, B)
 
         def queried(x):
             return x.reshape(B, S, -1)[:, S - T :].reshape(B * T, -1) if T < S else x
 
         q_NHE = self._queries(queried(normed_ND), *map(queried, rope))
         q_BKXE = _heads_first(q_NHE, B).reshape(B, k_BKSE.shape[1], -1, self.config.head_dim)
-        out_BKXE = attention(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype)
+        out_BKXE = attention(q_BKXE, k_BKSE, v_BKSE, bias_BTS, self.config.dtype)
         out_BTHE = out_BKXE.reshape(B, -1, T, self.config.head_dim).transpose(0, 2, 1, 3)
         x_ND = queried(x_BSD.reshape(B * S, D)) + self.o(out_BTHE.reshape(B * T, -1))
         return self._mlp(x_ND).reshape(B, T, D), (k_BKSE, v_BKSE)
@@ -257,6 +257,7 @@ class Decoder(nn.Module):
     def prefill(self, tokens_QP, positions_QP, mask_QP) -> tuple[jax.Array, Cache]:
         """Output of the final norm at the last slot [Q, D], and the cache of all P slots."""
         x_Q1D, cache = self._run(tokens_QP, positions_QP, mask_QP, last=1)
+        cache = jax.tree.map(lambda x: x.astype(self.config.dtype), cache)
         return x_Q1D[:, 0], tuple((k_QKPE.swapaxes(2, 3), v_QKPE) for k_QKPE, v_QKPE in cache)
 
     def decode(self, tokens_B, positions_B, cache, seen_BS, slot) -> tuple[jax.Array, Cache]:

@@ -33,19 +33,21 @@ def _einsum(subscripts: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Arra
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x_ND: jax.Array, w_DF: jax.Array, dtype: str) -> jax.Array:
-    """x_ND @ w_DF with operands in `dtype`, also in the gradient; float32 [N, F] out."""
+    """x_ND @ w_DF, float32 in and out; `dtype` is that of the operands, also in the gradient.
+
+    The weights may have any dtype, which their gradient gets too.
+    """
     return _einsum("nd,df->nf", x_ND, w_DF, dtype)
 
 
 def _matmul_forward(x_ND, w_DF, dtype):
     x = x_ND.astype(dtype)
-    return matmul(x, w_DF, dtype), (x, w_DF, jnp.zeros((), x_ND.dtype))
+    return matmul(x, w_DF, dtype), (x, w_DF)
 
 
 def _matmul_backward(dtype, residuals, dy_NF):
-    x_ND, w_DF, like_x = residuals
-    dy_NF = dy_NF.astype(dtype)
-    dx_ND = _einsum("nf,df->nd", dy_NF, w_DF, dtype).astype(like_x.dtype)
+    x_ND, w_DF = residuals
+    dx_ND = _einsum("nf,df->nd", dy_NF, w_DF, dtype)
     plain = partial(_einsum, "nd,nf->df", dtype=dtype)
     # A CPU has no fast product that sums over the leading axis of both operands, unless the result
     # is float32 and wide: there it pays to lay out the transpose first.
@@ -94,14 +96,14 @@ lookup.defvjp(_lookup_forward, _lookup_backward)
 def attention(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype: str) -> jax.Array:
     """softmax(q k^T + bias) v for every key head, its M query heads side by side in X = M * T.
 
-    q comes scaled by 1 / sqrt(E). `bias_BTS` is 0 where a query may look and very negative (finite)
-    where not; it takes no gradient. Returns float32 [B, K, X, E].
+    float32 in and out ([B, K, X, E]); `dtype` is that of the operands. q comes scaled by
+    1 / sqrt(E). `bias_BTS` is 0 where a query may look and very negative (finite) where not; it
+    takes no gradient.
     """
     return _attention_forward(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype)[0]
 
 
 def _attention_forward(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype):
-    like = tuple(jnp.zeros((), x.dtype) for x in (q_BKXE, k_BKSE, v_BKSE))
     q, k, v = q_BKXE.astype(dtype), k_BKSE.astype(dtype), v_BKSE.astype(dtype)
     B, K, X, _ = q.shape
     _, T, S = bias_BTS.shape
@@ -111,11 +113,11 @@ def _attention_forward(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype):
     inverse = inverse.reshape(B, K, X, 1)
     # Dividing after the product: [X, E] numbers instead of [X, S], here and in the gradient.
     out = _einsum("bkxs,bkse->bkxe", exp, v, dtype) * inverse
-    return out, (q, k, v, exp, inverse, out, like)
+    return out, (q, k, v, exp, inverse, out)
 
 
 def _attention_backward(dtype, residuals, dout):
-    q, k, v, exp, inverse, out, like = residuals
+    q, k, v, exp, inverse, out = residuals
     dsum = dout * inverse
     dv = _einsum("bkxs,bkxe->bkse", exp, dsum, dtype)
     dexp = _einsum("bkxe,bkse->bkxs", dsum, v, dtype)
@@ -123,7 +125,6 @@ def _attention_backward(dtype, residuals, dout):
     dscore = exp * (dexp - (dsum * out).sum(-1, keepdims=True))
     dq = _einsum("bkxs,bkse->bkxe", dscore, k, dtype)
     dk = _einsum("bkxs,bkxe->bkse", dscore, q, dtype)
-    dq, dk, dv = (g.astype(x.dtype) for g, x in zip((dq, dk, dv), like, strict=True))
     return dq, dk, dv, None
 
 

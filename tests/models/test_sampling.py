@@ -28,6 +28,8 @@ CUTS = [
     SamplerSettings(min_p=0.2),
     SamplerSettings(temperature=1.3, top_k=9, top_p=0.8),
     SamplerSettings(temperature=0.8, top_k=12, top_p=0.95, min_p=0.1),
+    SamplerSettings(top_k=4, min_p=0.001),
+    SamplerSettings(top_p=0.6, min_p=0.001),
     SamplerSettings(top_p=1e-6),
     SamplerSettings(min_p=1.0),
     SamplerSettings(top_k=10_000, top_p=0.9),
