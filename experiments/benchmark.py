@@ -35,7 +35,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmark"
 PEERS_SCRIPT = pathlib.Path(benchmark_peers.__file__).resolve()
 REQUIREMENTS = ("torch==2.13.0", "trl==1.16.0", "transformers")
-LARGE_PAGES = "glibc.malloc.hugetlb=1"
+LARGE_PAGES = (ROOT / "launch" / "malloc.txt").read_text().strip()
 
 SIZES = {
     "tiny": Size(

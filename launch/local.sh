@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/setup.sh
-# Large pages for the C library's allocations: 10 to 20 % of the learning phase on a CPU.
-export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+# The C library keeps memory, on large pages, instead of faulting it in anew at each step: 10 to 20 %
+# of the learning phase on a CPU (docs/benchmark.md).
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-$(cat launch/malloc.txt)}"
 exec .venv/bin/python -m experiments.compare "$@"
