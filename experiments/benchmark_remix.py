@@ -53,7 +53,7 @@ class Run:
     def __init__(self, model_dir: str, size: Size) -> None:
         import jax
 
-        from remix_jax.config import stage_at
+        from remix_jax.config import stage_at, stages
         from remix_jax.data.problems import Problem
         from remix_jax.learner import programs
         from remix_jax.learner.rollout import load_vocabulary, prompt_batch
@@ -63,13 +63,15 @@ class Run:
         self.size, self.clock = size, LapClock()
         self.vocabulary = load_vocabulary(model_dir)
         policy, params = huggingface.load(model_dir)
-        self.learner = make_learner(grpo_config(model_dir, size), policy)
-        self.state = init_state(self.learner, params, 0)
+        config = grpo_config(model_dir, size)
+        self.learner = make_learner(config, policy)
+        self.state = init_state(self.learner, params, config)
         begin = time.perf_counter()
         # An id that no token has: every response runs to its full length, as on the other side.
         end_ids = (size.vocab_size,)
-        built = programs.build(self.learner, end_ids, self.vocabulary.pad_id)
-        stage = stage_at(self.learner.config, 1)
+        run_stages = stages(config).values()
+        built = programs.build(self.learner, run_stages, end_ids, self.vocabulary.pad_id)
+        stage = stage_at(config, 1)
         self.sample_program, self.learn_program = built.sample[stage].call, built.learn[stage].call
         self.compile_seconds = time.perf_counter() - begin
         self.score_chunk = jax.jit(self._score_chunk)

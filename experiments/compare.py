@@ -1,57 +1,186 @@
-"""Methods side by side, several seeds each: accuracy against fresh rollouts, a table, a figure.
+"""Methods side by side at equal tuning freedom: accuracy against what it cost, tables, figures.
 
-    python -m experiments.compare --methods=on-policy,remix --seeds=5 --workdir=DIR
+    python -m experiments.compare                       the full comparison: under 45 min on 2 cores
+    python -m experiments.compare --quick               PPO and ReMix-PPO alone: under 6 min
+    python -m experiments.compare --config=MINE.py --models=A,B,C --methods=ppo,remix-ppo
 
-Every method starts from the same base model, at the same learning rate, and spends the same fresh
-rollouts; seeds are paired. Runs that are already complete in the workdir are not repeated.
+Every method gets the same grid of learning rates and the same trials on it: seeds 0 to --tuning - 1
+at every rate. The rate with the best validation accuracy, averaged over the run, is the method's
+own best; that one and the equal rate (the first of the grid) then get all seeds. Seed s trains from
+base model s mod --bases, the same for every method, so that ratios pair runs by seed. Reported are
+held-out suites, which no choice has seen. Runs that are complete in the workdir are not repeated.
 """
 
 import dataclasses
 import pathlib
+import time
 
 from absl import flags
 from rich.console import Console as Terminal
 
-from experiments import main
-from experiments.methods import METHODS, label
+from experiments import main, trials
+from experiments.arithmetic import bases
+from experiments.methods import METHODS, with_rollouts
+from experiments.trials import Trial
+from remix_jax import config as configs
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.learner import loop
-from remix_jax.reporting import comparison
+from remix_jax.reporting import comparison, report
 
-CONFIGS = pathlib.Path(__file__).resolve().parent / "configs"
-CONFIG = main.define_config(default=str(CONFIGS / "arithmetic_remix_ppo.py"))
-METHODS_FLAG = flags.DEFINE_list("methods", ["on-policy", "remix"], f"of {', '.join(METHODS)}")
-SEEDS = flags.DEFINE_integer("seeds", 3, "seeds a method: config.seed, config.seed + 1, ...")
-WORKDIR = flags.DEFINE_string("workdir", "runs/local", "a run a directory, and the comparison")
+TARGET = 0.8
+
+CONFIG = pathlib.Path(__file__).resolve().parent / "configs" / "arithmetic_remix_ppo.py"
+METHODS_QUICK = ("ppo", "remix-ppo")
+RATES_QUICK = ("1e-4", "2e-4", "6e-4")
 
 
-def compare() -> None:
-    """The experiment behind the flags."""
-    unknown = [method for method in METHODS_FLAG.value if method not in METHODS]
-    if unknown or not METHODS_FLAG.value:
-        given = ",".join(METHODS_FLAG.value)
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is compared, on what, and how often."""
+
+    config: Config
+    methods: tuple[str, ...]
+    learning_rates: tuple[float, ...]  # the first is the equal one
+    seeds: int  # of each reported setting
+    tuning: int  # seeds of each trial of the grid
+    models: tuple[str, ...]  # base models; seed s starts from models[s mod len]
+
+    def trial(self, method: str, learning_rate: float, seed: int) -> Trial:
+        """One run of a method."""
+        config = METHODS[method].change(self.config)
+        optimizer = dataclasses.replace(config.optimizer, learning_rate=learning_rate)
+        model = dataclasses.replace(config.model, path=self.models[seed % len(self.models)])
+        seed_of_run = self.config.seed + seed
+        config = dataclasses.replace(config, optimizer=optimizer, model=model, seed=seed_of_run)
+        return Trial(f"{method}/lr{learning_rate:g}/seed{seed}", config)
+
+
+def compare(plan: Plan, workdir: pathlib.Path, workers: int) -> dict:
+    """Trains what the plan asks for; the content of comparison.json, without `about`.
+
+    First the grid, then all seeds of the equal rate and of each method's own best one.
+    """
+    grid = [(m, r) for m in plan.methods for r in plan.learning_rates]
+    chosen_by = range(plan.tuning) if len(plan.learning_rates) > 1 else range(plan.seeds)
+    records = _train(plan, {(m, r, s) for m, r in grid for s in chosen_by}, workdir, workers)
+    data = {
+        "levels": list(report.LEVELS),
+        "target": TARGET,
+        "equal_learning_rate": plan.learning_rates[0],
+        "learning_rates": list(plan.learning_rates),
+        "methods": [
+            {"name": name, "label": METHODS[name].label, "reference": METHODS[name].reference}
+            for name in plan.methods
+        ],
+        "selection_seeds": list(chosen_by),
+        "trials": records,
+    }
+    settings = {(m, plan.learning_rates[0]) for m in plan.methods}
+    settings |= {(m, comparison.best_learning_rate(data, m)) for m in plan.methods}
+    reported = {(m, r, s) for m, r in settings for s in range(plan.seeds)}
+    more = reported - {(r["method"], r["learning_rate"], r["seed"]) for r in records}
+    data["trials"] = records + _train(plan, more, workdir, workers)
+    return data
+
+
+def _train(
+    plan: Plan, wanted: set[tuple[str, float, int]], workdir: pathlib.Path, workers: int
+) -> list[dict]:
+    """The records of some (method, learning rate, seed)."""
+    keys = sorted(wanted, key=lambda key: (plan.methods.index(key[0]), *key[1:]))
+    made = [plan.trial(*key) for key in keys]
+    metrics = trials.run(made, workdir / "runs", workers)
+    return [
+        comparison.trial(
+            metrics[trial.name],
+            method=method,
+            learning_rate=rate,
+            seed=seed,
+            base=str(seed % len(plan.models)),
+        )
+        for (method, rate, seed), trial in zip(keys, made, strict=True)
+    ]
+
+
+def make_plan(config: Config, values, workdir: pathlib.Path, workers: int) -> Plan:
+    """The plan that the flags ask for, its base models made.
+
+    Raises:
+      InputError: an unknown method, a wrong number, a method without its on-policy base.
+    """
+    methods = METHODS_QUICK if values.quick else tuple(values.methods)
+    given = ",".join(methods)
+    if not methods or any(method not in METHODS for method in methods):
         raise InputError(f"--methods={given}: each must be one of {', '.join(METHODS)}")
-    if SEEDS.value < 1:
-        raise InputError(f"--seeds={SEEDS.value}: must be 1 or more")
-    config, workdir = main.config_of(CONFIG), pathlib.Path(WORKDIR.value)
-    runs: dict[str, list] = {}
-    for seed in range(config.seed, config.seed + SEEDS.value):
-        for method in METHODS_FLAG.value:
-            outcome = _train(config, method, seed, workdir)
-            runs.setdefault(label(config, method), []).append(outcome.metrics)
-            if outcome.stopped:
-                return
-    result = comparison.compare(runs, workdir)
-    Terminal().print(comparison.comparison_table(result))
-    print(f"figure and table: {workdir}/comparison.png, .md, .json")
+    absent = {METHODS[method].reference for method in methods} - set(methods)
+    if absent:
+        raise InputError(f"--methods={given}: ratios are to {absent.pop()}, which must be among them")
+    rates = RATES_QUICK if values.quick else values.learning_rates
+    try:
+        learning_rates = tuple(dict.fromkeys(float(rate) for rate in rates))
+    except ValueError:
+        learning_rates = ()
+    if not learning_rates or min(learning_rates) <= 0:
+        raise InputError(f"--learning_rates={','.join(rates)}: must be numbers above 0")
+    if len(learning_rates) > 1 and not config.data.validation:
+        raise InputError("config.data.validation = '': settings cannot be chosen without it")
+    seeds = values.tuning if values.quick else values.seeds
+    if seeds < values.tuning and len(learning_rates) > 1:
+        raise InputError(f"--seeds={seeds}: must be --tuning={values.tuning} or more")
+    if values.rollouts is not None:
+        config = with_rollouts(config, values.rollouts)
+    configs.validate(config)
+    return Plan(
+        config=config,
+        methods=methods,
+        learning_rates=learning_rates,
+        seeds=seeds,
+        tuning=values.tuning,
+        models=_models(config, values, workdir, workers),
+    )
 
 
-def _train(config: Config, method: str, seed: int, workdir: pathlib.Path) -> loop.Outcome:
-    run = METHODS[method](dataclasses.replace(config, seed=seed))
-    print(f"\n{label(config, method)}, seed {seed}", flush=True)
-    return loop.run(run, workdir / f"{method}-seed{seed}")
+def _models(config: Config, values, workdir: pathlib.Path, workers: int) -> tuple[str, ...]:
+    if values.models:
+        return tuple(values.models)
+    shipped = pathlib.Path(config.model.path).resolve() == bases.SHIPPED
+    if not shipped or values.bases == 1:
+        return (config.model.path,)
+    return tuple(str(p) for p in bases.bases(values.bases, workdir / "bases", workers))
+
+
+def experiment() -> None:
+    """The experiment behind the flags."""
+    begin = time.perf_counter()
+    values = flags.FLAGS
+    workdir = pathlib.Path(values.workdir)
+    workers = values.workers or trials.default_workers()
+    try:
+        plan = make_plan(main.config_of(CONFIG_FLAG), values, workdir, workers)
+        data = compare(plan, workdir, workers)
+    except trials.Stopped:
+        print("stopped; the same command continues")
+        return
+    data["about"] = trials.about(plan.config, time.perf_counter() - begin, workers)
+    comparison.write(data, workdir)
+    Terminal().print(comparison.tables(data))
+    print(f"tables and figures: {workdir}/comparison.md, .json, *.png")
 
 
 if __name__ == "__main__":
-    main.run(compare)
+    CONFIG_FLAG = main.define_config(default=str(CONFIG))
+    flags.DEFINE_list("methods", list(METHODS), f"of {', '.join(METHODS)}")
+    flags.DEFINE_list(
+        "learning_rates", ["1e-4", "2e-4", "4e-4", "6e-4"], "the grid; the first is the equal rate"
+    )
+    flags.DEFINE_integer("seeds", 6, "seeds of each reported setting", lower_bound=1)
+    flags.DEFINE_integer("tuning", 3, "seeds of each trial of the grid", lower_bound=1)
+    flags.DEFINE_integer("bases", 3, "independently made base models of the task", lower_bound=1)
+    flags.DEFINE_list("models", [], "model directories to take as bases instead")
+    flags.DEFINE_integer("rollouts", None, "fresh rollouts a run; default: the config's")
+    flags.DEFINE_boolean(
+        "quick", False, f"{' and '.join(METHODS_QUICK)} at {', '.join(RATES_QUICK)}, one seed a base"
+    )
+    flags.DEFINE_integer("workers", 0, "runs at a time; 0: one a core on a CPU, else one")
+    flags.DEFINE_string("workdir", "runs/compare", "a directory a run, and the comparison")
+    main.run(experiment)

@@ -53,7 +53,7 @@ def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
         for name in required:
             if flags.FLAGS[name].value is None:
                 _refuse(f"--{name} is required")
-        _cache_compilations()
+        cache_compilations()
         try:
             experiment()
         except InputError as error:
@@ -76,7 +76,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(text).split())
 
 
-def _cache_compilations() -> None:
+def cache_compilations() -> None:
     """Compiled programs are kept between runs: a second start saves most of its first seconds."""
     cache = pathlib.Path(__file__).resolve().parent.parent / ".cache" / "jax"
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

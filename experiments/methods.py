@@ -1,83 +1,94 @@
-"""ReMix, its parts switched off one by one, and its on-policy base, as changes of one config.
+"""The methods that are compared, as changes of one config of full ReMix.
 
-Each takes the config of full ReMix (either base) and returns that of the method. The number of
-steps follows, so that every method spends the same fresh rollouts.
+Each takes that config (either base) and returns that of the method; the number of steps follows,
+so that every method spends the same fresh rollouts. The choice of the base, PPO or GRPO, is such a
+change as well: `grpo` methods compare the responses of a group, `ppo` methods learn a critic.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from remix_jax.config import Config, planned_rollouts
 
+GROUP_SIZE = 8
+"""Responses a problem where a GRPO method is made from a config with one response a problem."""
 
-def remix(config: Config) -> Config:
-    """Mix-PPG with raised UTD, KL-Convex, then reincarnation: the config as it is."""
-    return config
+
+class Method(NamedTuple):
+    """A method: its name for people, the on-policy method it builds on, its change of a config."""
+
+    label: str
+    reference: str
+    change: Callable[[Config], Config]
 
 
 def on_policy(config: Config) -> Config:
     """PPO or GRPO: fresh rows, one pass, KL to the first policy."""
-    return _change(config, share=0.0, passes=1, convex=False, reincarnation_step=0)
+    return _switch(config, share=0.0, passes=1, convex=False, reincarnation_step=0)
 
 
-def without_utd(config: Config) -> Config:
-    """One pass over the mixed batch instead of m."""
-    return _change(config, passes=1)
+def with_rollouts(config: Config, rollouts: int) -> Config:
+    """The config with the fewest steps that generate at least so many fresh rollouts."""
+    steps = 1
+    while planned_rollouts(dataclasses.replace(config, steps=steps)) < rollouts:
+        steps += 1
+    return dataclasses.replace(config, steps=steps)
 
 
-def without_kl_convex(config: Config) -> Config:
-    """KL to the base anchor alone, at the same weight beta."""
-    return _change(config, convex=False)
-
-
-def without_reincarnation(config: Config) -> Config:
-    """The mix stage to the end."""
-    return _change(config, reincarnation_step=0)
-
-
-def mix_ppg(config: Config) -> Config:
-    """Mix-PPG alone: no raised UTD, no KL-Convex, no reincarnation."""
-    return _change(config, passes=1, convex=False, reincarnation_step=0)
-
-
-def utd(config: Config) -> Config:
-    """Raised UTD alone: m passes over fresh rows."""
-    return _change(config, share=0.0, convex=False, reincarnation_step=0)
-
-
-METHODS: dict[str, Callable[[Config], Config]] = {
-    "on-policy": on_policy,
-    "remix": remix,
-    "without-utd": without_utd,
-    "without-kl-convex": without_kl_convex,
-    "without-reincarnation": without_reincarnation,
-    "mix-ppg": mix_ppg,
-    "utd": utd,
-}
-
-
-def label(config: Config, method: str) -> str:
-    """The method's name for people: PPO, ReMix-PPO, ReMix-PPO without UTD, ..."""
-    base = "PPO" if config.has_critic else "GRPO"
-    match method:
-        case "on-policy":
-            return base
-        case "mix-ppg" | "utd":
-            return f"{base} + {'Mix-PPG' if method == 'mix-ppg' else 'UTD'} alone"
-        case _:
-            part = method.replace("remix", "").replace("-", " ").replace("kl convex", "KL-Convex")
-            return f"ReMix-{base} {part.replace('utd', 'UTD')}".strip()
-
-
-def _change(config: Config, share=None, convex=None, **fields) -> Config:
+def _switch(config: Config, share=None, convex=None, **fields) -> Config:
     """The config with some switches set and the steps that its fresh rollouts are enough for."""
-    budget = planned_rollouts(config)
     if share is not None:
         fields["replay"] = dataclasses.replace(config.replay, share=share)
     if convex is not None:
         fields["kl"] = dataclasses.replace(config.kl, convex=convex)
-    changed = dataclasses.replace(config, **fields)
-    steps = 1
-    while planned_rollouts(dataclasses.replace(changed, steps=steps)) < budget:
-        steps += 1
-    return dataclasses.replace(changed, steps=steps)
+    return with_rollouts(dataclasses.replace(config, **fields), planned_rollouts(config))
+
+
+def _on_base(config: Config, base: str) -> Config:
+    """The config on PPO (critic) or GRPO (groups), with as many rows a step."""
+    if (base == "ppo") == config.has_critic:
+        return config
+    advantage = "gae" if base == "ppo" else "group_normalized"
+    group_size = 1 if base == "ppo" else max(config.group_size, GROUP_SIZE)
+    objective = dataclasses.replace(config.objective, advantage=advantage)
+    return dataclasses.replace(config, group_size=group_size, objective=objective)
+
+
+# Which switches of full ReMix are off, by the method's name around its base's.
+_PARTS: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "{base}": ("{BASE}", None),  # on_policy
+    "remix-{base}": ("ReMix-{BASE}", {}),
+    "remix-{base}-without-utd": ("ReMix-{BASE} without UTD", {"passes": 1}),
+    "remix-{base}-without-kl-convex": ("ReMix-{BASE} without KL-Convex", {"convex": False}),
+    "remix-{base}-without-reincarnation": (
+        "ReMix-{BASE} without reincarnation",
+        {"reincarnation_step": 0},
+    ),
+    "mix-{base}": (
+        "{BASE} + Mix-PPG alone",
+        {"passes": 1, "convex": False, "reincarnation_step": 0},
+    ),
+    "utd-{base}": (
+        "{BASE} + UTD alone",
+        {"share": 0.0, "convex": False, "reincarnation_step": 0},
+    ),
+}
+
+
+def _methods(base: str) -> dict[str, Method]:
+    def change(config: Config, switches: dict[str, Any] | None) -> Config:
+        config = _on_base(config, base)
+        return on_policy(config) if switches is None else _switch(config, **switches)
+
+    return {
+        name.format(base=base): Method(
+            label.format(BASE=base.upper()),
+            base,
+            lambda config, switches=switches: change(config, switches),
+        )
+        for name, (label, switches) in _PARTS.items()
+    }
+
+
+METHODS: dict[str, Method] = _methods("ppo") | _methods("grpo")

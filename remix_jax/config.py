@@ -41,6 +41,7 @@ class Data:
 
     train: str = ""  # .json or .jsonl of {"problem", "answer"}
     suites: tuple[str, ...] = ()  # held-out files of the same form, one suite each
+    validation: str = ""  # such a file to choose settings by: not part of any mean; empty: none
     instruction: str = ""  # appended to each problem
     prompt_tokens: int = 766  # [P] longer prompts are dropped and counted
     response_tokens: int = 8192  # [P]
@@ -216,6 +217,37 @@ def passes_per_row(config: Config) -> float:
     return config.passes / (1 - config.replay.share)
 
 
+def compiled_part(config: Config) -> Config:
+    """The config with every field that no compiled program reads set to its default.
+
+    Runs with equal parts share their programs: other seeds, learning rates, lengths of the run and
+    reincarnation steps compile nothing anew. `steps` stays on its side of `kl.start`, which decides
+    whether there is a precedent anchor at all.
+    """
+    defaults = Config()
+    data = dataclasses.replace(
+        defaults.data,
+        prompt_tokens=config.data.prompt_tokens,
+        response_tokens=config.data.response_tokens,
+    )
+    rate, critic_rate = Optimizer().learning_rate, Critic().optimizer.learning_rate
+    critic_optimizer = dataclasses.replace(config.critic.optimizer, learning_rate=critic_rate)
+    return dataclasses.replace(
+        config,
+        seed=defaults.seed,
+        steps=config.kl.start + 1 if config.steps > config.kl.start else 1,
+        reincarnation_step=defaults.reincarnation_step,
+        checkpoint_every=defaults.checkpoint_every,
+        keep_checkpoints=defaults.keep_checkpoints,
+        samples_per_step=defaults.samples_per_step,
+        model=dataclasses.replace(config.model, path=defaults.model.path),
+        data=data,
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=rate),
+        critic=dataclasses.replace(config.critic, optimizer=critic_optimizer),
+        evaluation=dataclasses.replace(config.evaluation, every=defaults.evaluation.every),
+    )
+
+
 def validate(config: Config) -> None:
     """Checks every field, alone and against the others.
 
@@ -278,7 +310,7 @@ def _size_rules(c: Config):
     yield "model.dtype", c.model.dtype, c.model.dtype in dtypes, f"one of {', '.join(dtypes)}"
     yield "data.train", c.data.train, c.data.train != "", "must name a .json or .jsonl file"
     yield "data.suites", c.data.suites, len(c.data.suites) > 0, "must name a held-out file or more"
-    names = [pathlib.PurePath(path).stem for path in c.data.suites]
+    names = [pathlib.PurePath(path).stem for path in (*c.data.suites, c.data.validation) if path]
     unique = len(set(names)) == len(names)
     yield "data.suites", c.data.suites, unique, "two files of one name (a suite is its file's name)"
     for field in ("prompt_tokens", "response_tokens"):

@@ -16,6 +16,7 @@ def evaluate(
     program: Program,
     params: dict,
     suites: Sequence[ProblemSet],
+    validation: Sequence[ProblemSet],
     vocabulary: Vocabulary,
     config: Config,
 ) -> dict[str, float]:
@@ -25,12 +26,14 @@ def evaluate(
     step, whatever the batches.
 
     Returns:
-      eval/<suite> and eval/mean in [0, 1], eval/response_length in tokens.
+      eval/<suite> and eval/mean in [0, 1]; eval/response_length in tokens, over the suites;
+      validation/<name> of the problems that settings are chosen by, which no mean contains.
     """
     e = config.evaluation
     width = config.data.prompt_tokens
-    problems = [problem for suite in suites for problem in suite.problems]
-    prompts = [prompt for suite in suites for prompt in suite.prompts]
+    sets = [*suites, *validation]
+    problems = [problem for each in sets for problem in each.problems]
+    prompts = [prompt for each in sets for prompt in each.prompts]
     per_batch = max(e.batch_size // e.samples, 1)
     key = jax.random.key(config.seed + 2)
     correct, lengths = [], []
@@ -46,10 +49,10 @@ def evaluate(
         answers = [problems[first + b // e.samples].answers for b in range(len(texts))]
         correct += [grading.grade(t, a).correct for t, a in zip(texts, answers, strict=True)]
         lengths += np.asarray(sampled.response_len_B)[: len(texts)].tolist()
-    metrics, begin = {}, 0
-    for suite in suites:
-        end = begin + len(suite.problems) * e.samples
-        metrics[f"eval/{suite.name}"] = float(np.mean(correct[begin:end]))
-        begin = end
-    metrics["eval/mean"] = float(np.mean(list(metrics.values())))
-    return metrics | {"eval/response_length": float(np.mean(lengths))}
+    ends = np.cumsum([len(each.problems) * e.samples for each in sets])
+    rates = [float(np.mean(part)) for part in np.split(np.asarray(correct), ends[:-1])]
+    metrics = {f"eval/{suite.name}": rate for suite, rate in zip(suites, rates, strict=False)}
+    metrics["eval/mean"] = float(np.mean(rates[: len(suites)]))
+    metrics["eval/response_length"] = float(np.mean(lengths[: ends[len(suites) - 1]]))
+    others = zip(validation, rates[len(suites) :], strict=True)
+    return metrics | {f"validation/{each.name}": rate for each, rate in others}

@@ -61,7 +61,7 @@ def test_presets_are_valid(preset):
 @pytest.mark.parametrize("preset", [arithmetic_remix_ppo, arithmetic_remix_grpo])
 def test_methods_are_valid_and_spend_the_same_rollouts(method, preset):
     full = preset.get_config()
-    config = METHODS[method](full)
+    config = METHODS[method].change(full)
     configs.validate(config)
     spent, budget = configs.planned_rollouts(config), configs.planned_rollouts(full)
     assert budget <= spent < budget + config.batch_size
@@ -165,8 +165,8 @@ def test_stage_slots_hold_every_step(units, share):
 def test_stages_follow_the_switches():
     full = good()
     assert list(configs.stages(full)) == ["mix", "on-policy"]
-    assert list(configs.stages(METHODS["without-reincarnation"](full))) == ["mix"]
-    assert list(configs.stages(METHODS["on-policy"](full))) == ["on-policy"]
+    assert list(configs.stages(METHODS["remix-ppo-without-reincarnation"].change(full))) == ["mix"]
+    assert list(configs.stages(METHODS["ppo"].change(full))) == ["on-policy"]
     assert configs.stage_at(full, full.reincarnation_step) == "mix"
     assert configs.stage_at(full, full.reincarnation_step + 1) == "on-policy"
     assert configs.passes_per_row(full) == pytest.approx(3.333, abs=1e-3)

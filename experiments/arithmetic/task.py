@@ -39,6 +39,7 @@ HARD = (12, 14)
 SUITES = (3, 4, 5, 6, 7)  # held-out suites, one per number of operations
 
 TRAIN_ROWS = 8192
+VALIDATION_ROWS = 256
 SUITE_ROWS = 256
 HARD_ROWS = 256
 HARD_PROBABILITY = (5e-5, 5e-4)  # of a wholly correct worked solution under the rules
@@ -126,9 +127,10 @@ def make_rules(seed: int) -> Rules:
 
 
 def make_problems(rules: Rules, seed: int) -> dict[str, list[dict[str, str]]]:
-    """All problem sets by name, no chain in more than one: train, five suites, the hard split.
+    """All problem sets by name, no chain in more than one.
 
-    Rows have the fields problem, answer and id. `train` is uniform over 3 to 6 operations. The
+    `train`, `validation` (what settings are chosen by), five suites, the hard split. Rows have the
+    fields problem, answer and id. `train` and `validation` are uniform over 3 to 6 operations. The
     hard split keeps only chains whose `Rules.solution_probability` lies in HARD_PROBABILITY:
     among random long chains some are nearly free of mistakes and on-policy learning climbs on
     those.
@@ -152,6 +154,7 @@ def make_problems(rules: Rules, seed: int) -> dict[str, list[dict[str, str]]]:
     sets["hard_test"] = draw("hard_test", HARD_ROWS, HARD, hard=True)
     sets["hard_train"] = draw("hard_train", HARD_ROWS, HARD, hard=True)
     sets["train"] = draw("train", TRAIN_ROWS, EASY)
+    sets["validation"] = draw("validation", VALIDATION_ROWS, EASY)
     return sets
 
 

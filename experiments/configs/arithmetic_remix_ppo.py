@@ -25,6 +25,7 @@ def get_config() -> Config:
         model=Model(path=str(TASK / "base")),
         data=Data(
             train=str(problems / "train.jsonl"),
+            validation=str(problems / "validation.jsonl"),
             suites=tuple(str(problems / f"chain{n}.jsonl") for n in (3, 4, 5, 6, 7)),
             prompt_tokens=18,
             response_tokens=16,
@@ -32,5 +33,5 @@ def get_config() -> Config:
         kl=KL(start=15, every=3),
         optimizer=Optimizer(learning_rate=1e-4),
         critic=Critic(optimizer=Optimizer(learning_rate=1e-3)),
-        evaluation=Evaluation(every=4, temperature=1.0, batch_size=1280),
+        evaluation=Evaluation(every=4, temperature=1.0, batch_size=1536),
     )

@@ -18,6 +18,7 @@ from remix_jax.data.problems import Cursor, take
 from remix_jax.evaluation import evaluate
 from remix_jax.learner import programs as compiled
 from remix_jax.learner.checkpoint import Checkpoints
+from remix_jax.learner.cost import step_flops
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.rollout import Rollouts, grade_rollouts, prompt_batch
 from remix_jax.learner.setup import Setup, claim, memory_plan, plan, prepare
@@ -27,6 +28,7 @@ from remix_jax.reporting import plotting, report
 from remix_jax.reporting.console import Console
 from remix_jax.reporting.metrics import MetricsWriter, SamplesWriter, read_metrics, truncate_after
 from remix_jax.rl import replay
+from remix_jax.rl.schedules import kl_convex_weight
 
 
 class FaultError(RuntimeError):
@@ -68,12 +70,21 @@ class _Record:
         self._metrics.write(host | kept)
 
 
-def run(config: Config, workdir: str | pathlib.Path, console: Console | None = None) -> Outcome:
+def run(
+    config: Config,
+    workdir: str | pathlib.Path,
+    console: Console | None = None,
+    artifacts: bool = True,
+) -> Outcome:
     """Trains as the config says; everything it leaves lies in `workdir`.
 
     config.json, metrics.jsonl, samples.jsonl, tensorboard/, checkpoints/, and at the end figures/,
     ledger.json and export/, a Hugging Face directory. A workdir that holds the same run is
     continued from its newest checkpoint. Ctrl-C ends after the running step, all written.
+
+    Args:
+      artifacts: whether to leave figures, ledger and the exported policy at the end; one of many
+        runs that are compared needs none of them.
 
     Raises:
       InputError: before anything is compiled or written: config, model, problems or workdir.
@@ -90,7 +101,7 @@ def run(config: Config, workdir: str | pathlib.Path, console: Console | None = N
         Checkpoints(directory, config.keep_checkpoints) as checkpoints,
         _stop_on_interrupt(console) as stop,
     ):
-        return _run(setup, workdir, console, checkpoints, stop)
+        return _run(setup, workdir, console, checkpoints, stop, artifacts)
 
 
 def _run(
@@ -99,10 +110,11 @@ def _run(
     console: Console,
     checkpoints: Checkpoints,
     stop: Callable[[], bool],
+    artifacts: bool,
 ) -> Outcome:
     console.print_plan(plan(setup))
     programs = _compile(setup, console)
-    state, counters = setup.state, {"tokens": 0, "seconds": 0.0}
+    state, counters = setup.state, {"tokens": 0, "flops": 0.0, "seconds": 0.0}
     restored = checkpoints.restore(state)
     if restored is not None:
         state, counters = restored
@@ -112,7 +124,7 @@ def _run(
     with MetricsWriter(workdir, console) as metrics, SamplesWriter(workdir) as samples:
         record = _Record(metrics, samples)
         if restored is None:
-            first = {"step": 0, "rollouts": 0, "tokens": 0, "seconds": 0.0}
+            first = {"step": 0, "rollouts": 0} | counters
             record.hold(first | _evaluate(setup, programs, state), {}, [])
         for step in range(int(state.step) + 1, setup.config.steps + 1):
             if stop():
@@ -129,7 +141,8 @@ def _run(
     finished = int(state.step)
     if finished > 0:
         checkpoints.save(finished, state, counters)
-        _leave(setup, workdir, console, state)
+        if artifacts:
+            _leave(setup, workdir, console, state)
     if fault:
         raise FaultError(f"step {finished}: {fault}; the last good state is in {workdir}")
     return Outcome(read_metrics(workdir), finished < setup.config.steps)
@@ -138,7 +151,8 @@ def _run(
 def _compile(setup: Setup, console: Console) -> Programs:
     begin = time.perf_counter()
     vocabulary = setup.vocabulary
-    programs = compiled.build(setup.learner, vocabulary.eos_ids, vocabulary.pad_id)
+    stages = configs.stages(setup.config).values()
+    programs = compiled.build(setup.learner, stages, vocabulary.eos_ids, vocabulary.pad_id)
     console.print_plan(memory_plan(setup, programs), title="Memory of a device")
     console.event(f"compiled in {time.perf_counter() - begin:.0f} s")
     settings = compiled.sampler_settings(setup.config)
@@ -178,6 +192,7 @@ def _step(setup, programs: Programs, record: _Record, state, counters, step: int
     }
     counters = {
         "tokens": counters["tokens"] + own["new_tokens"],
+        "flops": counters["flops"] + _flops(setup, step, own["new_tokens"]),
         "seconds": counters["seconds"] + end - begin,
     }
     rows = configs.rollouts_until(config, step)
@@ -187,6 +202,13 @@ def _step(setup, programs: Programs, record: _Record, state, counters, step: int
         host |= _evaluate(setup, programs, state)
     record.hold(host, device, rollouts.samples[: config.samples_per_step])
     return state, counters, _describe_fault(state, fault_F)
+
+
+def _flops(setup: Setup, step: int, new_tokens: int) -> float:
+    config, kl = setup.config, setup.config.kl
+    stage = configs.stages(config)[configs.stage_at(config, step)]
+    weight = kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor) if kl.convex else 1.0
+    return step_flops(setup.learner, config, stage, new_tokens, float(weight))
 
 
 def _due(every: int, step: int) -> bool:
@@ -216,7 +238,12 @@ def _collect(setup: Setup, programs: Programs, state: TrainState, step: int) -> 
 def _evaluate(setup: Setup, programs: Programs, state: TrainState) -> dict[str, float]:
     begin = time.perf_counter()
     figures = evaluate(
-        programs.evaluate, state.params, setup.suites, setup.vocabulary, setup.config
+        programs.evaluate,
+        state.params,
+        setup.suites,
+        setup.validation,
+        setup.vocabulary,
+        setup.config,
     )
     return figures | {"seconds/eval": time.perf_counter() - begin}
 

@@ -1,16 +1,18 @@
 """The compiled programs of a run, made before its first step.
 
 Compiling ahead shows every wrong shape at the door, tells the memory a run will need, and leaves
-nothing to compile later. Runs that differ in the seed alone share the programs of a process.
+nothing to compile later. Runs of one process share programs as far as their configs allow
+(`config.compiled_part`): other seeds, learning rates or lengths compile nothing anew.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from remix_jax.config import Config, Stage, stages
+from remix_jax.config import Config, Stage
 from remix_jax.learner.state import Learner, init_state, reincarnate
 from remix_jax.learner.step import learn
 from remix_jax.models import sampling
@@ -47,8 +49,9 @@ def sampler_settings(config: Config) -> sampling.SamplerSettings:
     return sampling.SamplerSettings(s.temperature, s.top_k, s.top_p, s.min_p)
 
 
-@functools.cache
-def build(learner: Learner, eos_ids: tuple[int, ...], pad_id: int) -> Programs:
+def build(
+    learner: Learner, stages: Iterable[Stage], eos_ids: tuple[int, ...], pad_id: int
+) -> Programs:
     """Compiles sampling and learning for each stage, and evaluation."""
     config = learner.config
     rollouts = functools.partial(
@@ -60,16 +63,19 @@ def build(learner: Learner, eos_ids: tuple[int, ...], pad_id: int) -> Programs:
         pad_id=pad_id,
     )
     sample, learn = {}, {}
-    for name, stage in stages(config).items():
-        sample[name] = rollouts(stage.fresh_groups, config.group_size, sampler_settings(config))
-        learn[name] = _compile_learn(learner, stage)
+    for stage in stages:
+        sample[stage.name] = rollouts(
+            stage.fresh_groups, config.group_size, sampler_settings(config)
+        )
+        learn[stage.name] = _compile_learn(learner, stage)
     e = config.evaluation
     prompts = max(e.batch_size // e.samples, 1)
     settings = sampling.SamplerSettings(temperature=e.temperature)
-    event = _finish(reincarnate.lower(learner, _abstract_state(learner)))
-    return Programs(sample, learn, event, rollouts(prompts, e.samples, settings))
+    evaluate = rollouts(prompts, e.samples, settings)
+    return Programs(sample, learn, _compile_reincarnation(learner), evaluate)
 
 
+@functools.cache
 def _compile_sampler(
     policy: Decoder,
     prompt_slots: int,
@@ -99,6 +105,7 @@ def _compile_sampler(
     return _finish(lowered)
 
 
+@functools.cache
 def _compile_learn(learner: Learner, stage: Stage) -> Program:
     config = learner.config
     state = _abstract_state(learner)
@@ -107,6 +114,11 @@ def _compile_learn(learner: Learner, stage: Stage) -> Program:
     fresh = jax.eval_shape(lambda: empty_rows(rows, *slots))
     replayed = _abstract((), jnp.int32)
     return _finish(learn.lower(state, fresh, replayed, learner=learner, stage=stage))
+
+
+@functools.cache
+def _compile_reincarnation(learner: Learner) -> Program:
+    return _finish(reincarnate.lower(learner, _abstract_state(learner)))
 
 
 def _finish(lowered: jax.stages.Lowered) -> Program:
@@ -119,7 +131,7 @@ def _finish(lowered: jax.stages.Lowered) -> Program:
 
 def _abstract_state(learner: Learner):
     params = _abstract_params(learner.policy)
-    return jax.eval_shape(lambda params: init_state(learner, params, 0), params)
+    return jax.eval_shape(lambda params: init_state(learner, params, learner.config), params)
 
 
 def _abstract(shape, dtype):

@@ -24,6 +24,7 @@ class Setup(NamedTuple):
     vocabulary: Vocabulary
     train: ProblemSet
     suites: list[ProblemSet]
+    validation: list[ProblemSet]  # one, or none
     state: TrainState
 
 
@@ -35,15 +36,18 @@ def prepare(config: Config) -> Setup:
     """
     configs.validate(config)
     vocabulary = load_vocabulary(config.model.path)
-    train, *suites = [
+    data = config.data
+    train, *held_out = [
         problem_set(pathlib.PurePath(path).stem, load_problems(path), vocabulary, config)
-        for path in (config.data.train, *config.data.suites)
+        for path in (data.train, *data.suites, data.validation)
+        if path
     ]
+    suites, validation = held_out[: len(data.suites)], held_out[len(data.suites) :]
     _check_width(config)
     policy, params = huggingface.load(config.model.path, dtype=config.model.dtype)
     learner = make_learner(config, policy)
     return Setup(
-        config, learner, vocabulary, train, suites, init_state(learner, params, config.seed)
+        config, learner, vocabulary, train, suites, validation, init_state(learner, params, config)
     )
 
 
@@ -101,7 +105,10 @@ def plan(setup: Setup) -> dict[str, object]:
         "training problems": f"{len(setup.train.problems):,} ({_epochs(setup, rows)})",
         "held-out problems": ", ".join(f"{s.name} {len(s.problems)}" for s in setup.suites),
     }
-    dropped = sum(s.dropped for s in (setup.train, *setup.suites))
+    if setup.validation:
+        chosen_by = setup.validation[0]
+        lines["settings may be chosen by"] = f"{chosen_by.name} {len(chosen_by.problems)}"
+    dropped = sum(s.dropped for s in (setup.train, *setup.suites, *setup.validation))
     if dropped:
         lines["problems dropped"] = f"{dropped:,} with prompts over {c.data.prompt_tokens} tokens"
     lines["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -1,6 +1,5 @@
 """Everything that changes while training, as one pytree, and the events that replace parts."""
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from remix_jax.config import Config, Optimizer, stage_at, stages
+from remix_jax.config import Config, Optimizer, compiled_part, stage_at, stages
 from remix_jax.models.decoder import Decoder
 from remix_jax.rl import replay
 
@@ -21,6 +20,8 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
     critic_params: dict | None  # PPO only
     critic_opt_state: optax.OptState | None
+    learning_rate: jax.Array  # of the policy; data, so that a change of it compiles nothing
+    critic_learning_rate: jax.Array
     base_params: dict | None  # base anchor: the first policy, pi_T after reincarnation
     prev_params: dict | None  # precedent anchor: the policy at the start of the previous step
     replay: replay.ReplayState
@@ -32,7 +33,7 @@ class TrainState(flax.struct.PyTreeNode):
 class Learner(NamedTuple):
     """The functions that the state is advanced with: models, optimizers, the config."""
 
-    config: Config
+    config: Config  # with what no program reads left at its default: `config.compiled_part`
     policy: Decoder
     critic: Decoder | None
     optimizer: optax.GradientTransformation
@@ -41,21 +42,19 @@ class Learner(NamedTuple):
 
 @functools.cache
 def make_optimizer(settings: Optimizer) -> optax.GradientTransformation:
-    """AdamW at a constant learning rate; the bound on the norm is applied by the step."""
-    return optax.adamw(
-        settings.learning_rate,
-        b1=settings.beta1,
-        b2=settings.beta2,
-        weight_decay=settings.weight_decay,
+    """AdamW up to the learning rate: the step applies that, and the bound on the norm."""
+    return optax.chain(
+        optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2),
+        optax.add_decayed_weights(settings.weight_decay),
     )
 
 
 def make_learner(config: Config, policy: Decoder) -> Learner:
     """Models and optimizers of a run. The critic has the policy's body and a value head.
 
-    Equal for runs that differ in the seed alone: they share their compiled programs.
+    Equal for runs that differ in seed, learning rate or length: they share compiled programs.
     """
-    config = dataclasses.replace(config, seed=0)
+    config = compiled_part(config)
     if not config.has_critic:
         return Learner(config, policy, None, make_optimizer(config.optimizer), None)
     critic = Decoder(policy.config, head="value")
@@ -63,9 +62,12 @@ def make_learner(config: Config, policy: Decoder) -> Learner:
     return Learner(config, policy, critic, make_optimizer(config.optimizer), critic_optimizer)
 
 
-def init_state(learner: Learner, params: dict, seed: int) -> TrainState:
-    """The state before the first step. `params` are kept; anchors and critic are copies."""
-    config = learner.config
+def init_state(learner: Learner, params: dict, config: Config) -> TrainState:
+    """The state before the first step. `params` are kept; anchors and critic are copies.
+
+    Args:
+      config: of the run, for its seed and learning rates.
+    """
     critic_params = critic_opt_state = None
     if learner.critic is not None and learner.critic_optimizer is not None:
         critic_params = init_critic(learner.critic, params)
@@ -75,10 +77,12 @@ def init_state(learner: Learner, params: dict, seed: int) -> TrainState:
         opt_state=learner.optimizer.init(params),
         critic_params=critic_params,
         critic_opt_state=critic_opt_state,
+        learning_rate=jnp.asarray(config.optimizer.learning_rate, jnp.float32),
+        critic_learning_rate=jnp.asarray(config.critic.optimizer.learning_rate, jnp.float32),
         base_params=copy(params) if config.kl.coef > 0 else None,
         prev_params=copy(params) if has_precedent(config) else None,
         replay=init_replay(config),
-        key=jax.random.key(seed),
+        key=jax.random.key(config.seed),
         step=jnp.zeros((), jnp.int32),
         fault_F=jnp.zeros((len(fault_names(params, critic_params)),), bool),
     )

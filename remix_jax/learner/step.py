@@ -25,6 +25,13 @@ from remix_jax.rl import masked, replay, schedules
 from remix_jax.types import Rows, response_mask
 
 
+class _Rates(NamedTuple):
+    """Learning rates of policy and critic."""
+
+    policy: jax.Array
+    critic: jax.Array
+
+
 class _Carry(NamedTuple):
     """What a mini-batch changes."""
 
@@ -72,7 +79,8 @@ def learn(
         jnp.ones_like(ring.rows.reward_B),
         state.fault_F,
     )
-    update = functools.partial(_update, learner, stage, kl_weight, frozen)
+    rates = _Rates(state.learning_rate, state.critic_learning_rate)
+    update = functools.partial(_update, learner, stage, kl_weight, rates, frozen)
     batches = _mini_batches(learner, stage, key_shuffle)
     carry, sums = jax.lax.scan(update, carry, batches)
     metrics = _reduce(learner, sums) | value_metrics
@@ -90,6 +98,8 @@ def learn(
         opt_state=carry.opt_state,
         critic_params=carry.critic_params,
         critic_opt_state=carry.critic_opt_state,
+        learning_rate=state.learning_rate,
+        critic_learning_rate=state.critic_learning_rate,
         base_params=state.base_params,
         prev_params=None if state.prev_params is None else state.params,
         replay=carry.replay,
@@ -230,7 +240,9 @@ def _mini_batches(learner: Learner, stage: Stage, key):
     return order.reshape(-1, c.mini_batch_size // c.micro_batch_size, c.micro_batch_size)
 
 
-def _update(learner: Learner, stage: Stage, kl_weight, frozen: Frozen, carry: _Carry, index):
+def _update(
+    learner: Learner, stage: Stage, kl_weight, rates: _Rates, frozen: Frozen, carry: _Carry, index
+):
     """One mini-batch: gradients of its micro-batches added up, then one step of each optimizer."""
     mode = learner.config.objective.aggregation
     chosen = jax.tree.map(lambda x: x[index.reshape(-1)], frozen)
@@ -255,7 +267,7 @@ def _update(learner: Learner, stage: Stage, kl_weight, frozen: Frozen, carry: _C
 
     grads, sums = _accumulate(backward, index)
     row_ratio_B = sums.pop("row_ratio_B")
-    carry, norms = _apply(learner, carry, grads, sums)
+    carry, norms = _apply(learner, rates, carry, grads, sums)
     trained_B = chosen.in_batch_B & ~carry.fault_F.any()
     # A place of the batch that no row fills points at some row's slot all the same.
     own_slots_B = jnp.where(chosen.in_batch_B, chosen.slots_B, carry.row_ratio_R.shape[0])
@@ -288,7 +300,7 @@ def _accumulate(backward, index):
     return grads, sums | {"row_ratio_B": rows.reshape(-1)}
 
 
-def _apply(learner: Learner, carry: _Carry, grads, sums):
+def _apply(learner: Learner, rates: _Rates, carry: _Carry, grads, sums):
     """Both optimizers' steps, unless something is not finite, now or before."""
     c = learner.config
     grads, critic_grads = grads
@@ -300,6 +312,7 @@ def _apply(learner: Learner, carry: _Carry, grads, sums):
     norms = {"grad_norm": jnp.sqrt(sum(squares))}
     params, opt_state = _optimize(
         learner.optimizer,
+        rates.policy,
         (carry.params, carry.opt_state),
         grads,
         norms["grad_norm"],
@@ -311,6 +324,7 @@ def _apply(learner: Learner, carry: _Carry, grads, sums):
         norms["critic_grad_norm"] = jnp.sqrt(sum(critic_squares))
         critic_params, critic_opt_state = _optimize(
             learner.critic_optimizer,
+            rates.critic,
             (critic_params, critic_opt_state),
             critic_grads,
             norms["critic_grad_norm"],
@@ -332,12 +346,13 @@ def _squares(grads):
     return [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)]
 
 
-def _optimize(optimizer, state, grads, norm, clip, healthy):
+def _optimize(optimizer, learning_rate, state, grads, norm, clip, healthy):
     """(params, optimizer state) after a clipped step, or as they were if not healthy."""
     params, opt_state = state
     scale = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
     grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
     updates, new_opt_state = optimizer.update(grads, opt_state, params)
+    updates = jax.tree.map(lambda u: (-learning_rate * u).astype(u.dtype), updates)
     new = (optax.apply_updates(params, updates), new_opt_state)
     return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, state)
 

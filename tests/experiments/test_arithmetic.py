@@ -61,7 +61,8 @@ def test_sets_are_disjoint_and_of_their_lengths(chains):
     sizes = {name: len(set(rows)) for name, rows in chains.items()}
     suites = dict.fromkeys(SUITES, task.SUITE_ROWS)
     hard = {"hard_train": task.HARD_ROWS, "hard_test": task.HARD_ROWS}
-    assert sizes == {"train": task.TRAIN_ROWS, **suites, **hard}
+    chosen_by = {"validation": task.VALIDATION_ROWS}
+    assert sizes == {"train": task.TRAIN_ROWS, **chosen_by, **suites, **hard}
     assert len(set().union(*chains.values())) == sum(sizes.values())
     lengths = {name: {len(c.operations) for c in rows} for name, rows in chains.items()}
     assert lengths["train"] == {3, 4, 5, 6}

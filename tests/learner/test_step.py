@@ -90,7 +90,8 @@ def plain_step(learner, config, before, rows, age, step):
     def adam(loss, params, opt_state):
         clip = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, weight_decay=0.0))
         grads = jax.jit(jax.grad(loss))(params)
-        updates, _ = clip.update(grads, (optax.EmptyState(), opt_state), params)
+        adamw_state = (*opt_state, optax.EmptyState())  # its last link is the learning rate
+        updates, _ = clip.update(grads, (optax.EmptyState(), adamw_state), params)
         return optax.apply_updates(params, updates)
 
     policy = adam(policy_loss, before.params, before.opt_state)

@@ -70,7 +70,7 @@ def start(config: Config, scale: float = 0.3) -> tuple[Learner, TrainState]:
     noise = [scale * jax.random.normal(k, x.shape) for k, x in zip(keys, flat, strict=True)]
     params = tree.unflatten([x + n for x, n in zip(flat, noise, strict=True)])
     learner = make_learner(config, POLICY)
-    state = init_state(learner, params, config.seed)
+    state = init_state(learner, params, config)
     if state.critic_params is not None:
         head = jax.random.normal(
             jax.random.key(9), state.critic_params["value_head"]["kernel"].shape

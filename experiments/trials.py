@@ -1,0 +1,194 @@
+"""Many small runs: each in a directory of its own, several at a time, none of them twice.
+
+On a CPU a small policy leaves most of a second core idle, so each worker process gets one core of
+its own: two runs side by side take little longer than one. Where JAX has an accelerator there is
+one worker, this process.
+"""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments import main
+from remix_jax import config as configs
+from remix_jax.config import Config
+from remix_jax.errors import InputError
+from remix_jax.learner import loop
+from remix_jax.reporting import report
+from remix_jax.reporting.console import Console
+from remix_jax.reporting.metrics import METRICS_FILE, Metrics, read_metrics
+
+LOG_FILE = "log.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run: a name, which is also its directory below the workdir, and its config."""
+
+    name: str
+    config: Config
+
+
+class Stopped(Exception):
+    """Ctrl-C: what is finished is kept, the same command continues."""
+
+
+def default_workers() -> int:
+    """One a core on a CPU, one in all on an accelerator."""
+    return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else 1
+
+
+def run(
+    trials: Sequence[Trial], workdir: pathlib.Path, workers: int
+) -> dict[str, list[Metrics]]:
+    """Trains what is not finished yet and returns the metrics of every trial, by name.
+
+    A run that ends by a loss that is not finite keeps what it recorded until then; its log.txt
+    says so. With one worker each run shows its own panel, with more there is one line a run.
+
+    Raises:
+      InputError: wrong config, or a directory that holds another run.
+      Stopped: Ctrl-C.
+    """
+    for trial in trials:
+        configs.validate(trial.config)
+    waiting = [t for t in trials if not finished(workdir / t.name, t.config)]
+    if workers == 1:
+        for trial in waiting:
+            print(f"\n{trial.name}", flush=True)
+            _train(trial, workdir, console=None, artifacts=True)
+    elif waiting:
+        _in_processes(waiting, workdir, min(workers, len(waiting)))
+    return {trial.name: read_metrics(workdir / trial.name) for trial in trials}
+
+
+def finished(directory: pathlib.Path, config: Config) -> bool:
+    """Whether the directory holds this very run, and all of it."""
+    saved = directory / "config.json"
+    if not saved.exists() or not (directory / METRICS_FILE).exists():
+        return False
+    if saved.read_text() != configs.to_json(config):
+        return False  # loop.run says what differs
+    return read_metrics(directory)[-1]["step"] == config.steps or (directory / "failed").exists()
+
+
+def map_in_processes(
+    function: Callable[..., str], arguments: Sequence[tuple], workers: int, title: str
+) -> None:
+    """Calls function(*arguments) in worker processes of one core each, with a progress bar.
+
+    Each result is a line that is printed when it comes. Raises what a call raised.
+    """
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for core in sorted(os.sched_getaffinity(0)):
+        cores.put(core)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_own_core, initargs=(cores,)
+    )
+    terminal = Terminal(highlight=False)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("remaining"), TimeRemainingColumn(elapsed_when_finished=True),
+    )  # fmt: skip
+    with Progress(*columns, console=terminal, disable=not sys.stdout.isatty()) as progress:
+        bar = progress.add_task(title, total=len(arguments))
+        futures = [pool.submit(function, *args) for args in arguments]
+        try:
+            for done in concurrent.futures.as_completed(futures):
+                progress.console.print(done.result(), soft_wrap=True)
+                progress.advance(bar)
+        except KeyboardInterrupt:
+            raise Stopped from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def about(config: Config, seconds: float, workers: int) -> dict[str, str]:
+    """What a result was made with: command, commit, hardware, versions, time."""
+    return {
+        "command": " ".join(["python -m", *_command()]),
+        "commit": _commit(),
+        "task": pathlib.PurePath(config.data.train).parent.parent.name,
+        "rollouts": f"{configs.planned_rollouts(config):,} fresh a run",
+        "hardware": f"{os.cpu_count()} cores, {_processor()}; {jax.devices()[0].device_kind}",
+        "versions": f"Python {platform.python_version()}, jax {jax.__version__}",
+        "wall time": f"{seconds / 60:.0f} min, {workers} runs at a time",
+    }
+
+
+def _command() -> list[str]:
+    specification = sys.modules["__main__"].__spec__
+    return [specification.name if specification else sys.argv[0], *sys.argv[1:]]
+
+
+def _commit() -> str:
+    call = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    root = pathlib.Path(__file__).resolve().parent
+    done = subprocess.run(call, cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _in_processes(waiting: Sequence[Trial], workdir: pathlib.Path, workers: int) -> None:
+    # Each worker compiles what it meets: trials of one program side by side compile it once.
+    ordered = sorted(waiting, key=lambda trial: repr(configs.compiled_part(trial.config)))
+    half = -(-len(ordered) // workers)
+    shares = [ordered[i * half : (i + 1) * half] for i in range(workers)]
+    queue = [t for turn in range(half) for share in shares for t in share[turn : turn + 1]]
+    map_in_processes(_quietly, [(trial, workdir) for trial in queue], workers, "runs")
+
+
+def _own_core(cores) -> None:
+    """Binds a worker to one core, before JAX counts them."""
+    os.sched_setaffinity(0, {cores.get()})
+    main.cache_compilations()
+
+
+def _quietly(trial: Trial, workdir: pathlib.Path) -> str:
+    """Trains with its messages in a file; a line about how it went."""
+    begin = time.perf_counter()
+    directory = workdir / trial.name
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    log = directory.parent / f".{directory.name}.{LOG_FILE}"
+    config = trial.config
+    with log.open("a") as file:
+        console = Console(config.steps, configs.planned_rollouts(config), file=file)
+        metrics = _train(trial, workdir, console, artifacts=False)
+    log.replace(directory / LOG_FILE)
+    accuracy = report.curve(metrics, report.ACCURACY)[1][-1]
+    seconds = time.perf_counter() - begin
+    rows = metrics[-1]["rollouts"]
+    failed = ", FAILED (log.txt)" if (directory / "failed").exists() else ""
+    return f"{trial.name}: {accuracy:.1%} after {rows:,} rollouts, {seconds:.0f} s{failed}"
+
+
+def _train(
+    trial: Trial, workdir: pathlib.Path, console: Console | None, artifacts: bool
+) -> list[Metrics]:
+    directory = workdir / trial.name
+    try:
+        outcome = loop.run(trial.config, directory, console, artifacts=artifacts)
+    except loop.FaultError as error:
+        (directory / "failed").write_text(f"{error}\n")
+        return read_metrics(directory)
+    if outcome.stopped:
+        raise Stopped
+    return outcome.metrics

@@ -1,0 +1,35 @@
+"""What a step costs in floating-point operations, by the shapes of its programs."""
+
+from remix_jax.config import Config, Stage
+from remix_jax.learner.state import Learner
+from remix_jax.models import flops
+
+
+def step_flops(
+    learner: Learner, config: Config, stage: Stage, new_tokens: int, kl_weight: float
+) -> float:
+    """FLOPs of one step: sampling, scoring under every policy that the step asks, all passes.
+
+    Held-out evaluation is not part of it.
+
+    Args:
+      config: of the run; `learner` gives the models.
+      stage: which programs the step runs.
+      new_tokens: really decoded, of all rows.
+      kl_weight: lambda of the step; below 1 the precedent is scored as well.
+    """
+    policy, slots = learner.policy.config, (config.data.prompt_tokens, config.data.response_tokens)
+    fresh, replayed = (
+        groups * config.group_size for groups in (stage.fresh_groups, stage.replay_groups)
+    )
+    total = flops.sampled(policy, stage.fresh_groups, fresh, slots[0], new_tokens)
+    scored = replayed
+    if config.kl.coef > 0:
+        scored += fresh + (config.batch_size if kl_weight < 1 else 0)
+    total += flops.scored(policy, scored, *slots, "token")
+    trained = stage.passes * config.batch_size
+    total += flops.trained(policy, trained, *slots, "token")
+    if learner.critic is not None:
+        total += flops.scored(policy, config.batch_size, *slots, "value")
+        total += flops.trained(policy, trained, *slots, "value")
+    return total
