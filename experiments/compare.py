@@ -8,6 +8,7 @@ rollouts; seeds are paired. Runs that are already complete in the workdir are no
 
 import dataclasses
 import pathlib
+import platform
 
 from absl import flags
 from rich.console import Console as Terminal
@@ -17,7 +18,7 @@ from experiments.methods import METHODS, label
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner import loop
-from remix_jax.reporting import comparison
+from remix_jax.reporting import comparison, comparison_tables, report
 
 CONFIGS = pathlib.Path(__file__).resolve().parent / "configs"
 CONFIG = main.define_config(default=str(CONFIGS / "arithmetic_remix_ppo.py"))
@@ -35,16 +36,46 @@ def compare() -> None:
     if SEEDS.value < 1:
         raise InputError(f"--seeds={SEEDS.value}: must be 1 or more")
     config, workdir = main.config_of(CONFIG), pathlib.Path(WORKDIR.value)
-    runs: dict[str, list] = {}
+    rate, trials = config.optimizer.learning_rate, []
     for seed in range(config.seed, config.seed + SEEDS.value):
         for method in METHODS_FLAG.value:
             outcome = _train(config, method, seed, workdir)
-            runs.setdefault(label(config, method), []).append(outcome.metrics)
+            trials.append(
+                comparison.trial(
+                    outcome.metrics,
+                    method=_name(config, method),
+                    learning_rate=rate,
+                    seed=seed,
+                    base=config.model.path,
+                )
+            )
             if outcome.stopped:
                 return
-    result = comparison.compare(runs, workdir)
-    Terminal().print(comparison.comparison_table(result))
-    print(f"figure and table: {workdir}/comparison.png, .md, .json")
+    data = {
+        "about": {"hardware": platform.processor() or platform.machine()},
+        "levels": list(report.LEVELS),
+        "target": 0.8,
+        "equal_learning_rate": rate,
+        "learning_rates": [rate],
+        "methods": [
+            {
+                "name": _name(config, method),
+                "label": label(config, method),
+                "reference": _name(config, METHODS_FLAG.value[0]),
+            }
+            for method in METHODS_FLAG.value
+        ],
+        "selection_seeds": [],
+        "trials": trials,
+    }
+    comparison.write(data, workdir)
+    Terminal().print(comparison_tables.tables(data))
+    print(f"figures and tables: {workdir}/comparison*.png, .md, .json")
+
+
+def _name(config: Config, method: str) -> str:
+    base = "ppo" if config.has_critic else "grpo"
+    return base if method == "on-policy" else f"{method}-{base}"
 
 
 def _train(config: Config, method: str, seed: int, workdir: pathlib.Path) -> loop.Outcome:

@@ -69,7 +69,7 @@ def trial(
         if key.startswith(VALIDATION)
     ]
     if validation:
-        means = (math.fsum(point) / len(point) for point in zip(*validation, strict=True))  # type: ignore[arg-type]
+        means = (math.fsum(point) / len(point) for point in zip(*validation, strict=True))
         curve["validation"] = [records.significant(mean) for mean in means]
     curve["suites"] = {key.removeprefix("eval/"): values(key) for key in report.suites(steps)}
     identity = {"method": method, "learning_rate": learning_rate, "seed": seed, "base": base}

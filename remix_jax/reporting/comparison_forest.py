@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from remix_jax.reporting import bootstrap
 from remix_jax.reporting import comparison_numbers as numbers
@@ -27,7 +27,7 @@ def draw_ratios(data: Data) -> Figure:
     rows: list[str | None] = []  # method, or None: a gap between families
     for family in numbers.families(data).values():
         rows += [None, *family[1:]] if rows else family[1:]
-    figure = Figure(figsize=(8.6, 1.5 + 0.42 * max(len(rows), 1)), layout="constrained")
+    figure = Figure(figsize=(8.6, 1.9 + 0.42 * max(len(rows), 1)), layout="constrained")
     axis = figure.subplots()
     found = {
         (name, which): numbers.ratio(data, name, which, data["target"])
@@ -86,15 +86,12 @@ def _draw_one(
     )  # fmt: skip
 
 
-def _finish(
-    axis: Axes, data: Data, rows: list[str | None], limits: tuple[float, float]
-) -> None:
+def _finish(axis: Axes, data: Data, rows: list[str | None], limits: tuple[float, float]) -> None:
     axis.axvline(1, color=REFERENCE, linewidth=1.4, linestyle="--", zorder=2)
     axis.set_xscale("log")
     axis.set_xlim(*limits)
     axis.xaxis.set_major_locator(FixedLocator([t for t in TICKS if limits[0] <= t <= limits[1]]))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     named = [(place, name) for place, name in enumerate(rows) if name is not None]
     axis.set_yticks([place for place, _ in named])
@@ -113,7 +110,7 @@ def _finish(
         )
         for which in numbers.settings(data)
     ]  # fmt: skip
-    axis.legend(
-        handles=handles, loc="upper right", title="median, 95 % bootstrap interval",
-        title_fontsize=8,
+    axis.figure.legend(
+        handles=handles, loc="outside lower center", ncols=2, fontsize=8, title_fontsize=8,
+        title="median over seeds and its 95 % bootstrap interval; an arrow goes on to infinity",
     )  # fmt: skip

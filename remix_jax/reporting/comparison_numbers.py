@@ -34,8 +34,9 @@ def check(data: Data) -> None:
     if not names:
         raise InputError("comparison: expected at least one method")
     for method in data["methods"]:
-        if method["reference"] not in names or reference(data, method["reference"]) != (
-            method["reference"]
+        if (
+            method["reference"] not in names
+            or reference(data, method["reference"]) != (method["reference"])
         ):
             raise InputError(
                 f"comparison: the reference of {method['name']!r} is {method['reference']!r}; "
@@ -58,7 +59,8 @@ def check(data: Data) -> None:
 
 
 def _check_trials(data: Data, names: Sequence[str]) -> None:
-    seen, bases = set(), {}
+    seen: set[tuple[Any, ...]] = set()
+    bases: dict[int, str] = {}
     for trial in data["trials"]:
         where = trial_name(trial)
         if trial["method"] not in names:

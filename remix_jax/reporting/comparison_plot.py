@@ -3,13 +3,12 @@
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, StrMethodFormatter
 
 from remix_jax.reporting import bootstrap
 from remix_jax.reporting import comparison_numbers as numbers
@@ -89,7 +88,7 @@ def _curves(axis: Axes, data: Data, base: str, which: str, x: str) -> None:
     axis.set_xlim(left=0)
     axis.yaxis.set_major_formatter(PERCENT)
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-    axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     if max(counts) > 1:
         shown = "95 % bootstrap interval of the median"
         text = shown if min(counts) >= bootstrap.LEAST else "range over seeds"
@@ -128,20 +127,13 @@ def _mark_gain(axis: Axes, data: Data, base: str, which: str) -> None:
         },
         zorder=4,
     )  # fmt: skip
-    # Below the level and right of the base's curve there is room, unless it gets there very late.
-    right = axis.get_xlim()[1]
-    early = places[base] < 0.5 * right
-    axis.annotate(
-        f"{times.median:.1f} times fewer [{times.low:.1f}–{times.high:.1f}]",
-        (places[base] if early else right, target),
-        xytext=(8 if early else -4, -7 if early else -16),
-        textcoords="offset points",
-        ha="left" if early else "right",
-        va="top",
-        color=colour,
-        fontweight="bold",
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    spread = "–".join(f"{end:.1f}" if math.isfinite(end) else "∞" for end in times[1:3])
+    legend = axis.legend(  # its title is the one place that no curve crosses
+        loc="lower right",
+        title=f"{times.median:.1f} times fewer rollouts to {100 * target:g} % [{spread}]",
+        title_fontproperties={"weight": "bold", "size": 9},
     )
+    legend.get_title().set_color(colour)
 
 
 def _seconds_figure(data: Data) -> Figure:
@@ -187,9 +179,7 @@ def _modelled(axis: Axes, data: Data, base: str, which: str) -> None:
     axis.set_ylabel(f"seconds to {100 * data['target']:g} %, median")
 
 
-def _mark_break_even(
-    axis: Axes, data: Data, name: str, which: str, row: int, least: float
-) -> None:
+def _mark_break_even(axis: Axes, data: Data, name: str, which: str, row: int, least: float) -> None:
     """A line at the cost from which the method is ahead of its base, and a sentence."""
     even = numbers.break_even(data, name, which)
     if even is None:
@@ -261,5 +251,5 @@ def _rate_axis(axis: Axes, rates: Sequence[float]) -> None:
     axis.set_xscale("log")
     axis.set_xticks(sorted(rates))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: numbers.rate_text(rate)))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("learning rate")

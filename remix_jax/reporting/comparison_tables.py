@@ -30,7 +30,9 @@ class Sheet(NamedTuple):
 def setting_title(data: Data, which: str) -> str:
     """The setting in words."""
     rate = numbers.rate_text(data["equal_learning_rate"])
-    return f"Equal learning rate, {rate}" if which == EQUAL else "Each at its own best learning rate"
+    return (
+        f"Equal learning rate, {rate}" if which == EQUAL else "Each at its own best learning rate"
+    )
 
 
 def cell(
@@ -120,7 +122,9 @@ def ratio_sheet(data: Data, which: str) -> Sheet:
         row = [numbers.label(data, method)]
         row += [_ratio_cell(data, method, which, level) for level in data["levels"]]
         rows.append([*row, cell(final, percent), str(len(trials))])
-    title = "Times fewer fresh rollouts than the on-policy base, paired by seed; final accuracy in %"
+    title = (
+        "Times fewer fresh rollouts than the on-policy base, paired by seed; final accuracy in %"
+    )
     return Sheet(title, ["", *_goals(data), "final, %", "seeds"], rows)
 
 
@@ -143,7 +147,8 @@ def base_sheet(data: Data, which: str) -> Sheet:
         if numbers.reference(data, method) != method:
             found = numbers.ratios_by_base(data, method, which, data["target"]).values()
             cells = [
-                "-" if value is None else f"{_times(value.median)} ({value.used})" for value in found
+                "-" if value is None else f"{_times(value.median)} ({value.used})"
+                for value in found
             ]
             rows.append([numbers.label(data, method), *cells])
     title = (
@@ -274,9 +279,9 @@ def _how(data: Data) -> list[str]:
         "fewer than three seeds the interval is the range. A level is reached at the first "
         "held-out evaluation at or above it that the next one confirms, interpolated linearly from "
         'the evaluation before; "never" counts as infinity. Ratios are taken seed by seed against '
-        "the on-policy base in the same setting: ∞ where only the method reached the level, 0 where "
-        "only the base did, no answer where neither did; a count such as (4 of 5) says how many seeds had "
-        "an answer. Seconds are without compilation and evaluation. Best accuracy is the greatest "
+        "the on-policy base in the same setting: ∞ where only the method reached the level, 0 "
+        "where only the base did, no answer where neither did; a count such as (4 of 5) says how "
+        "many seeds had an answer. Seconds are without compilation and evaluation. Best accuracy is the greatest "
         "of the run, on the held-out problems themselves."
     ]
 
