@@ -281,8 +281,8 @@ def _how(data: Data) -> list[str]:
         'the evaluation before; "never" counts as infinity. Ratios are taken seed by seed against '
         "the on-policy base in the same setting: ∞ where only the method reached the level, 0 "
         "where only the base did, no answer where neither did; a count such as (4 of 5) says how "
-        "many seeds had an answer. Seconds are without compilation and evaluation. Best accuracy is the greatest "
-        "of the run, on the held-out problems themselves."
+        "many seeds had an answer. Seconds are without compilation and evaluation. Best accuracy "
+        "is the greatest of the run, on the held-out problems themselves."
     ]
 
 
