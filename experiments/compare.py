@@ -25,10 +25,9 @@ from experiments.trials import Trial
 from remix_jax import config as configs
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.reporting import comparison, report
+from remix_jax.reporting import comparison, comparison_tables, report
 
 TARGET = 0.8
-
 CONFIG = pathlib.Path(__file__).resolve().parent / "configs" / "arithmetic_remix_ppo.py"
 METHODS_QUICK = ("ppo", "remix-ppo")
 RATES_QUICK = ("1e-4", "2e-4", "6e-4")
@@ -163,7 +162,7 @@ def experiment() -> None:
         return
     data["about"] = trials.about(plan.config, time.perf_counter() - begin, workers)
     comparison.write(data, workdir)
-    Terminal().print(comparison.tables(data))
+    Terminal().print(comparison_tables.tables(data))
     print(f"tables and figures: {workdir}/comparison.md, .json, *.png")
 
 

@@ -1,186 +1,255 @@
-"""The figures of a comparison, drawn from its comparison.json alone."""
+"""The figures of a comparison, drawn from its data alone."""
 
-import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, StrMethodFormatter
 
-from remix_jax.errors import InputError
-from remix_jax.reporting import report
-from remix_jax.reporting.plotting import (
-    AMBER,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PERCENT,
-    PURPLE,
-    SKY,
-    STYLE,
-    X_LABELS,
-    save,
-)
+from remix_jax.reporting import bootstrap
+from remix_jax.reporting import comparison_numbers as numbers
+from remix_jax.reporting.comparison_forest import draw_ratios
+from remix_jax.reporting.comparison_numbers import BEST, EQUAL, Data
+from remix_jax.reporting.plotting import GREY, PERCENT, STYLE, X_LABELS, save
+from remix_jax.reporting.plotting_methods import method_style
 
-REFERENCE = "#4D4D4D"
-OTHERS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+TITLES = {EQUAL: "equal learning rate", BEST: "each at its own best learning rate"}
 
 
-def draw(json_path: str | pathlib.Path) -> list[pathlib.Path]:
-    """Draws comparison.png and comparison_seconds.png beside a comparison.json.
+def draw(data: Data, directory: str | pathlib.Path) -> list[pathlib.Path]:
+    """Draws the figures of a comparison; returns their paths.
 
-    Args:
-      json_path: what `remix_jax.reporting.comparison.compare` wrote.
-    Returns:
-      The paths of the two files.
-    Raises:
-      InputError: the file is not there or holds something else.
+    comparison.png: accuracy against fresh rollouts. comparison_ratios.png: every method's gain over
+    its on-policy base. comparison_seconds.png, where seconds were kept: measured, and modelled with
+    dearer rollouts. comparison_tuning.png, where more than one learning rate was tried.
     """
-    path = pathlib.Path(json_path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        data["arms"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: expected a comparison.json ({error})") from None
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-        axis = figure.subplots()
-        _accuracy(axis, data, "by_rollouts", X_LABELS["rollouts"])
-        _mark_gain(axis, data)
-        paths = [save(figure, path.with_name("comparison.png"))]
-
-        figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        _accuracy(left, data, "by_seconds", X_LABELS["seconds"])
-        left.set_title("Measured here")
-        _modelled(right, data)
-        paths.append(save(figure, path.with_name("comparison_seconds.png")))
+        paths.append(save(_accuracy_figure(data), directory / "comparison.png"))
+        paths.append(save(draw_ratios(data), directory / "comparison_ratios.png"))
+        if numbers.has(data, "seconds"):
+            paths.append(save(_seconds_figure(data), directory / "comparison_seconds.png"))
+        if BEST in numbers.settings(data):
+            paths.append(save(_tuning_figure(data), directory / "comparison_tuning.png"))
     return paths
 
 
-def _style(i: int) -> dict[str, Any]:
-    """The reference grey and dashed, the others coloured: told apart without colour as well."""
-    colour = REFERENCE if i == 0 else OTHERS[(i - 1) % len(OTHERS)]
-    return {
-        "color": colour,
-        "marker": MARKERS[i % len(MARKERS)],
-        "linestyle": "--" if i == 0 else "-",
-    }
+def main_methods(data: Data, base: str) -> list[str]:
+    """The methods of a family that the curves show: its on-policy base and full ReMix."""
+    return [
+        name
+        for name in numbers.families(data)[base]
+        if name in (base, f"remix-{base}") or name.startswith("remix-plus")
+    ]
 
 
-def _accuracy(axis: Axes, data: Mapping[str, Any], name: str, label: str) -> None:
-    for i, arm in enumerate(data["arms"]):
-        band, style = arm[f"band_{name}"], _style(i)
-        seeds = len(arm[name])
-        if seeds > 1:
-            axis.fill_between(
-                band["x"], band["low"], band["high"], color=style["color"], alpha=0.16, linewidth=0
-            )
-        every = max(1, len(band["x"]) // 12)
-        axis.plot(
-            band["x"],
-            band["median"],
-            **style,
-            markersize=4,
-            markevery=every,
-            label=f"{arm['label']} ({seeds} seed{'s' if seeds > 1 else ''})",
+# Accuracy against rollouts and seconds
+
+
+def _accuracy_figure(data: Data) -> Figure:
+    """One row a family, one column a setting."""
+    families, settings = list(numbers.families(data)), numbers.settings(data)
+    size = (1.6 + 4.8 * len(settings), 0.3 + 3.7 * len(families))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(families), len(settings), squeeze=False, sharey=True)
+    for row, base in zip(grid, families, strict=True):
+        for axis, which in zip(row, settings, strict=True):
+            _curves(axis, data, base, which, "rollouts")
+            _mark_gain(axis, data, base, which)
+            axis.set_title(f"{numbers.label(data, base)}: {TITLES[which]}")
+    return figure
+
+
+def _curves(axis: Axes, data: Data, base: str, which: str, x: str) -> None:
+    counts = []
+    for name in main_methods(data, base):
+        trials = numbers.setting(data, name, which).values()
+        curves = [(trial["curve"][x], trial["curve"]["accuracy"]) for trial in trials]
+        band, style = bootstrap.band(curves), method_style(data, name)
+        counts.append(len(curves))
+        axis.fill_between(
+            band.x, band.low, band.high, color=style["color"], alpha=0.18, linewidth=0
         )
+        every = max(1, len(band.x) // 12)
+        rate = numbers.rate_text(numbers.learning_rate(data, name, which))
+        text = f"{numbers.label(data, name)}, {rate} ({_seeds(len(curves))})"
+        axis.plot(band.x, band.median, **style, markersize=4, markevery=every, label=text)
     axis.axhline(data["target"], color=GREY, linestyle=":", linewidth=1.2, zorder=1)
-    axis.set_xlabel(label)
-    axis.set_ylabel("held-out accuracy")
+    axis.set_xlabel(X_LABELS[x])
+    axis.set_ylabel("held-out accuracy, median")
+    axis.yaxis.set_tick_params(labelleft=True)
     axis.set_ylim(0, 1)
+    axis.set_xlim(left=0)
     axis.yaxis.set_major_formatter(PERCENT)
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-    axis.xaxis.set_major_locator(MaxNLocator(7))
-    if any(len(arm[name]) > 1 for arm in data["arms"]):
-        axis.plot([], [], color=GREY, linewidth=6, alpha=0.3, label="least to greatest over seeds")
+    axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    if max(counts) > 1:
+        shown = "95 % bootstrap interval of the median"
+        text = shown if min(counts) >= bootstrap.LEAST else "range over seeds"
+        axis.plot([], [], color=GREY, linewidth=6, alpha=0.3, label=text)
     axis.legend(loc="lower right")
 
 
-def _middle(values: Sequence[float | None]) -> float:
-    """Median over seeds where a level that was not reached counts as infinity."""
-    spread = report.spread(values, missing=math.inf)
-    return math.inf if spread is None else spread.median
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
 
 
-def _mark_gain(axis: Axes, data: Mapping[str, Any]) -> None:
-    """Dots where the methods reach the target, and an arrow from the reference to the cheapest."""
-    target, arms = data["target"], data["arms"]
-    places = [_middle(arm["rollouts_to"][str(target)]) for arm in arms]
-    for i, place in enumerate(places):
-        if math.isfinite(place):
+def _mark_gain(axis: Axes, data: Data, base: str, which: str) -> None:
+    """Dots where the methods reach the target, and an arrow from the base to the cheapest."""
+    target = data["target"]
+    places = {}
+    for name in main_methods(data, base):
+        spent = list(numbers.crossings(data, name, which, target).values())
+        reached = bootstrap.median(spent, missing=math.inf)
+        if reached is not None and math.isfinite(reached.median):
+            places[name] = reached.median
             axis.plot(
-                [place], [target], marker="o", markersize=7, color=_style(i)["color"],
-                markeredgecolor="white", markeredgewidth=1.2, zorder=5,
+                [reached.median], [target], marker="o", markersize=7, markeredgewidth=1.2,
+                color=method_style(data, name)["color"], markeredgecolor="white", zorder=5,
             )  # fmt: skip
-    best = min(range(len(arms)), key=places.__getitem__)
-    times = report.spread(arms[best]["times_fewer"][str(target)])
-    if best == 0 or not math.isfinite(places[0]) or times is None:
+    best = min(places, key=lambda name: places[name], default=base)
+    times = numbers.ratio(data, best, which, target)
+    if best == base or base not in places or times is None:
         return
-    colour = _style(best)["color"]
+    colour = method_style(data, best)["color"]
     axis.annotate(
         "",
         xy=(places[best], target),
-        xytext=(places[0], target),
+        xytext=(places[base], target),
         arrowprops={
             "arrowstyle": "-|>", "color": colour, "linewidth": 1.6, "shrinkA": 6, "shrinkB": 6,
         },
         zorder=4,
     )  # fmt: skip
-    # Right of the reference's curve there is room, unless it reaches the target very late.
-    room = places[0] < 0.55 * axis.get_xlim()[1]
-    axis.annotate(
-        f"{times.median:.1f} times fewer rollouts to {100 * target:g} %",
-        (places[0], target) if room else (places[best], target),
-        xytext=(8, -6),
-        textcoords="offset points",
-        ha="left",
-        va="top",
-        color=colour,
-        fontweight="bold",
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    spread = "–".join(f"{end:.1f}" if math.isfinite(end) else "∞" for end in times[1:3])
+    legend = axis.legend(  # its title is the one place that no curve crosses
+        loc="lower right",
+        title=f"{times.median:.1f} times fewer rollouts to {100 * target:g} % [{spread}]",
+        title_fontproperties={"weight": "bold", "size": 9},
     )
+    legend.get_title().set_color(colour)
 
 
-def _modelled(axis: Axes, data: Mapping[str, Any]) -> None:
+def _seconds_figure(data: Data) -> Figure:
+    """One row a family and setting: seconds as measured, and modelled with dearer rollouts."""
+    rows = [(base, which) for base in numbers.families(data) for which in numbers.settings(data)]
+    figure = Figure(figsize=(11.2, 0.3 + 3.6 * len(rows)), layout="constrained")
+    for (base, which), (left, right) in zip(
+        rows, figure.subplots(len(rows), 2, squeeze=False), strict=True
+    ):
+        _curves(left, data, base, which, "seconds")
+        left.set_title(f"{numbers.label(data, base)}, {TITLES[which]}: measured")
+        _modelled(right, data, base, which)
+    return figure
+
+
+def _modelled(axis: Axes, data: Data, base: str, which: str) -> None:
     """Median seconds to the target if every fresh rollout cost so much more than it did."""
-    target = str(data["target"])
     cost = np.logspace(-4, 1, 101)  # seconds
-    for i, arm in enumerate(data["arms"]):
-        pairs = zip(arm["rollouts_to"][target], arm["seconds_to"][target], strict=True)
-        runs = [(r, s) for r, s in pairs if r is not None and s is not None]
-        if len(runs) * 2 <= len(arm["rollouts_to"][target]):
-            continue
-        seconds = np.array([[s + c * r for c in cost] for r, s in runs])
-        style = _style(i) | {"marker": None}
-        axis.plot(1000 * cost, np.median(seconds, axis=0), label=arm["label"], **style)
-    for i, arm in enumerate(data["arms"][1:], start=1):
-        even = report.spread(arm["break_even_seconds"])
-        if even is not None and even.median > cost[0]:
-            colour = _style(i)["color"]
-            axis.axvline(1000 * even.median, color=colour, linestyle=":", linewidth=1.2)
-            axis.annotate(
-                f"{arm['label']} ahead of {data['reference']} from {1000 * even.median:.2g} ms",
-                (1000 * even.median, 0),
-                xycoords=("data", "axes fraction"),
-                xytext=(4, 5 + 11 * (i - 1)),
-                textcoords="offset points",
-                color=colour,
-                fontsize=8,
-            )
-    if axis.lines:
+    for name in main_methods(data, base):
+        style = method_style(data, name)
+        runs = [
+            numbers.crossings(data, name, which, data["target"], x).values()
+            for x in ("rollouts", "seconds")
+        ]
+        rollouts, seconds = (
+            np.array([math.inf if value is None else value for value in spent]) for spent in runs
+        )
+        modelled = np.median(seconds[:, None] + cost * rollouts[:, None], axis=0)
+        if np.isfinite(modelled).all():
+            label = numbers.label(data, name)
+            axis.plot(1000 * cost, modelled, **style | {"marker": None}, label=label)
+    others = [name for name in main_methods(data, base) if name != base]
+    for i, name in enumerate(others):
+        _mark_break_even(axis, data, name, which, i, float(cost[0]))
+    if axis.get_legend_handles_labels()[1]:
         axis.legend(loc="upper left")
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axis.set_title("Modelled: if a rollout cost more")
-    axis.set_xlabel("added cost of one fresh rollout, ms")
-    axis.set_ylabel(f"seconds to {100 * data['target']:g} %")
+    axis.set_title("Model, not measured: if one rollout cost X ms more")
+    axis.set_xlabel("X, added cost of one fresh rollout, ms")
+    axis.set_ylabel(f"seconds to {100 * data['target']:g} %, median")
+
+
+def _mark_break_even(axis: Axes, data: Data, name: str, which: str, row: int, least: float) -> None:
+    """A line at the cost from which the method is ahead of its base, and a sentence."""
+    even = numbers.break_even(data, name, which)
+    if even is None:
+        return
+    colour, method = method_style(data, name)["color"], numbers.label(data, name)
+    ahead = f"{method} ahead of {numbers.label(data, numbers.reference(data, name))}"
+    if even.median > least:
+        axis.axvline(1000 * even.median, color=colour, linestyle=":", linewidth=1.2)
+        ahead += f" from {1000 * even.median:.2g} ms"
+    else:
+        ahead += " at every cost"
+    axis.annotate(
+        ahead,
+        (1, 0),
+        xycoords="axes fraction",
+        xytext=(-4, 5 + 12 * row),
+        textcoords="offset points",
+        ha="right",
+        color=colour,
+        fontsize=8,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    )
+
+
+# Tuning
+
+
+def _tuning_figure(data: Data) -> Figure:
+    """Mean validation accuracy against the learning rate, one panel a family."""
+    families = numbers.families(data)
+    most = max(map(len, families.values()))
+    size = (1.0 + 5.2 * len(families), 3.8 + 0.17 * most)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(families), squeeze=False, sharey=True)[0]
+    for axis, (base, names) in zip(axes, families.items(), strict=True):
+        for name in names:
+            _tuning_line(axis, data, name)
+        _rate_axis(axis, data["learning_rates"])
+        axis.set_title(f"{numbers.label(data, base)}: tuning of the learning rate")
+        axis.set_ylabel("validation accuracy, mean over the budget")
+        axis.yaxis.set_tick_params(labelleft=True)
+        axis.yaxis.set_major_formatter(PERCENT)
+        axis.plot(
+            [], [], linestyle="", marker="o", markersize=10, markerfacecolor="none",
+            markeredgecolor=GREY, label="chosen",
+        )  # fmt: skip
+        axis.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, fontsize=7.5)
+    return figure
+
+
+def _tuning_line(axis: Axes, data: Data, name: str) -> None:
+    style, rates = method_style(data, name), sorted(data["learning_rates"])
+    seeds = [list(numbers.validation(data, name, rate).values()) for rate in rates]
+    means = [float(np.mean(values)) for values in seeds]
+    for rate, values in zip(rates, seeds, strict=True):
+        axis.plot(
+            [rate] * len(values), values, linestyle="", marker=".", markersize=3,
+            color=style["color"], alpha=0.5,
+        )  # fmt: skip
+    axis.plot(rates, means, **style, markersize=4.5, label=numbers.label(data, name))
+    best = numbers.best_learning_rate(data, name)
+    axis.plot(
+        [best], [means[rates.index(best)]], marker="o", markersize=10, markerfacecolor="none",
+        markeredgecolor=style["color"], markeredgewidth=1.4, zorder=5,
+    )  # fmt: skip
+
+
+def _rate_axis(axis: Axes, rates: Sequence[float]) -> None:
+    axis.set_xscale("log")
+    axis.set_xticks(sorted(rates))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: numbers.rate_text(rate)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("learning rate")

@@ -194,7 +194,7 @@ def _grad_norm(axis: Axes, metrics: Sequence[Metrics]) -> None:
     _series(axis, metrics, "critic_grad_norm", ORANGE, "critic")
     _finish(axis, metrics, "step", "Gradient norm before clipping", "norm")
     if axis.lines:
-        _logarithmic(axis)
+        logarithmic(axis)
 
 
 def _phases(axis: Axes, metrics: Sequence[Metrics]) -> None:
@@ -223,14 +223,15 @@ def _by_age(key: str, title: str, label: str) -> Callable[[Axes, Sequence[Metric
             _series(axis, there, f"{key}/age{age}", colour, name)
         _finish(axis, metrics, "step", title, label)
         if key == "ratio_max" and axis.lines:
-            _logarithmic(axis)
+            logarithmic(axis)
         if key in ("clip_share", "ess"):
             axis.yaxis.set_major_formatter(PERCENT)
 
     return panel
 
 
-def _logarithmic(axis: Axes) -> None:
+def logarithmic(axis: Axes) -> None:
+    """Makes the y axis logarithmic, with plain numbers, between decades too where it spans few."""
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.yaxis.set_minor_formatter(FuncFormatter(lambda x, _: _few(x, axis)))

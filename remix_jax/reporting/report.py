@@ -6,9 +6,8 @@ Everything starts from what `metrics.read_metrics` gives: one dict of figures a 
 
 import bisect
 import math
-import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -19,7 +18,7 @@ from remix_jax.reporting.console import PHASES, count, percent
 from remix_jax.reporting.metrics import Metrics
 
 ACCURACY = "eval/mean"
-LEVELS = (0.6, 0.7, 0.8)
+LEVELS = (0.6, 0.7, 0.8, 0.9)
 NOT_SUITES = (ACCURACY, "eval/response_length")
 
 
@@ -78,7 +77,11 @@ def rollouts_to(
     Returns:
       The count at the crossing; the first count if the run starts at the level.
     """
-    xs, ys = curve(metrics, key, x)
+    return crossing(*curve(metrics, key, x), level)
+
+
+def crossing(xs: Sequence[float], ys: Sequence[float], level: float) -> float | None:
+    """Where the polyline through (xs, ys) first reaches the level, by the rule of `rollouts_to`."""
     for i, y in enumerate(ys):
         if y < level or (i + 1 < len(ys) and ys[i + 1] < level):
             continue
@@ -86,30 +89,6 @@ def rollouts_to(
             return xs[0]
         return xs[i - 1] + (level - ys[i - 1]) / (y - ys[i - 1]) * (xs[i] - xs[i - 1])
     return None
-
-
-class Spread(NamedTuple):
-    """Median and range over seeds; `used` of `of` seeds had a value."""
-
-    median: float
-    low: float
-    high: float
-    used: int
-    of: int
-
-
-def spread(values: Sequence[float | str | None], missing: float | None = None) -> Spread | None:
-    """Median and range over seeds, None without any value.
-
-    Args:
-      values: one a seed; "Infinity" counts as inf.
-      missing: what a None counts as; by default a None is left out.
-    """
-    filled = [missing if value is None else value for value in values]
-    numbers = [float(value) for value in filled if value is not None]
-    if not numbers:
-        return None
-    return Spread(statistics.median(numbers), min(numbers), max(numbers), len(numbers), len(values))
 
 
 def reached(value: float | None) -> str:
@@ -122,7 +101,7 @@ def final_table(metrics: Sequence[Metrics]) -> RenderableType:
 
     Returns:
       A rich renderable: first, best (with its rollouts) and last accuracy of every suite and of
-      their mean; rollouts, tokens, seconds by phase and in all; rollouts to 60, 70 and 80 %.
+      their mean; rollouts, tokens, seconds by phase and in all; rollouts to 60, 70, 80 and 90 %.
     """
     return Group(_accuracy_table(metrics), _cost_table(metrics))
 

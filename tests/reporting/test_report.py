@@ -1,8 +1,6 @@
-"""A finished run in tables and figures, and several runs compared."""
+"""A finished run in tables and figures."""
 
-import copy
 import io
-import json
 import math
 
 import numpy as np
@@ -10,8 +8,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from remix_jax.errors import InputError
-from remix_jax.reporting import comparison, comparison_plot, plotting, report
+from remix_jax.reporting import plotting, report
 
 PANELS = (
     "accuracy_rollouts", "accuracy_seconds", "reward", "response_length", "entropy", "kl", "ratio",
@@ -108,13 +105,6 @@ def test_value_between_evaluations_and_outside_the_run():
     assert report.value_at(run, 0) == 0.2
     assert report.value_at(run, 301) is None
     assert report.value_at([], 0) is None
-
-
-def test_spread_counts_what_was_not_reached():
-    assert report.spread([3, 1, None], missing=math.inf) == (3, 1, math.inf, 3, 3)
-    assert report.spread([3, None, 1]) == (2, 1, 3, 2, 3)
-    assert report.spread([2.0, "Infinity"]) == (math.inf, 2, math.inf, 2, 2)
-    assert report.spread([None]) is None
 
 
 # Tables of one run
@@ -228,159 +218,3 @@ def test_running_mean_stops_at_the_reincarnation():
     axis = axis_of(plotting.FIGURES["kl"][0], run)
     (smooth,) = [line for line in axis.lines if line.get_label() == "to the base anchor"]
     assert list(smooth.get_ydata()) == [1.0] * 60 + [0.0] * 60
-
-
-# Comparison
-
-
-@pytest.fixture
-def runs():
-    """PPO and ReMix on straight lines through hand-made points; ReMix's third seed is slow."""
-
-    def line(slope, seconds=1.0, end=6000):
-        return evaluations(
-            *((x, min(0.9, 0.2 + slope * x / 1000)) for x in range(0, end + 1, 500)),
-            seconds=seconds,
-        )
-
-    return {
-        "PPO": [line(0.1), line(0.125), line(0.1)],
-        "ReMix": [line(0.25, 2.0), line(0.25, 2.0), line(0.2, 2.0)],
-    }
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Only the numbers: drawing takes most of the time."""
-    monkeypatch.setattr(comparison_plot, "draw", lambda path: [])
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_table_equals_hand_computed_numbers(tmp_path, runs):
-    data = comparison.compare(runs, tmp_path)
-    table = {}
-    for text in (tmp_path / "comparison.md").read_text().splitlines():
-        if text.startswith("| "):
-            title, *values = [cell.strip() for cell in text.strip("|").split("|")]
-            table[title] = values
-    assert table[""] == ["PPO", "ReMix"]
-    assert table["seeds"] == ["3", "3"]
-    # .7 = .2 + slope * rollouts: 5000, 4000, 5000 against 2000, 2000, 2500
-    assert table["rollouts to 70 %"] == ["5,000 [4,000, 5,000]", "2,000 [2,000, 2,500]"]
-    assert table["PPO / method, to 70 %"] == ["1.00 x", "2.00 [2.00, 2.50] x"]
-    # .8 is at 6000, 4800, 6000 and 2400, 2400, 3000; .6 at 4000, 3200, 4000 and 1600, 1600, 2000
-    assert table["rollouts to 80 %"] == ["6,000 [4,800, 6,000]", "2,400 [2,400, 3,000]"]
-    assert table["rollouts to 60 %"] == ["4,000 [3,200, 4,000]", "1,600 [1,600, 2,000]"]
-    assert table["accuracy at 1,024 rollouts"] == ["30.2 [30.2, 32.8] %", "45.6 [40.5, 45.6] %"]
-    # paired: .456 - .3024, .456 - .328, .4048 - .3024
-    assert table["method - PPO at 1,024, points"] == ["+0.0", "+12.8 [+10.2, +15.4]"]
-    # .9 - .6, .9 - .7, .9 - .6
-    assert table["method - PPO at 4,000, points"] == ["+0.0", "+30.0 [+20.0, +30.0]"]
-    assert table["final accuracy"] == ["80.0 [80.0, 90.0] %", "90.0 %"]
-    # one evaluation a second, or one each two seconds, every 500 rollouts
-    assert table["seconds to 70 %"] == ["10.0 [8.0, 10.0]", "8.0 [8.0, 10.0]"]
-    assert table["seconds in all"] == ["12.0", "24.0"]
-    # extra seconds per rollout saved: (8-10)/3000 -> 0, (8-8)/2000 = 0, (10-10)/2500 = 0
-    assert data["arms"][1]["break_even_seconds"] == [0, 0, 0]
-    assert "fewer seconds than PPO to 70 % as measured" in (tmp_path / "comparison.md").read_text()
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_rich_table_shows_the_same_cells(tmp_path, runs):
-    data = comparison.compare(runs, tmp_path)
-    text = shown(comparison.comparison_table(data))
-    assert "[least, greatest]" in text
-    assert cells(text, "rollouts to 70 %") == ["5,000 [4,000, 5,000]", "2,000 [2,000, 2,500]"]
-    runs["w/o UTD"] = runs["ReMix"]
-    text = shown(comparison.comparison_table(comparison.compare(runs, tmp_path)), width=100)
-    assert all(label in text for label in ("PPO", "ReMix", "w/o UTD", "[2,000, 2,500]"))
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_levels_that_were_not_reached(tmp_path, runs):
-    runs["PPO"][0] = runs["PPO"][0][:9]  # ends at 4000 rollouts and .6
-    runs["ReMix"][2] = runs["ReMix"][2][:2]
-    arm = comparison.compare(runs, tmp_path)["arms"][1]
-    assert arm["rollouts_to"]["0.7"] == [2000, 2000, None]
-    assert arm["times_fewer"]["0.7"] == ["Infinity", 2.0, 0.0]
-    text = (tmp_path / "comparison.md").read_text()
-    assert "| 5,000 [4,000, not reached] | 2,000 [2,000, not reached] |" in text
-    assert "| 2.00 [0.00, not reached] x |" in text
-    assert comparison._times(None, None) is None
-    assert comparison._times(0, 100) is None
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_seeds_pair_by_position(tmp_path, runs):
-    runs["ReMix"] = runs["ReMix"][:2]
-    data = comparison.compare(runs, tmp_path)
-    assert data["arms"][1]["times_fewer"]["0.7"] == [2.5, 2.0]
-
-
-def test_break_even_is_the_price_at_which_both_cost_the_same():
-    extra = comparison._break_even(4000, 10.0, 1000, 16.0)
-    assert 10 + 4000 * extra == pytest.approx(16 + 1000 * extra)
-    assert comparison._break_even(1000, 1.0, 4000, 1.0) is None
-    assert comparison._break_even(None, None, 4000, 1.0) is None
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_band_is_median_and_range_over_seeds_evaluated_at_different_places(tmp_path, runs):
-    runs["PPO"][1] = evaluations((0, 0.2), (1250, 0.35), (4000, 0.9))
-    band = comparison.compare(runs, tmp_path)["arms"][0]["band_by_rollouts"]
-    i = band["x"].index(1250)
-    assert (band["low"][i], band["median"][i], band["high"][i]) == pytest.approx(
-        (0.325, 0.325, 0.35)
-    )
-    assert band["x"][-1] == 4000  # where the shortest run ends
-
-
-def test_json_is_strict_and_redraws_the_same_figures(tmp_path, runs):
-    runs["PPO"][0] = runs["PPO"][0][:9]
-    data = comparison.compare(runs, tmp_path)
-    text = (tmp_path / "comparison.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == data
-    drawn = {path: path.read_bytes() for path in sorted(tmp_path.glob("*.png"))}
-    assert [path.name for path in drawn] == ["comparison.png", "comparison_seconds.png"]
-    for path in drawn:
-        assert_png(path, width=900)
-        path.unlink()
-    assert sorted(comparison_plot.draw(tmp_path / "comparison.json")) == list(drawn)
-    assert {path: path.read_bytes() for path in drawn} == drawn
-    data["arms"][1]["band_by_rollouts"]["median"][2] += 0.3
-    (tmp_path / "comparison.json").write_text(json.dumps(data))
-    comparison_plot.draw(tmp_path / "comparison.json")
-    changed = [path.name for path in drawn if path.read_bytes() != drawn[path]]
-    assert changed == ["comparison.png"]
-
-
-def test_one_method_one_seed_and_nothing_reached(tmp_path, runs):
-    for case in ({"PPO": runs["PPO"][:1]}, {"a": [training()[:1]], "b": [training()[:1]]}):
-        comparison.compare(case, tmp_path)
-        assert_png(tmp_path / "comparison.png", width=900)
-        assert_png(tmp_path / "comparison_seconds.png", width=900)
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_target_outside_the_usual_levels(tmp_path, runs):
-    comparison.compare(runs, tmp_path, target=0.45)
-    assert (
-        "| rollouts to 45 % | 2,500 [2,000, 2,500] | 1,000 [1,000, 1,250] |"
-        in (tmp_path / "comparison.md").read_text()
-    )
-
-
-def test_bad_input_is_one_clear_line(tmp_path, runs):
-    broken = copy.deepcopy(runs)
-    broken["ReMix"][1] = [{"step": 1, "rollouts": 5, "reward": 0.5}]
-    with pytest.raises(InputError, match="'ReMix' has no runs, or one without eval/mean"):
-        comparison.compare(broken, tmp_path / "out")
-    with pytest.raises(InputError, match="'PPO' has no runs"):
-        comparison.compare({"PPO": []}, tmp_path / "out")
-    with pytest.raises(InputError, match="at least one"):
-        comparison.compare({}, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    (tmp_path / "comparison.json").write_text("{")
-    for path in (tmp_path / "comparison.json", tmp_path / "nothing.json"):
-        with pytest.raises(InputError, match=r"expected a comparison\.json"):
-            comparison_plot.draw(path)
