@@ -113,7 +113,9 @@ def make_plan(config: Config, values, workdir: pathlib.Path, workers: int) -> Pl
         raise InputError(f"--methods={given}: each must be one of {', '.join(METHODS)}")
     absent = {METHODS[method].reference for method in methods} - set(methods)
     if absent:
-        raise InputError(f"--methods={given}: ratios are to {absent.pop()}, which must be among them")
+        raise InputError(
+            f"--methods={given}: ratios are to {absent.pop()}, which must be among them"
+        )
     rates = RATES_QUICK if values.quick else values.learning_rates
     try:
         learning_rates = tuple(dict.fromkeys(float(rate) for rate in rates))
@@ -178,7 +180,9 @@ if __name__ == "__main__":
     flags.DEFINE_list("models", [], "model directories to take as bases instead")
     flags.DEFINE_integer("rollouts", None, "fresh rollouts a run; default: the config's")
     flags.DEFINE_boolean(
-        "quick", False, f"{' and '.join(METHODS_QUICK)} at {', '.join(RATES_QUICK)}, one seed a base"
+        "quick",
+        False,
+        f"{' and '.join(METHODS_QUICK)} at {', '.join(RATES_QUICK)}, one seed a base",
     )
     flags.DEFINE_integer("workers", 0, "runs at a time; 0: one a core on a CPU, else one")
     flags.DEFINE_string("workdir", "runs/compare", "a directory a run, and the comparison")

@@ -6,6 +6,7 @@ change as well: `grpo` methods compare the responses of a group, `ppo` methods l
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -83,9 +84,7 @@ def _methods(base: str) -> dict[str, Method]:
 
     return {
         name.format(base=base): Method(
-            label.format(BASE=base.upper()),
-            base,
-            lambda config, switches=switches: change(config, switches),
+            label.format(BASE=base.upper()), base, functools.partial(change, switches=switches)
         )
         for name, (label, switches) in _PARTS.items()
     }

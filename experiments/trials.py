@@ -23,7 +23,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments import main
 from remix_jax import config as configs
 from remix_jax.config import Config
-from remix_jax.errors import InputError
 from remix_jax.learner import loop
 from remix_jax.reporting import report
 from remix_jax.reporting.console import Console
@@ -49,9 +48,7 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else 1
 
 
-def run(
-    trials: Sequence[Trial], workdir: pathlib.Path, workers: int
-) -> dict[str, list[Metrics]]:
+def run(trials: Sequence[Trial], workdir: pathlib.Path, workers: int) -> dict[str, list[Metrics]]:
     """Trains what is not finished yet and returns the metrics of every trial, by name.
 
     A run that ends by a loss that is not finite keeps what it recorded until then; its log.txt

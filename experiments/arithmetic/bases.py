@@ -11,7 +11,7 @@ _TRIED = 8  # seeds beside the shipped one
 
 
 def bases(count: int, directory: pathlib.Path, workers: int) -> list[pathlib.Path]:
-    """Model directories of `count` bases: the shipped one, then seeds 1, 2, ... that pass the gates.
+    """Model directories of `count` bases: the shipped one, then seeds 1, 2, ... past the gates.
 
     They lie in directory/SEED/base and are made once. Their misconceptions differ; the problems
     are those of the shipped base for all of them.

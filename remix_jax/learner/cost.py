@@ -6,7 +6,7 @@ from remix_jax.models import flops
 
 
 def step_flops(
-    learner: Learner, config: Config, stage: Stage, new_tokens: int, kl_weight: float
+    learner: Learner, config: Config, stage: Stage, new_tokens: float, kl_weight: float
 ) -> float:
     """FLOPs of one step: sampling, scoring under every policy that the step asks, all passes.
 

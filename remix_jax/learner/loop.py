@@ -204,7 +204,7 @@ def _step(setup, programs: Programs, record: _Record, state, counters, step: int
     return state, counters, _describe_fault(state, fault_F)
 
 
-def _flops(setup: Setup, step: int, new_tokens: int) -> float:
+def _flops(setup: Setup, step: int, new_tokens: float) -> float:
     config, kl = setup.config, setup.config.kl
     stage = configs.stages(config)[configs.stage_at(config, step)]
     weight = kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor) if kl.convex else 1.0
