@@ -173,6 +173,13 @@ def _levels(axis: Axes, data: Data, panel: Mapping[str, Any]) -> None:
         spreads = [numbers.reached(own, level) for own in _all(data, panel)]
         text = f"to {100 * level:g} %"
         _points(axis, spreads, AGE_COLOURS[place % len(AGE_COLOURS)], MARKERS[place], text)
+    for place, own in enumerate(_all(data, panel)):
+        spread = numbers.reached(own, min(data["levels"]))
+        if spread is None or math.isinf(spread.median):
+            axis.text(
+                place, 0.03, "never", transform=axis.get_xaxis_transform(), ha="center",
+                fontsize=7, color=GREY,
+            )  # fmt: skip
     axis.set_title("Fresh rollouts to an accuracy")
     axis.set_ylabel("fresh rollouts")
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))

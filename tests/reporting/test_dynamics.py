@@ -12,7 +12,7 @@ from tests.reporting import redrawn, synthetic
 
 SMALL = {
     "methods": ("Methods", {"PPO": (None, {"ages": 1}), "ReMix-PPO": (None, {})}),
-    "m": ("Passes m", {f"m = {m}": (m, {"drift": m / 100}) for m in (1, 2, 4)}),
+    "m": ("Passes m", {f"m = {m}": (m, {"time": 9.0**m * 100}) for m in (1, 2, 4)}),
     "collapse": ("Collapse", {"neither": (None, {"time": 60000.0}), "with KL": (None, {})}),
 }
 
