@@ -183,9 +183,9 @@ def _levels(axis: Axes, data: Data, panel: Mapping[str, Any]) -> None:
     axis.set_title("Fresh rollouts to an accuracy")
     axis.set_ylabel("fresh rollouts")
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.25 * axis.get_ylim()[1])  # room for the legend above all points
     if axis.get_legend_handles_labels()[1]:
-        axis.legend(loc="best", ncols=2, fontsize=7)
+        axis.legend(loc="upper center", ncols=4, fontsize=7, columnspacing=1.2)
 
 
 def _lengths(axis: Axes, data: Data, panel: Mapping[str, Any]) -> None:
