@@ -65,23 +65,31 @@ def _draw_one(
     if len(numbers.settings(data)) > 1:
         y += -0.17 if which == EQUAL else 0.17
     if interval is None:
-        axis.annotate("no answer", (1, y), color=GREY, fontsize=7, va="center", ha="center")
+        _say(axis, "neither reaches", y, GREY)
         return
     middle, low, high = np.clip(interval[:3], limits[0] * 1.02, limits[1] / 1.02)
     axis.plot([low, high], [y, y], color=colour, linewidth=1.8, zorder=3)
-    for end, value, marker in ((low, interval.low, "<"), (high, interval.high, ">")):
+    for end, value in ((low, interval.low), (high, interval.high)):
         if end != value:
+            marker = ">" if value > end else "<"
             axis.plot([end], [y], marker=marker, color=colour, markersize=5, zorder=3)
+    inside = middle == interval.median
     axis.plot(
-        [middle], [y], marker="o", markersize=6.5, color=colour, zorder=4,
-        markerfacecolor="white" if which == EQUAL else colour, markeredgewidth=1.6,
+        [middle], [y], marker="o" if inside else ">" if interval.median else "<", markersize=6.5,
+        color=colour, zorder=4, markerfacecolor="white" if which == EQUAL else colour,
+        markeredgewidth=1.6,
     )  # fmt: skip
-    text = f"{interval.median:.2f}" if math.isfinite(interval.median) else "base never"
-    text = "method never" if interval.median == 0 else text
+    text = f"{interval.median:.2f}" if math.isfinite(interval.median) else "base never reaches"
+    text = "method never reaches" if interval.median == 0 else text
     if interval.used < interval.of:
         text += f" ({interval.used} of {interval.of} seeds)"
+    _say(axis, text, y, BLACK)
+
+
+def _say(axis: Axes, text: str, y: float, colour: str) -> None:
+    """Writes right of the axis."""
     axis.annotate(
-        text, (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), color=BLACK, fontsize=7,
+        text, (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), color=colour, fontsize=7,
         textcoords="offset points", va="center", annotation_clip=False,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, StrMethodFormatter
 
 from remix_jax.reporting import bootstrap
@@ -15,7 +16,7 @@ from remix_jax.reporting import comparison_numbers as numbers
 from remix_jax.reporting.comparison_forest import draw_ratios
 from remix_jax.reporting.comparison_numbers import BEST, EQUAL, Data
 from remix_jax.reporting.plotting import GREY, PERCENT, STYLE, X_LABELS, save
-from remix_jax.reporting.plotting_methods import method_style
+from remix_jax.reporting.plotting_methods import REFERENCE, method_style
 
 TITLES = {EQUAL: "equal learning rate", BEST: "each at its own best learning rate"}
 
@@ -115,9 +116,12 @@ def _mark_gain(axis: Axes, data: Data, base: str, which: str) -> None:
             )  # fmt: skip
     best = min(places, key=lambda name: places[name], default=base)
     times = numbers.ratio(data, best, which, target)
-    if best == base or base not in places or times is None:
+    if best == base or times is None:
         return
-    colour = method_style(data, best)["color"]
+    goal, colour = f"{100 * target:g} %", method_style(data, best)["color"]
+    if base not in places:
+        _title_legend(axis, f"{numbers.label(data, base)} does not reach {goal}", REFERENCE)
+        return
     axis.annotate(
         "",
         xy=(places[best], target),
@@ -128,11 +132,13 @@ def _mark_gain(axis: Axes, data: Data, base: str, which: str) -> None:
         zorder=4,
     )  # fmt: skip
     spread = "–".join(f"{end:.1f}" if math.isfinite(end) else "∞" for end in times[1:3])
-    legend = axis.legend(  # its title is the one place that no curve crosses
-        loc="lower right",
-        title=f"{times.median:.1f} times fewer rollouts to {100 * target:g} % [{spread}]",
-        title_fontproperties={"weight": "bold", "size": 9},
-    )
+    _title_legend(axis, f"{times.median:.1f} times fewer rollouts to {goal} [{spread}]", colour)
+
+
+def _title_legend(axis: Axes, text: str, colour: str) -> None:
+    """Says it as the title of the legend, the one place that no curve crosses."""
+    font = {"weight": "bold", "size": 9}
+    legend = axis.legend(loc="lower right", title=text, title_fontproperties=font)
     legend.get_title().set_color(colour)
 
 
@@ -151,7 +157,7 @@ def _seconds_figure(data: Data) -> Figure:
 
 def _modelled(axis: Axes, data: Data, base: str, which: str) -> None:
     """Median seconds to the target if every fresh rollout cost so much more than it did."""
-    cost = np.logspace(-4, 1, 101)  # seconds
+    cost, handles = np.logspace(-4, 1, 101), []  # seconds
     for name in main_methods(data, base):
         style = method_style(data, name)
         runs = [
@@ -162,16 +168,19 @@ def _modelled(axis: Axes, data: Data, base: str, which: str) -> None:
             np.array([math.inf if value is None else value for value in spent]) for spent in runs
         )
         modelled = np.median(seconds[:, None] + cost * rollouts[:, None], axis=0)
+        label = numbers.label(data, name)
         if np.isfinite(modelled).all():
-            label = numbers.label(data, name)
-            axis.plot(1000 * cost, modelled, **style | {"marker": None}, label=label)
+            axis.plot(1000 * cost, modelled, **style | {"marker": None})
+        else:
+            label += ": not reached"
+        handles.append(Line2D([], [], **style | {"marker": None}, label=label))
     others = [name for name in main_methods(data, base) if name != base]
     for i, name in enumerate(others):
         _mark_break_even(axis, data, name, which, i, float(cost[0]))
-    if axis.get_legend_handles_labels()[1]:
-        axis.legend(loc="upper left")
+    axis.legend(handles=handles, loc="upper left")
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.set_xlim(1000 * cost[0], 1000 * cost[-1])
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axis.set_title("Model, not measured: if one rollout cost X ms more")

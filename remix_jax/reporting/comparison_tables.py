@@ -122,9 +122,7 @@ def ratio_sheet(data: Data, which: str) -> Sheet:
         row = [numbers.label(data, method)]
         row += [_ratio_cell(data, method, which, level) for level in data["levels"]]
         rows.append([*row, cell(final, percent), str(len(trials))])
-    title = (
-        "Times fewer fresh rollouts than the on-policy base, paired by seed; final accuracy in %"
-    )
+    title = "Times fewer fresh rollouts than the on-policy base, paired by seed"
     return Sheet(title, ["", *_goals(data), "final, %", "seeds"], rows)
 
 

@@ -173,12 +173,19 @@ def _levels(axis: Axes, data: Data, panel: Mapping[str, Any]) -> None:
         spreads = [numbers.reached(own, level) for own in _all(data, panel)]
         text = f"to {100 * level:g} %"
         _points(axis, spreads, AGE_COLOURS[place % len(AGE_COLOURS)], MARKERS[place], text)
+    for place, own in enumerate(_all(data, panel)):
+        spread = numbers.reached(own, min(data["levels"]))
+        if spread is None or math.isinf(spread.median):
+            axis.text(
+                place, 0.03, "never", transform=axis.get_xaxis_transform(), ha="center",
+                fontsize=7, color=GREY,
+            )  # fmt: skip
     axis.set_title("Fresh rollouts to an accuracy")
     axis.set_ylabel("fresh rollouts")
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.25 * axis.get_ylim()[1])  # room for the legend above all points
     if axis.get_legend_handles_labels()[1]:
-        axis.legend(loc="best", ncols=2, fontsize=7)
+        axis.legend(loc="upper center", ncols=4, fontsize=7, columnspacing=1.2)
 
 
 def _lengths(axis: Axes, data: Data, panel: Mapping[str, Any]) -> None:

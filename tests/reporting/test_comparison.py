@@ -288,6 +288,9 @@ def test_best_accuracy_is_the_greatest(data):
     assert numbers.accuracies(trials, "accuracy", best=False) == [0.1, 0.9, 0.8]
     assert numbers.accuracies(trials, "accuracy", best=True) == pytest.approx([0.75, 0.9, 0.8])
     assert numbers.accuracies(trials, "chain3", best=True) == pytest.approx([0.8, 0.95, 0.85])
+    text = comparison_tables.markdown(data)
+    assert rows(text, "Final accuracy by suite")["PPO"][2] == "80.0 [10.0–90.0]"
+    assert rows(text, "Best accuracy of the run")["PPO"][2] == "80.0 [75.0–90.0]"
 
 
 def test_quantities_that_runs_lack_are_left_out(data, tmp_path):
@@ -346,9 +349,16 @@ def test_figures_of_many_methods_and_of_one_run(tmp_path):
     assert len(redrawn.images(tmp_path / "many")) == 4
     names = comparison_plot.main_methods(many, "grpo")
     assert names == ["grpo", "remix-grpo"]
-    one = data_of([record("ppo", 0.01, 0)], methods=METHODS[:1])
+    one = data_of([record(name, 0.01, 0) for name in ("ppo", "remix-ppo")])  # neither reaches .7
     comparison.write(one, tmp_path / "one")
     assert len(redrawn.images(tmp_path / "one")) == 3
+
+
+def test_numbers_that_are_not_finite_are_refused(data, tmp_path):
+    data["about"]["wall_seconds"] = math.nan
+    with pytest.raises(InputError, match="a number is not finite"):
+        comparison.write(data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_that_hold_something_else(tmp_path):
