@@ -20,7 +20,7 @@ from rich.console import Console as Terminal
 
 from experiments import main, trials
 from experiments.arithmetic import bases
-from experiments.methods import METHODS, with_rollouts
+from experiments.methods import COMPARED, METHODS, with_rollouts
 from experiments.trials import Trial
 from remix_jax import config as configs
 from remix_jax.config import Config
@@ -170,7 +170,7 @@ def experiment() -> None:
 
 if __name__ == "__main__":
     CONFIG_FLAG = main.define_config(default=str(CONFIG))
-    flags.DEFINE_list("methods", list(METHODS), f"of {', '.join(METHODS)}")
+    flags.DEFINE_list("methods", list(COMPARED), f"of {', '.join(METHODS)}")
     flags.DEFINE_list(
         "learning_rates", ["1e-4", "2e-4", "4e-4", "6e-4"], "the grid; the first is the equal rate"
     )

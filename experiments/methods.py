@@ -25,8 +25,13 @@ class Method(NamedTuple):
 
 
 def on_policy(config: Config) -> Config:
-    """PPO or GRPO: fresh rows, one pass, KL to the first policy."""
-    return _switch(config, share=0.0, passes=1, convex=False, reincarnation_step=0)
+    """PPO or GRPO: fresh rows, one pass, KL to the first policy, nothing beside it."""
+    return _switch(config, **_ON_POLICY)
+
+
+def remix_plus(config: Config) -> Config:
+    """ReMix and imitation of its own successes, which was found to help (docs/remix_plus.md)."""
+    return _switch(config, **_IMITATION)
 
 
 def with_rollouts(config: Config, rollouts: int) -> Config:
@@ -37,12 +42,14 @@ def with_rollouts(config: Config, rollouts: int) -> Config:
     return dataclasses.replace(config, steps=steps)
 
 
-def _switch(config: Config, share=None, convex=None, **fields) -> Config:
+def _switch(config: Config, share=None, convex=None, imitation=None, **fields) -> Config:
     """The config with some switches set and the steps that its fresh rollouts are enough for."""
     if share is not None:
         fields["replay"] = dataclasses.replace(config.replay, share=share)
     if convex is not None:
         fields["kl"] = dataclasses.replace(config.kl, convex=convex)
+    if imitation is not None:
+        fields["imitation"] = dataclasses.replace(config.imitation, weight=imitation)
     return with_rollouts(dataclasses.replace(config, **fields), planned_rollouts(config))
 
 
@@ -56,9 +63,14 @@ def _on_base(config: Config, base: str) -> Config:
     return dataclasses.replace(config, group_size=group_size, objective=objective)
 
 
-# Which switches of full ReMix are off, by the method's name around its base's.
-_PARTS: dict[str, tuple[str, dict[str, Any] | None]] = {
-    "{base}": ("{BASE}", None),  # on_policy
+_ON_POLICY = {
+    "passes": 1, "share": 0.0, "convex": False, "reincarnation_step": 0, "imitation": 0.0,
+}  # fmt: skip
+_IMITATION = {"imitation": 10.0}
+
+# Switches of full ReMix, by the method's name around its base's: the paper's method and parts ...
+_PAPER: dict[str, tuple[str, dict[str, Any]]] = {
+    "{base}": ("{BASE}", _ON_POLICY),
     "remix-{base}": ("ReMix-{BASE}", {}),
     "remix-{base}-without-utd": ("ReMix-{BASE} without UTD", {"passes": 1}),
     "remix-{base}-without-kl-convex": ("ReMix-{BASE} without KL-Convex", {"convex": False}),
@@ -75,19 +87,25 @@ _PARTS: dict[str, tuple[str, dict[str, Any] | None]] = {
         {"share": 0.0, "convex": False, "reincarnation_step": 0},
     ),
 }
+# ... and what is not the paper's: imitation with ReMix, and without it.
+_PLUS: dict[str, tuple[str, dict[str, Any]]] = {
+    "remix-plus-{base}": ("ReMix+ {BASE}", _IMITATION),
+    "imitation-{base}": ("{BASE} + imitation", _ON_POLICY | _IMITATION),
+}
 
 
-def _methods(base: str) -> dict[str, Method]:
-    def change(config: Config, switches: dict[str, Any] | None) -> Config:
-        config = _on_base(config, base)
-        return on_policy(config) if switches is None else _switch(config, **switches)
+def _methods(base: str, parts: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, Method]:
+    def change(config: Config, switches: dict[str, Any]) -> Config:
+        return _switch(_on_base(config, base), **switches)
 
     return {
         name.format(base=base): Method(
             label.format(BASE=base.upper()), base, functools.partial(change, switches=switches)
         )
-        for name, (label, switches) in _PARTS.items()
+        for name, (label, switches) in parts.items()
     }
 
 
-METHODS: dict[str, Method] = _methods("ppo") | _methods("grpo")
+METHODS: dict[str, Method] = _methods("ppo", _PAPER | _PLUS) | _methods("grpo", _PAPER | _PLUS)
+COMPARED: tuple[str, ...] = tuple(name for name in METHODS if not name.startswith("imitation-"))
+"""What a comparison compares unless told otherwise."""

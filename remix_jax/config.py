@@ -94,6 +94,14 @@ class Objective:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
+class Imitation:
+    """Self-imitation: successes of the last steps are made likelier. Not part of the paper."""
+
+    weight: float = 0.0  # 0: off
+    window: int = 10  # steps whose rows are remembered
+
+
+@dataclasses.dataclass(unsafe_hash=True)
 class Optimizer:
     """AdamW with a bound on the gradient's norm."""
 
@@ -148,6 +156,7 @@ class Config:
     replay: Replay = dataclasses.field(default_factory=Replay)
     kl: KL = dataclasses.field(default_factory=KL)
     objective: Objective = dataclasses.field(default_factory=Objective)
+    imitation: Imitation = dataclasses.field(default_factory=Imitation)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     critic: Critic = dataclasses.field(default_factory=Critic)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
@@ -363,6 +372,9 @@ def _method_rules(c: Config):
     yield "kl.every", kl.every, kl.every >= 1, "must be 1 or more"
     yield "kl.drop", kl.drop, 0 <= kl.drop <= 1, "must be in [0, 1]"
     yield "kl.floor", kl.floor, 0 <= kl.floor <= 1, "must be in [0, 1]"
+    imitation = c.imitation
+    yield "imitation.weight", imitation.weight, imitation.weight >= 0, "must be 0 (off) or more"
+    yield "imitation.window", imitation.window, imitation.window >= 1, "must be 1 or more"
     yield "critic.value_clip", c.critic.value_clip, c.critic.value_clip > 0, "must be above 0"
     yield "critic.value_coef", c.critic.value_coef, c.critic.value_coef > 0, "must be above 0"
 

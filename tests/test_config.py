@@ -54,7 +54,7 @@ def test_no_dead_field():
 def test_presets_are_valid(preset):
     config = preset.get_config()
     configs.validate(config)
-    assert configs.planned_rollouts(config) == 11264
+    assert configs.planned_rollouts(config) == 8192
 
 
 @pytest.mark.parametrize("method", METHODS)

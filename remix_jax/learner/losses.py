@@ -2,6 +2,7 @@
 
     policy:  Mix-PPG (PPO for fresh rows) - c_H entropy + beta KL-Convex
     critic:  clipped value loss
+    imitation, where it is on: log-likelihood of earlier successes, added to the policy's
 
 Each is a sum over the micro-batch divided by the count of the *whole* mini-batch, so the gradients
 of micro-batches add up to that of the mini-batch.
@@ -133,6 +134,20 @@ def diagnostics(
         sums["kl_base"] = total(kl(logp_BT, rows.base_logp_BT))
         sums["kl_prev"] = total(kl(logp_BT, frozen.prev_logp_BT))
     return sums
+
+
+def imitation_loss(params: dict, learner: Learner, rows: Rows, count: jax.Array) -> jax.Array:
+    """Self-imitation of a micro-batch of successes, summed and over `count`, times its weight.
+
+        L_SI = - w mean_{R = 1} log pi(a | s)
+
+    The policy part of self-imitation learning (Oh et al. 2018, arXiv 1806.05635, eq. 2) with
+    (R - V)_+ = 1 for every success: the critic of a binary outcome says little (docs/choices.md).
+    """
+    c = learner.config
+    scores = scoring.score_responses(learner.policy, params, rows, c.sampling.temperature)
+    total, _ = masked.sum_and_count(-scores.logp_BT, response_mask(rows), c.objective.aggregation)
+    return c.imitation.weight * total / count
 
 
 def critic_loss(

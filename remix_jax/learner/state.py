@@ -98,16 +98,17 @@ def init_critic(critic: Decoder, params: dict) -> dict:
 
 
 def init_replay(config: Config) -> replay.ReplayState:
-    """A ring with room for this step's rows and those of the last N steps."""
+    """A ring with room for this step's rows and those of the steps that any part looks back to."""
     first = stages(config)[stage_at(config, 1)]
-    steps_kept = config.replay.window + 1 if config.replay.share > 0 else 1
-    groups = max(steps_kept * first.fresh_groups, config.batch_groups)
+    trained_in = config.replay.window + 1 if config.replay.share > 0 else 1
+    imitated_in = config.imitation.window if config.imitation.weight > 0 else 1
+    groups = max(max(trained_in, imitated_in) * first.fresh_groups, config.batch_groups)
     return replay.init(
         groups,
         config.group_size,
         config.data.prompt_tokens,
         config.data.response_tokens,
-        max_uses=steps_kept * config.passes,
+        max_uses=trained_in * config.passes,
     )
 
 

@@ -80,9 +80,10 @@ def learn(
         state.fault_F,
     )
     rates = _Rates(state.learning_rate, state.critic_learning_rate)
-    update = functools.partial(_update, learner, stage, kl_weight, rates, frozen)
+    update = functools.partial(_update, learner, stage, kl_weight, rates, frozen, step)
     batches = _mini_batches(learner, stage, key_shuffle)
-    carry, sums = jax.lax.scan(update, carry, batches)
+    keys = jax.random.split(jax.random.fold_in(key_shuffle, 1), batches.shape[0])
+    carry, sums = jax.lax.scan(update, carry, (batches, keys))
     metrics = _reduce(learner, sums) | value_metrics
     if state.prev_params is None:
         metrics.pop("kl_prev", None)
@@ -241,9 +242,17 @@ def _mini_batches(learner: Learner, stage: Stage, key):
 
 
 def _update(
-    learner: Learner, stage: Stage, kl_weight, rates: _Rates, frozen: Frozen, carry: _Carry, index
+    learner: Learner,
+    stage: Stage,
+    kl_weight,
+    rates: _Rates,
+    frozen: Frozen,
+    step,
+    carry: _Carry,
+    drawn,
 ):
     """One mini-batch: gradients of its micro-batches added up, then one step of each optimizer."""
+    index, key = drawn
     mode = learner.config.objective.aggregation
     chosen = jax.tree.map(lambda x: x[index.reshape(-1)], frozen)
     mini_rows = replay.take(carry.replay, chosen.slots_B)
@@ -267,6 +276,9 @@ def _update(
 
     grads, sums = _accumulate(backward, index)
     row_ratio_B = sums.pop("row_ratio_B")
+    if learner.config.imitation.weight > 0:
+        imitation, sums["loss_imitation"] = _imitate(learner, carry, index.shape, key, step)
+        grads = (jax.tree.map(jnp.add, grads[0], imitation), grads[1])
     carry, norms = _apply(learner, rates, carry, grads, sums)
     trained_B = chosen.in_batch_B & ~carry.fault_F.any()
     # A place of the batch that no row fills points at some row's slot all the same.
@@ -278,8 +290,32 @@ def _update(
     return carry, sums | norms
 
 
+def _imitate(learner: Learner, carry: _Carry, shape: tuple[int, int], key, step):
+    """Gradient and value of the imitation loss on a mini-batch of successes; zeros without one.
+
+    Args:
+      shape: micro-batches and rows of each, as of the mini-batch it is added to.
+    """
+    c = learner.config
+    rows = shape[0] * shape[1]
+    slots_B, there = replay.draw_successes(carry.replay, key, step, c.imitation.window, rows)
+    mask_BT = response_mask(replay.take(carry.replay, slots_B))
+    count = jnp.maximum(masked.count(mask_BT, c.objective.aggregation), 1.0)
+
+    def backward(micro_slots):
+        rows = replay.take(carry.replay, micro_slots)
+        loss, grads = jax.value_and_grad(losses.imitation_loss)(carry.params, learner, rows, count)
+        return grads, {"loss": loss}
+
+    grads, sums = _accumulate(backward, slots_B.reshape(shape))
+    return jax.tree.map(lambda x: jnp.where(there, x, 0), (grads, sums["loss"]))
+
+
 def _accumulate(backward, index):
-    """Sums of gradients and of metrics over the micro-batches; maxima stay maxima."""
+    """Sums of gradients and of metrics over the micro-batches; maxima stay maxima.
+
+    What `backward` gives as "row_ratio_B" is kept row by row instead.
+    """
     if index.shape[0] == 1:
         return backward(index[0])
 
@@ -288,16 +324,16 @@ def _accumulate(backward, index):
 
     def body(total, micro_index):
         grads, sums = backward(micro_index)
-        rows = sums.pop("row_ratio_B")
+        rows = sums.pop("row_ratio_B", None)
         total_grads, total_sums = total
         total_grads = jax.tree.map(jnp.add, total_grads, grads)
         return (total_grads, {k: add(k, total_sums[k], sums[k]) for k in sums}), rows
 
     shapes = jax.eval_shape(backward, index[0])
     zero_grads, zero_sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    zero_sums.pop("row_ratio_B")
+    zero_sums.pop("row_ratio_B", None)
     (grads, sums), rows = jax.lax.scan(body, (zero_grads, zero_sums), index)
-    return grads, sums | {"row_ratio_B": rows.reshape(-1)}
+    return grads, sums if rows is None else sums | {"row_ratio_B": rows.reshape(-1)}
 
 
 def _apply(learner: Learner, rates: _Rates, carry: _Carry, grads, sums):

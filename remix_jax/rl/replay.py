@@ -95,6 +95,25 @@ def sample(
     return slots_B, taken_B
 
 
+def draw_successes(
+    state: ReplayState, key: jax.Array, step: jax.Array, window: int, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """Draws `count` rows uniformly, with replacement, among the successes of the last steps.
+
+    A success is a valid row with a reward above 0 and an age below `window`; this step's rows, of
+    age 0, are among them.
+
+    Returns:
+      slots_B: slots of `count` rows; any: whether there is a success at all (else they mean
+      nothing).
+    """
+    rows = state.rows
+    success_R = rows.valid_B & (rows.reward_B > 0) & (step - rows.version_B < window)
+    weight_R = jnp.where(success_R.any(), success_R, True).astype(jnp.float32)
+    slots_B = jax.random.choice(key, weight_R.shape[0], (count,), p=weight_R / weight_R.sum())
+    return slots_B, success_R.any()
+
+
 def touch(state: ReplayState, slots_B: jax.Array, trained_B: jax.Array) -> ReplayState:
     """Counts one more gradient pass over the rows at `slots_B` where `trained_B`."""
     used_R = state.rows.used_B.at[slots_B].add(trained_B.astype(jnp.int32))

@@ -79,7 +79,10 @@ def plain_step(learner, config, before, rows, age, step):
         surrogate = -jnp.minimum(r * adv, clipped * adv)
         kl = lam * k3(logp, base) + (1 - lam) * k3(logp, prev)
         total = surrogate - config.objective.entropy_coef * entropy + config.kl.coef * kl
-        return (total * mask).sum() / count
+        imitation = -(logp * mask * (np.asarray(rows.reward_B) > 0)[:, None]).sum()
+        tokens = mask[np.asarray(rows.reward_B) > 0].sum()  # of the one success, if it is imitated
+        weight = config.imitation.weight
+        return (total * mask).sum() / count + (weight * imitation / tokens if weight else 0.0)
 
     def critic_loss(params):
         new = plain_values(learner.critic, params, rows)
@@ -136,6 +139,39 @@ def test_learning_phase_is_the_equations(make):
         if expected_critic is not None:
             chex.assert_trees_all_close(state.critic_params, expected_critic, atol=2e-4)
         chex.assert_trees_all_equal(state.prev_params, before.params)
+
+
+@pytest.mark.parametrize("micro", [8, 2])
+def test_imitation_adds_the_log_likelihood_of_successes(micro):
+    """With one success in the replay every draw is that row, and the loss is known."""
+    config = make_config(
+        passes=1, mini_batch_size=8, micro_batch_size=micro, reincarnation_step=0,
+        replay__share=0.0, imitation__weight=0.7,
+    )  # fmt: skip
+    learner, state = start(config)
+    rows = fresh_rows(config, state, 1)
+    rows = rows.replace(reward_B=jnp.zeros(8).at[3].set(1.0))
+    before = jax.tree.map(jnp.copy, state)
+    state, metrics = advance(learner, state, config, 1, rows)
+    stored = replay.take(state.replay, jnp.arange(8))
+    expected, _ = plain_step(learner, config, before, stored, np.zeros(8), 1)
+    chex.assert_trees_all_close(state.params, expected, atol=2e-4)
+    logp, _ = plain_logps(before.params, rows)
+    mask = np.asarray(response_mask(rows))[3]
+    assert float(metrics["loss_imitation"]) == pytest.approx(
+        -0.7 * float((logp[3] * mask).sum() / mask.sum()), rel=1e-4
+    )
+
+
+def test_imitation_without_a_success_changes_nothing():
+    results = []
+    for weight in (0.0, 1.0):
+        config = make_config(imitation__weight=weight, imitation__window=1)
+        learner, state = start(config)
+        rows = fresh_rows(config, state, 1)
+        state, _ = advance(learner, state, config, 1, rows.replace(reward_B=rows.reward_B * 0))
+        results.append(state.params)
+    chex.assert_trees_all_equal(*results)
 
 
 def run_steps(config, steps, wider=(0, 0)):

@@ -1,5 +1,7 @@
 """The replay ring: what is in it, what can be drawn, what became of what left."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +114,26 @@ def test_ungraded_rows_and_empty_slots_are_not_drawn():
     rows = make_rows(range(6), version=1, valid=[True, False, False, False, True, True])
     state, _ = replay.add(ring(), rows)
     assert sorted(drawn_ids(state, step=2)) == [0, 4, 5]
+
+
+def test_successes_are_drawn_uniformly_from_the_window_alone():
+    state = ring()
+    for k in (1, 2, 3):
+        rewards = [10 * k, 0, 10 * k + 2, 0]
+        state, _ = replay.add(state, make_rows(rewards, version=k, valid=[True, True, True, False]))
+    draw = jax.jit(functools.partial(replay.draw_successes, window=2, count=300))
+    slots, there = draw(state, jax.random.key(0), jnp.int32(3))
+    drawn = np.asarray(state.rows.reward_B)[np.asarray(slots)]
+    assert bool(there)
+    found, hits = np.unique(drawn, return_counts=True)
+    assert found.tolist() == [20, 22, 30, 32], "steps 2 and 3, valid rows with a reward"
+    assert ((hits - 75) ** 2 / 75).sum() < 16.3  # chi-square, 3 degrees, p = .001
+
+
+def test_without_a_success_none_is_there():
+    state, _ = replay.add(ring(), make_rows([0, 0], version=1))
+    _, there = replay.draw_successes(state, jax.random.key(0), jnp.int32(1), 5, 4)
+    assert not bool(there)
 
 
 def test_every_row_has_one_fate():
