@@ -8,6 +8,7 @@ import numpy as np
 
 from remix_jax.config import Config
 from remix_jax.data import grading
+from remix_jax.data.grader_pool import GraderPool
 from remix_jax.learner.programs import Program
 from remix_jax.learner.rollout import ProblemSet, Vocabulary, decode, prompt_batch
 
@@ -18,14 +19,16 @@ def evaluate(
     suites: Sequence[ProblemSet],
     vocabulary: Vocabulary,
     config: Config,
+    pool: GraderPool,
 ) -> dict[str, float]:
     """Pass@1 of each suite and the unweighted mean of the suites, as the paper reports them.
 
     The draws depend on the config's seed and the problem's place alone: the same noise at every
-    step, whatever the batches.
+    step, whatever the batches. `pool` compares the answers that need algebra.
 
     Returns:
-      eval/<suite> and eval/mean in [0, 1], eval/response_length in tokens.
+      eval/<suite> and eval/mean in [0, 1], eval/response_length in tokens,
+      eval/grader_timeout_rate: the share of responses that the grader gave up on.
     """
     e = config.evaluation
     width = config.data.prompt_tokens
@@ -33,7 +36,7 @@ def evaluate(
     prompts = [prompt for suite in suites for prompt in suite.prompts]
     per_batch = max(e.batch_size // e.samples, 1)
     key = jax.random.key(config.seed + 2)
-    correct, lengths = [], []
+    verdicts, lengths = [], []
     for first in range(0, len(prompts), per_batch):
         part = prompts[first : first + per_batch]
         tokens_QP, length_Q = prompt_batch(part, per_batch, width, vocabulary.pad_id)
@@ -44,12 +47,15 @@ def evaluate(
         sampled = program.call(params, *map(jnp.asarray, inputs), key)
         texts = decode(vocabulary, sampled, len(part) * e.samples)
         answers = [problems[first + b // e.samples].answers for b in range(len(texts))]
-        correct += [grading.grade(t, a).correct for t, a in zip(texts, answers, strict=True)]
+        verdicts += grading.grade_many(texts, answers, pool)
         lengths += np.asarray(sampled.response_len_B)[: len(texts)].tolist()
     metrics, begin = {}, 0
     for suite in suites:
         end = begin + len(suite.problems) * e.samples
-        metrics[f"eval/{suite.name}"] = float(np.mean(correct[begin:end]))
+        metrics[f"eval/{suite.name}"] = float(np.mean([v.correct for v in verdicts[begin:end]]))
         begin = end
     metrics["eval/mean"] = float(np.mean(list(metrics.values())))
-    return metrics | {"eval/response_length": float(np.mean(lengths))}
+    return metrics | {
+        "eval/response_length": float(np.mean(lengths)),
+        "eval/grader_timeout_rate": grading.timeout_rate(verdicts),
+    }

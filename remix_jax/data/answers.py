@@ -8,6 +8,12 @@ import re
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
+
+def words_of(text: str) -> frozenset[str]:
+    """The words of a text: how the lists here are written."""
+    return frozenset(text.split())
+
+
 _BOX = "\\boxed"
 _OPENING = re.compile(r"\\boxed\s*\{")
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are no braces
@@ -15,7 +21,9 @@ _MAX_BRACES = 100_000  # looked at in one response; what has more is no answer
 
 _MAX_ANSWER_BRACES = 1_000
 MAX_ANSWER = 2_000  # characters; longer ones are compared letter by letter only
-_MAX_NUMBER = 400  # characters of a numeral, and the greatest power of ten: conversion is not linear
+_MAX_NUMBER = (
+    400  # characters of a numeral, and the greatest power of ten: conversion is not linear
+)
 
 _UNICODE = str.maketrans(
     {"−": "-", "≤": r"\le ", "≥": r"\ge ", "π": r"\pi ", "∞": r"\infty ", "×": r"\times "}
@@ -54,24 +62,27 @@ _NUMBER = re.compile(
 )
 
 _UNIT_TEXT = re.compile(
-    r"\\(?:text|textrm|mathrm|mbox)\s*\{(?P<unit>[^{}]*)\}\s*(?:\^\s*\{?(?P<power>-?[0-9])\}?)?\s*\.?$"
+    r"\\(?:text|textrm|mathrm|mbox)\s*\{(?P<unit>[^{}]*)\}"
+    r"\s*(?:\^\s*\{?(?P<power>-?[0-9])\}?)?\s*\.?$"
 )
-_UNIT_BARE = re.compile(r"(?<=[0-9}) ])(?P<unit>[A-Za-z][A-Za-z/]*)(?:\^\{?(?P<power>[0-9])\}?)?\.?$")
-_SHORT_UNITS = frozenset(
-    "cm mm km nm dm kg mg ml mL ft yd mi hr hrs min sec ms mph kph Hz kHz MHz eV keV MeV GeV kJ kW "
-    "Pa kPa mol oz lb lbs am pm m/s km/h".split()
+_UNIT_BARE = re.compile(
+    r"(?<=[0-9}) ])(?P<unit>[A-Za-z][A-Za-z/]*)(?:\^\{?(?P<power>[0-9])\}?)?\.?$"
 )
-_LONE_UNITS = frozenset("m s g h l L J N W V A K C F T".split())  # only inside \text
+_SHORT_UNITS = words_of(
+    "cm mm km nm dm kg mg ml mL ft yd mi hr hrs min sec ms mph kph Hz kHz MHz eV keV MeV GeV "
+    "kJ kW Pa kPa mol oz lb lbs am pm m/s km/h"
+)
+_LONE_UNITS = words_of("m s g h l L J N W V A K C F T")  # only inside \text
 # With one of these the text says more than a unit: another value, a doubt, a multiple.
-_NO_UNITS = frozenset(
-    "not no non or and is isn isnt are be was if but nor never wrong false incorrect about around "
-    "approximately roughly nearly almost less more than greater fewer least most over under up only "
-    "except without plus minus times mod modulo base dozen hundred hundreds thousand thousands "
-    "million millions billion billions trillion trillions half halves third thirds quarter quarters "
-    "double twice triple squared cubed percent factorial where when any every each otherwise either "
-    "neither both some one two three four five six seven eight nine ten to the power root of "
-    "sqrt sin cos tan cot sec csc log ln exp max gcd lcm infinity infty inf theta alpha beta "
-    "gamma delta lambda omega sigma".split()
+_NO_UNITS = words_of(
+    "not no non or and is isn isnt are be was if but nor never wrong false incorrect about "
+    "around approximately roughly nearly almost less more than greater fewer least most over "
+    "under up only except without plus minus times mod modulo base dozen hundred hundreds "
+    "thousand thousands million millions billion billions trillion trillions half halves "
+    "third thirds quarter quarters double twice triple squared cubed percent factorial where "
+    "when any every each otherwise either neither both some one two three four five six seven "
+    "eight nine ten to the power root of sqrt sin cos tan cot sec csc log ln exp max gcd lcm "
+    "infinity infty inf theta alpha beta gamma delta lambda omega sigma"
 )
 _UNIT_WORDS = re.compile(r"[A-Za-zµΩ]+")
 _UNIT_LETTERS = re.compile(r"[A-Za-zµΩ/ .()*-]+")
@@ -221,12 +232,12 @@ def _unit_key(unit: str) -> str:
 
 # What may be shown to the parser of expressions: these characters, commands and short names.
 _CHARACTERS = re.compile(r"[0-9A-Za-z\s+\-*/^_=<>()\[\]{}|!.,;&\\%:]*")
-_COMMANDS = frozenset(
+_COMMANDS = words_of(
     "frac sqrt pi times cdot div pm mp infty cup cap in le leq leqslant ge geq geqslant lt gt "
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim to max min gcd lcm "
-    "binom sum prod int lfloor rfloor lceil rceil lvert rvert vert mid begin end "
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau "
-    "phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega hbar ell angle".split()
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim to max min "
+    "gcd lcm binom sum prod int lfloor rfloor lceil rceil lvert rvert vert mid begin end "
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma "
+    "tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega hbar ell angle"
 )
 _ENVIRONMENTS = frozenset(("matrix", "pmatrix", "bmatrix", "vmatrix"))
 _COMMAND = re.compile(r"\\([A-Za-z]+)")

@@ -1,9 +1,10 @@
 r"""Mathematical equality of two answers by math-verify. Runs only in the workers of a GraderPool.
 
-Only math-verify's LaTeX grammar sees text, never its extraction of plain expressions: that one calls
-sympy's `parse_expr`, which is `eval`. Two more doors stand around this: `answers.screen` lets no other
-characters, commands and words pass than those of mathematics, and `forbid_evaluation` takes the place
-of `parse_expr` and makes the interpreter itself refuse to compile a string or to start a program.
+Only math-verify's LaTeX grammar sees text, never its extraction of plain expressions: that one
+calls sympy's `parse_expr`, which is `eval`. Two more doors stand around this: `answers.screen` lets
+no other characters, commands and words pass than those of mathematics, and `forbid_evaluation`
+takes the place of `parse_expr` and makes the interpreter itself refuse to compile a string or to
+start a program.
 """
 
 import fractions
@@ -29,7 +30,7 @@ _NORMALIZATION = NormalizationConfig(
 _CONVERSION = ConversionConfig(lowercase_symbols=False)  # R and r are two radii
 _DIGITS = 60  # compared where no exact method applies
 
-# 2(3) and \frac{4}{2}\frac{1}{2} are products here, mixed numbers to the grammar; 3\frac{1}{2} is one.
+# 2(3) and \frac{4}{2}\frac{1}{2} are products, to the grammar mixed numbers; 3\frac{1}{2} is one.
 _FACTOR = re.compile(r"(?<=[0-9)])(?=\()|(?<=\))(?=[0-9]|\\frac)")
 _FRACTIONS = re.compile(r"(\\frac\{[^{}]*\}\{[^{}]*\})(?=\\frac)")
 _MIXED = re.compile(r"(?<![0-9A-Za-z.}])([0-9]+) ([0-9]+)/([0-9]+)(?![0-9A-Za-z.])")
@@ -38,11 +39,11 @@ _JUXTAPOSED = re.compile(r"[0-9.] +[0-9.]")
 _SUBSCRIPTED = re.compile(r"[0-9)}]\s*_")
 
 Pair = tuple[str, str]
-_FORBIDDEN = frozenset(
-    "os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty os.startfile subprocess.Popen "
-    "os.remove os.rename os.rmdir os.mkdir os.link os.symlink os.chmod os.chown os.truncate "
-    "shutil.rmtree shutil.move shutil.copyfile socket.connect socket.bind socket.getaddrinfo "
-    "ctypes.dlopen ctypes.dlsym urllib.Request".split()
+_FORBIDDEN = answers.words_of(
+    "os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty os.startfile "
+    "subprocess.Popen os.remove os.rename os.rmdir os.mkdir os.link os.symlink os.chmod "
+    "os.chown os.truncate shutil.rmtree shutil.move shutil.copyfile socket.connect "
+    "socket.bind socket.getaddrinfo ctypes.dlopen ctypes.dlsym urllib.Request"
 )
 
 

@@ -1,7 +1,7 @@
 """Comparisons in processes that may hang, crash or grow: each has a deadline, each can be replaced.
 
-The processes are started afresh, never forked, so a parent with JAX's threads is safe; they start when
-the first comparison needs one. A process whose parent dies sees its input end and ends too.
+The processes are started afresh, never forked, so a parent with JAX's threads is safe; they start
+when the first comparison needs one. A process whose parent dies sees its input end and ends too.
 """
 
 import collections
@@ -84,8 +84,8 @@ class GraderPool:
 
     Args:
       workers: processes at most; by default one a core, at most 8.
-      seconds: processor time for one comparison. Wall-clock time is limited too, at five times that,
-        so that a busy machine does not turn right answers into timeouts.
+      seconds: processor time for one comparison. Wall-clock time is limited too, at five times
+        that, so that a busy machine does not turn right answers into timeouts.
       module: what the processes run (for tests).
     """
 
@@ -122,8 +122,8 @@ class GraderPool:
     def compare(self, pairs: Sequence[Pair]) -> list[bool | None]:
         """Whether each answer equals its gold; None where its worker ran out of time or memory.
 
-        Equal pairs are compared once, and remembered, timeouts too. A worker that dies takes no other
-        pair with it.
+        Equal pairs are compared once, and remembered, timeouts too. A worker that dies takes no
+        other pair with it.
 
         Raises:
           RuntimeError: the workers do not start.
@@ -168,13 +168,13 @@ class GraderPool:
         if self._failed_starts >= _FAILED_STARTS:
             self._failed_starts = 0
             raise RuntimeError(
-                f"the grading processes do not start: `{sys.executable} -m {self._module} 1` says why"
+                f"grading processes do not start: `{sys.executable} -m {self._module} 1` says why"
             )
         while len(self._workers) < min(self._limit, wanted):
             self._workers.append(_Worker(self._module, self._seconds))
 
     def _listen(self) -> list[tuple[Pair, Outcome]]:
-        """Waits until something happens: the comparisons that ended, and how. The dead are buried."""
+        """Waits for news: the comparisons that ended, and how. The dead are buried."""
         by_pipe = {worker.pipe: worker for worker in self._workers}
         soonest = min(w.deadline for w in self._workers if w.pair is not None or not w.ready)
         heard, _, _ = select.select(list(by_pipe), [], [], max(soonest - time.monotonic(), 0))

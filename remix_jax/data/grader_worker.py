@@ -1,7 +1,7 @@
-"""A process that compares answers for a GraderPool: one line in, one byte out, until its input ends.
+"""A process that compares answers for a GraderPool: a line in, a byte out, until its input ends.
 
-Started as `python -m remix_jax.data.grader_worker SECONDS`. It imports no JAX and holds nothing that
-would be missed: the pool may kill it at any moment.
+Started as `python -m remix_jax.data.grader_worker SECONDS`. It imports no JAX and holds nothing
+that would be missed: the pool may kill it at any moment.
 """
 
 import json

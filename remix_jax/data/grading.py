@@ -36,8 +36,8 @@ def grade(response: str, answers: Answers) -> Verdict:
     process of its own (one pool per process, ended with it). Never raises on any response.
 
     Returns:
-      Verdict with the reason "match", "wrong", "timeout" (comparing took, or would take, more than a
-      grader may spend: neither right nor shown to be wrong), "empty-box" (nothing in the box),
+      Verdict with the reason "match", "wrong", "timeout" (comparing took, or would take, more than
+      a grader may spend: neither right nor shown to be wrong), "empty-box" (nothing in the box),
       "unbalanced-box" (a box was opened and never closed) or "no-box".
     """
     return grade_many([response], [answers], _process_pool())[0]
@@ -46,7 +46,7 @@ def grade(response: str, answers: Answers) -> Verdict:
 def grade_many(
     responses: Sequence[str], answers: Sequence[Answers], pool: GraderPool
 ) -> list[Verdict]:
-    """Verdicts of `grade`, in order: the comparisons that need algebra run side by side in `pool`."""
+    """Verdicts of `grade`, in order; the comparisons that need algebra run side by side."""
     quick = functools.cache(_quick)  # of one batch: a hostile response may be a megabyte
     found = functools.cache(_find)
     boxes = [found(response) for response in responses]
@@ -61,6 +61,11 @@ def grade_many(
         box if not box.answer else Verdict(*_judge(box.answer, each, compared))
         for box, each in zip(boxes, decided, strict=True)
     ]
+
+
+def timeout_rate(verdicts: Sequence[Verdict]) -> float:
+    """Share of the verdicts that the grader gave up on; 0 of none."""
+    return sum(v.reason == "timeout" for v in verdicts) / max(len(verdicts), 1)
 
 
 def format_ok(response: str) -> bool:
@@ -92,7 +97,7 @@ def _find(response: str) -> Verdict:
 
 def _listed(answers: Answers) -> Sequence[str | float]:
     if isinstance(answers, str | numbers.Number):
-        return [answers]  # type: ignore[list-item]
+        return [answers]
     return answers  # type: ignore[return-value]
 
 

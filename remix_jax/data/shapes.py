@@ -66,7 +66,9 @@ def read(text: str) -> Shape:
     if operators and all(pieces):
         sides = tuple(Shape("scalar", text=piece) for piece in pieces)
         return Shape("equation", sides, text)
-    pieces, operators = _split(text, {r"\cup"} | ({"U"} if re.search(r"[\])]\s*U", text) else set()))
+    pieces, operators = _split(
+        text, {r"\cup"} | ({"U"} if re.search(r"[\])]\s*U", text) else set())
+    )
     if operators and all(pieces):
         return Shape("union", tuple(read(piece) for piece in pieces), text)
     return _bounds(text) or _bracketed(text) or _signs(text) or Shape("scalar", text=text)
@@ -78,7 +80,7 @@ def _bounds(text: str) -> Shape | None:
     if not operators or not all(sides):
         return None
     if all(op in _MORE for op in operators):  # 5 > x > 2 reads 2 < x < 5
-        flipped = {op: less for op, less in zip(_MORE, _LESS, strict=True)}
+        flipped = dict(zip(_MORE, _LESS, strict=True))
         sides, operators = sides[::-1], [flipped[op] for op in operators[::-1]]
     if not all(op in _LESS for op in operators) or len(operators) > 2:
         return None
@@ -95,8 +97,8 @@ def _bounds(text: str) -> Shape | None:
     if _NAME.fullmatch(name) and name not in _CONSTANTS:
         ends = (Shape("scalar", text=low), Shape("scalar", text=high))
         return Shape(opening + closing, ends, text, name)
-    ends = tuple(Shape("scalar", text=side) for side in sides)
-    return Shape("relation", ends, text, " ".join(_LESS[op] for op in operators))
+    parts = tuple(Shape("scalar", text=side) for side in sides)
+    return Shape("relation", parts, text, " ".join(_LESS[op] for op in operators))
 
 
 def _bracketed(text: str) -> Shape | None:
@@ -212,7 +214,9 @@ def _assigned(shape: Shape) -> tuple[str, list[Shape]]:
     return "", [read(side) for side in sides]
 
 
-def _in_order(a: Sequence[Shape], g: Sequence[Shape], equal: Callable[[Shape, Shape], bool]) -> bool:
+def _in_order(
+    a: Sequence[Shape], g: Sequence[Shape], equal: Callable[[Shape, Shape], bool]
+) -> bool:
     return len(a) == len(g) and all(equal(x, y) for x, y in zip(a, g, strict=True))
 
 

@@ -57,6 +57,8 @@ def verdict(response, answers="42"):
         (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})"),
         (r"x^{2^{3}}", "x^{2^{3}}"),
         (r"\{1, 2\}", r"\{1,2\}"),
+        ("42=42", "42"),  # both sides are
+        ("43-1", "42"),
     ],
 )
 def test_equal_answers_match(answer, gold):
@@ -71,11 +73,9 @@ def test_equal_answers_match(answer, gold):
         ("4 2", "42"),  # two tokens are not one number
         ("12,34", "1234"),
         ("41=42", "42"),
-        ("42=42", "42"),
         ("42 and 43", "42"),
         (r"42 \text{ or } 43", "42"),
         (r"42\text{ is wrong}", "42"),
-        ("43-1", "42"),
         ("0.3333", r"\frac{1}{3}"),
         ("3.61e-10", "0"),
         ("12345678901234567000000", "12345678901234567890123"),

@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 PRESET = "experiments/configs/arithmetic_remix_ppo.py"
 WATCHED = [
     *("reward", "accuracy", "format_rate", "truncated_rate", "response_length", "rollouts"),
+    *("grader_timeout_rate", "eval/grader_timeout_rate"),
     *("tokens", "entropy", "kl_base", "kl_prev", "kl_weight", "n_fresh", "n_replayed"),
     *("ratio_mean", "ratio_max", "clip_share", "ess", "sampler_gap", "explained_variance"),
     *("loss", "loss_policy", "loss_kl", "loss_value", "grad_norm", "critic_grad_norm"),
