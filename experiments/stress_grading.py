@@ -1,8 +1,8 @@
-"""Throughput of the grader with and without pathological answers: python -m experiments.stress_grading
+"""Throughput of the grader, clean and under attack: python -m experiments.stress_grading
 
 Two sets of items are graded, each with a pool of its own: clean ones, and the same with one in a
-hundred replaced by towers of powers, huge factorials, megabytes, unbalanced braces and noise. Printed:
-items a second of both, verdicts that are not as they should be, and processes left over.
+hundred replaced by towers of powers, huge factorials, megabytes, unbalanced braces and noise.
+Printed: items a second of both, verdicts that are not as they should be, and processes left over.
 """
 
 import os
@@ -83,8 +83,12 @@ def _algebra(rng: random.Random) -> tuple[str, list[str], list[str]]:
 
 
 def pathological_responses(seed: int = 0) -> Iterator[str]:
-    """Ever other answers that hang, grow or confuse a naive grader; none is ever right."""
+    """Ever other answers that hang, grow or confuse a naive grader; none is ever right.
+
+    The first passes every screen and hangs: it meets the deadline. The others are refused unseen.
+    """
     rng = random.Random(seed)
+    yield "\\boxed{\\prod_{k=1}^{999}(k+\\sqrt{k})}"
     i = 0
     while True:
         i += 1
@@ -99,7 +103,6 @@ def pathological_responses(seed: int = 0) -> Iterator[str]:
         yield f"\\boxed{{{noise}}}"
         yield noise * 300
         yield f"\\boxed{{{'(' * i}1{'+1)' * i}^{{{i}0000}}}}"
-        yield f"\\boxed{{\\prod_{{k=1}}^{{{5000 + i}}}(k+\\sqrt{{k}})}}"  # passes every screen
 
 
 def spoil(items: list[Item], share: float, seed: int = 0) -> list[Item]:

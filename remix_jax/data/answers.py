@@ -151,6 +151,11 @@ def same_text(a: str, b: str) -> bool:
     return a.casefold() == b.casefold() and bool(_WORDS.fullmatch(b))
 
 
+def is_word(written: str, cleaned: str) -> bool:
+    """Whether an answer was written as text: its letters are no product of variables."""
+    return ("\\text" in written or "\\mbox" in written) and bool(_WORDS.fullmatch(cleaned))
+
+
 class Number(NamedTuple):
     """An exact value, and whether a percent sign followed it."""
 
@@ -262,7 +267,7 @@ _HEAVY = re.compile(
     r"|\^\{?[+-]?\d+\}?\s*[)}]\s*\^\{?[+-]?\d"  # (9^9)^9
 )
 _COUNTING = re.compile(r"\\(?:binom|sum|prod|int|lim)(?![A-Za-z])")
-_COUNTED_FAR = re.compile(r"[0-9]{5,}|[0-9]\s*\^\s*\{?[0-9]")
+_COUNTED_FAR = re.compile(r"[0-9]{4,}|[0-9]\s*\^\s*\{?[0-9]")
 
 Screened = Literal["expression", "text", "heavy"]
 

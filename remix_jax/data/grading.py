@@ -113,6 +113,8 @@ def _quick(answer: str, gold: str) -> _Quick:
     ours, theirs = texts.clean(ours), texts.clean(theirs)
     if texts.same_text(ours, theirs):
         return "match"
+    if texts.is_word(gold, theirs):
+        return "match" if texts.same_text(ours.strip("()"), theirs.strip("()")) else "wrong"
     a, b = texts.number(ours), texts.number(theirs)
     if a is not None and b is not None:
         return "match" if texts.same_number(a, b) else "wrong"
