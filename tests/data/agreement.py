@@ -128,13 +128,14 @@ def document() -> str:
     wrong = [x for x in rows if x.expected is not None and x.ours.correct is not x.expected]
     same = len(agreed) - len(contradicted)
     sound = [x for x in agreed if x.expected in (None, x.authors)]
+    known = sum(x.expected is not None for x in rows)
     head = (ROOT / "tests" / "data" / "grading_head.md").read_text().rstrip("\n")
     lines = [head, "", "## Agreement with two reference graders", ""]
     lines.append(
         f"{len(rows):,} pairs. Both references agree on {len(agreed):,}; on {same:,} of them we do "
         f"too, and on each of the {len(contradicted)} others their common verdict is false by the "
         f"construction of the pair (so: 100 % of the {len(sound):,} where it is not). They differ "
-        f"on {len(differ)}. Of the {sum(x.expected is not None for x in rows):,} pairs with a known truth "
+        f"on {len(differ)}. Of the {known:,} pairs with a known truth "
         f"we are wrong on {len(wrong)}: "
         f"{sum(x.ours.correct for x in wrong)} accepted, "
         f"{sum(not x.ours.correct for x in wrong)} refused ({', '.join(x.id for x in wrong)})."

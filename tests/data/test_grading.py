@@ -1,4 +1,3 @@
-import json
 import time
 
 import pytest
@@ -201,16 +200,3 @@ def test_hostile_megabyte_is_wrong_soon(response):
 )
 def test_format(response, expected):
     assert format_ok(response) is expected
-
-
-def test_reference_verdicts(goldens):
-    """No false positive anywhere; no false negative in the families that need no algebra."""
-    items = json.loads((goldens / "grading" / "grading.json").read_text())
-    exact = {"gold_itself", "one_digit_changed", "frac_forms", "int_wrong_near", "several_boxed"}
-    for item in items:
-        if item["expected"] is None:  # depends on the convention
-            continue
-        parts = item.get("response_parts", [[item.get("response"), 1]])
-        correct = grade("".join(text * n for text, n in parts), item["ground_truth"]).correct
-        if item["expected"] is False or item["family"] in exact:
-            assert correct is item["expected"], item["id"]
