@@ -119,9 +119,11 @@ def test_workers_end_with_a_killed_parent(answer):
 
 def test_interrupt_is_for_the_parent_and_leaves_no_stale_reply(pool):
     pool.compare([("a", "a")])
-    for pid in pool.pids:
+    pids = pool.pids
+    for pid in pids:
         os.kill(pid, signal.SIGINT)
     assert pool.compare([("b", "b")]) == [True]
+    assert pool.pids == pids
     threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         pool.compare([("slow", "slow"), ("slower", "slower"), ("slowest", "slowest")])
