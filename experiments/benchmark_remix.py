@@ -54,6 +54,7 @@ class Run:
         import jax
 
         from remix_jax.config import stage_at, stages
+        from remix_jax.data.grader_pool import GraderPool
         from remix_jax.data.problems import Problem
         from remix_jax.learner import programs
         from remix_jax.learner.rollout import load_vocabulary, prompt_batch
@@ -61,7 +62,7 @@ class Run:
         from remix_jax.models import huggingface
 
         self.size, self.clock = size, LapClock()
-        self.vocabulary = load_vocabulary(model_dir)
+        self.vocabulary, self.grader = load_vocabulary(model_dir), GraderPool()
         policy, params = huggingface.load(model_dir)
         config = grpo_config(model_dir, size)
         self.learner = make_learner(config, policy)
@@ -113,6 +114,7 @@ class Run:
             self.vocabulary,
             self.size.group_size,
             number * self.size.prompts,
+            self.grader,
         )
         assert rollouts.metrics["response_length"] == self.size.response_len
         # The grader finds no answer in random words; rewards that differ make the gradient real.

@@ -1,43 +1,23 @@
 """Verdicts on responses: find the boxed answer, compare it with the listed ones.
 
-A response is text from a model under optimisation, so anything may be in it. Nothing here evaluates
-an expression; every step is a linear scan, and numbers are compared exactly, as fractions.
+A response is text from a model under optimisation, so anything may be in it. Equal text and equal
+numbers are decided here, exactly and without evaluating anything; what needs algebra goes to the
+killable processes of a GraderPool, which start only when the first such answer comes.
 """
 
-import re
+import atexit
+import functools
+import numbers
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Literal, NamedTuple
 
-Reason = Literal["match", "wrong", "empty-box", "unbalanced-box", "no-box"]
+from remix_jax.data import answers as texts
+from remix_jax.data.grader_pool import GraderPool, Pair
 
-_THINK, _THINK_END, _BOX = "<think>", "</think>", "\\boxed"
+Reason = Literal["match", "wrong", "timeout", "empty-box", "unbalanced-box", "no-box"]
+Answers = str | float | Sequence[str | float]
 
-# A box (also with a doubled backslash), an escaped character such as \{, or a brace.
-_BRACES = re.compile(r"(?P<box>\\\\?boxed\s*\{)|\\.|[{}]", re.DOTALL)
-
-_WRAPPERS = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
-_SPACES = re.compile(r"\\(?:[,;: ]|quad(?![a-zA-Z]))|~")
-# Sizing, negative space, dollars and degrees never change what is meant.
-_NOISE = re.compile(
-    r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\!|\\?\$"
-    r"|\^\s*\\circ(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|[°\u200b\ufeff]"
-)
-_IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])")  # "1 2" is not "12": it stays
-_DASHES = str.maketrans({"−": "-", "–": "-"})
-
-_PLAIN = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
-_NUMBER = re.compile(
-    r"(?P<sign>[+-]?)(?:"
-    r"(?P<grouped>[0-9]{1,3}(?:[, ][0-9]{3})+(?:\.[0-9]*)?)"
-    rf"|(?P<plain>{_PLAIN})"
-    rf"|\\frac\{{(?P<top>[+-]?(?:{_PLAIN}))\}}\{{(?P<bottom>[+-]?(?:{_PLAIN}))\}}"
-    r"|\\frac(?P<digit_top>[0-9])(?P<digit_bottom>[0-9])"
-    rf"|(?P<over>{_PLAIN})/(?P<under>{_PLAIN})"
-    r")(?P<percent>\\?%)?"
-)
-_MAX_NUMBER = 400  # characters; longer numerals are compared as text: conversion is not linear
+_THINK, _THINK_END = "<think>", "</think>"
 
 
 class Verdict(NamedTuple):
@@ -48,27 +28,44 @@ class Verdict(NamedTuple):
     reason: Reason
 
 
-def grade(response: str, answers: str | float | Sequence[str | float]) -> Verdict:
+def grade(response: str, answers: Answers) -> Verdict:
     """Grades the last balanced ``\\boxed{...}`` of a response against the listed answers.
 
     Looked at is the text after the last ``</think>`` if there is one, else the whole response. The
-    answer is right if it equals any of `answers`. Never raises on any response, and takes time
-    linear in its length.
+    answer is right if it equals any of `answers`: as text, as a number, or by math-verify in a
+    process of its own (one pool per process, ended with it). Never raises on any response.
 
     Returns:
-      Verdict with the reason "match", "wrong", "empty-box" (nothing in the box), "unbalanced-box"
-      (a box was opened and never closed) or "no-box".
+      Verdict with the reason "match", "wrong", "timeout" (comparing took, or would take, more than
+      a grader may spend: neither right nor shown to be wrong), "empty-box" (nothing in the box),
+      "unbalanced-box" (a box was opened and never closed) or "no-box".
     """
-    listed = [answers] if isinstance(answers, str | int | float) else answers
-    final = response.rpartition(_THINK_END)[2]
-    answer, opened = _last_box(final)
-    if answer is None:
-        return Verdict(False, None, "unbalanced-box" if opened else "no-box")
-    answer = answer.strip()
-    if not answer:
-        return Verdict(False, answer, "empty-box")
-    correct = any(_equal(answer, gold) for gold in listed)
-    return Verdict(correct, answer, "match" if correct else "wrong")
+    return grade_many([response], [answers], _process_pool())[0]
+
+
+def grade_many(
+    responses: Sequence[str], answers: Sequence[Answers], pool: GraderPool
+) -> list[Verdict]:
+    """Verdicts of `grade`, in order; the comparisons that need algebra run side by side."""
+    quick = functools.cache(_quick)  # of one batch: a hostile response may be a megabyte
+    found = functools.cache(_find)
+    boxes = [found(response) for response in responses]
+    decided: list[list[_Quick]] = [
+        [quick(box.answer, str(gold)) for gold in _listed(golds)] if box.answer else []
+        for box, golds in zip(boxes, answers, strict=True)
+    ]
+    # Nothing is computed for a response that one of its answers matches already.
+    pairs = [d for each in decided if "match" not in each for d in each if isinstance(d, tuple)]
+    compared = dict(zip(pairs, pool.compare(pairs), strict=True)) if pairs else {}
+    return [
+        box if not box.answer else Verdict(*_judge(box.answer, each, compared))
+        for box, each in zip(boxes, decided, strict=True)
+    ]
+
+
+def timeout_rate(verdicts: Sequence[Verdict]) -> float:
+    """Share of the verdicts that the grader gave up on; 0 of none."""
+    return sum(v.reason == "timeout" for v in verdicts) / max(len(verdicts), 1)
 
 
 def format_ok(response: str) -> bool:
@@ -82,77 +79,67 @@ def format_ok(response: str) -> bool:
     opening = thinking.find(_THINK)
     if opening >= 0 and (thinking[:opening].strip() or _THINK in thinking[opening + 1 :]):
         return False
-    answer, _ = _last_box(final)
+    answer, _ = texts.last_box(final)
     return answer is not None and bool(answer.strip())
 
 
-def _last_box(text: str) -> tuple[str | None, bool]:
-    """The content of the balanced box that starts last, and whether any box was opened."""
-    start = text.find(_BOX)
-    best: tuple[int, int] | None = None
-    opened = False
-    stack: list[int] = []  # where the content of each open box starts; -1 for other braces
-    for token in _BRACES.finditer(text, start) if start >= 0 else ():
-        if token["box"]:
-            opened = True
-            stack.append(token.end())
-        elif token.group() == "{":
-            stack.append(-1)
-        elif token.group() == "}" and stack:
-            content = stack.pop()
-            if content >= 0 and (best is None or content > best[0]):
-                best = content, token.start()
-    return (text[best[0] : best[1]] if best else None), opened
+_Quick = Literal["match", "wrong", "timeout"] | Pair
 
 
-def _equal(answer: str, gold: str | float) -> bool:
-    """Whether two answers are the same text after normalisation, or exactly the same number.
-
-    This is the place for a wider equivalence (algebraic forms, sets, intervals, units): it would
-    be asked last, after the two exact comparisons have failed.
-    """
-    ours, theirs = _normalise(answer), _normalise(str(gold))
-    if ours == theirs:
-        return bool(theirs)
-    a, b = _number(ours), _number(theirs)
-    if a is None or b is None:
-        return False
-    if a.percent == b.percent:
-        return a.value == b.value
-    # A percent sign on one side only: "50%" is taken for 50 (a rate asked for in percent) and 1/2.
-    rate, bare = (a.value, b.value) if a.percent else (b.value, a.value)
-    return bare in (rate, rate / 100)
+def _find(response: str) -> Verdict:
+    """The verdict before any comparison: the answer, or why there is none."""
+    answer, opened = texts.last_box(response.rpartition(_THINK_END)[2])
+    if answer is None:
+        return Verdict(False, None, "unbalanced-box" if opened else "no-box")
+    answer = answer.strip()
+    return Verdict(False, answer, "wrong" if answer else "empty-box")
 
 
-def _normalise(text: str) -> str:
-    """Takes away what typesetting adds to an answer: dollars, spaces, wrappers, a final period."""
-    text = _WRAPPERS.sub(r"\1", text.translate(_DASHES))
-    text = _NOISE.sub("", _SPACES.sub(" ", _FRACTION.sub(r"\\frac", text)))
-    text = _IDLE_SPACE.sub("", " ".join(text.replace("{,}", ",").split()))
-    return text[:-1] if text.endswith(".") and len(text) > 1 else text
+def _listed(answers: Answers) -> Sequence[str | float]:
+    if isinstance(answers, str | numbers.Number):
+        return [answers]
+    return answers  # type: ignore[return-value]
 
 
-class _Number(NamedTuple):
-    value: Fraction
-    percent: bool
+def _quick(answer: str, gold: str) -> _Quick:
+    """Compares as text and as numbers; a pair of expressions if that does not decide."""
+    if len(answer) > texts.MAX_ANSWER:
+        return "match" if answer == gold.strip() else "wrong"
+    if texts.same_text(texts.clean(answer), texts.clean(gold)):
+        return "match"
+    (ours, our_unit), (theirs, their_unit) = texts.split_unit(answer), texts.split_unit(gold)
+    if our_unit and their_unit and our_unit != their_unit:
+        return "wrong"
+    ours, theirs = texts.clean(ours), texts.clean(theirs)
+    if texts.same_text(ours, theirs):
+        return "match"
+    if texts.is_word(gold, theirs):
+        return "match" if texts.same_text(ours.strip("()"), theirs.strip("()")) else "wrong"
+    a, b = texts.number(ours), texts.number(theirs)
+    if a is not None and b is not None:
+        return "match" if texts.same_number(a, b) else "wrong"
+    pair = texts.spell(ours), texts.spell(theirs)
+    screened = {texts.screen(text) for text in pair}
+    if "text" in screened:
+        return "wrong"
+    return "timeout" if "heavy" in screened else pair
 
 
-def _number(text: str) -> _Number | None:
-    """The number that a normalised answer writes, exactly; None if it writes anything else."""
-    if len(text) > _MAX_NUMBER:
-        return None
-    if text.startswith("(") and text.endswith(")"):
-        text = text[1:-1]
-    found = _NUMBER.fullmatch(text)
-    if found is None:
-        return None
-    part = found.groupdict()
-    top = part["top"] or part["digit_top"] or part["over"]
-    if top is None:
-        value = Fraction((part["grouped"] or part["plain"]).replace(",", "").replace(" ", ""))
-    else:
-        bottom = Fraction(part["bottom"] or part["digit_bottom"] or part["under"])
-        if bottom == 0:
-            return None
-        value = Fraction(top) / bottom
-    return _Number(-value if part["sign"] == "-" else value, part["percent"] is not None)
+def _judge(
+    answer: str, decided: Sequence[_Quick], compared: dict[Pair, bool | None]
+) -> tuple[bool, str, Reason]:
+    """Right if any listed answer matches; a timeout counts only if none does."""
+    outcomes = {
+        {True: "match", False: "wrong", None: "timeout"}[compared[d]] if isinstance(d, tuple) else d
+        for d in ([d for d in decided if d == "match"] or decided)
+    }
+    if "match" in outcomes:
+        return True, answer, "match"
+    return False, answer, "timeout" if "timeout" in outcomes else "wrong"
+
+
+@functools.cache
+def _process_pool() -> GraderPool:
+    pool = GraderPool()
+    atexit.register(pool.close)
+    return pool

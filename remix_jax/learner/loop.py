@@ -98,6 +98,7 @@ def run(
     directory = workdir / "checkpoints"
     with (
         contextlib.closing(console),
+        setup.grader,
         Checkpoints(directory, config.keep_checkpoints) as checkpoints,
         _stop_on_interrupt(console) as stop,
     ):
@@ -232,7 +233,9 @@ def _collect(setup: Setup, programs: Programs, state: TrainState, step: int) -> 
     sampled = programs.sample[stage.name].call(state.params, *map(jnp.asarray, inputs), key)
     jax.block_until_ready(sampled)  # so that grading is not charged with sampling
     problems = [setup.train.problems[i] for i in chosen]
-    return grade_rollouts(sampled, problems, vocabulary, config.group_size, first_group=before)
+    return grade_rollouts(
+        sampled, problems, vocabulary, config.group_size, first_group=before, pool=setup.grader
+    )
 
 
 def _evaluate(setup: Setup, programs: Programs, state: TrainState) -> dict[str, float]:
@@ -244,6 +247,7 @@ def _evaluate(setup: Setup, programs: Programs, state: TrainState) -> dict[str, 
         setup.validation,
         setup.vocabulary,
         setup.config,
+        setup.grader,
     )
     return figures | {"seconds/eval": time.perf_counter() - begin}
 

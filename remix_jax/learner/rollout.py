@@ -13,6 +13,7 @@ import numpy as np
 from remix_jax import types
 from remix_jax.config import Config
 from remix_jax.data import grading
+from remix_jax.data.grader_pool import GraderPool
 from remix_jax.data.problems import Problem
 from remix_jax.data.prompts import encode_prompts, pad_left
 from remix_jax.models import huggingface
@@ -86,6 +87,7 @@ def grade_rollouts(
     vocabulary: Vocabulary,
     group_size: int,
     first_group: int,
+    pool: GraderPool,
 ) -> Rollouts:
     """Grades the responses and makes rows of them.
 
@@ -93,12 +95,13 @@ def grade_rollouts(
       sampled: group_size responses a problem, and perhaps empty slots behind them.
       problems: of the groups that were really sampled.
       first_group: number of the first group in the run.
+      pool: compares the answers that need algebra.
     """
     n = len(problems) * group_size
     begin = time.perf_counter()
     texts = decode(vocabulary, sampled, n)
     of_row = [problem for problem in problems for _ in range(group_size)]
-    verdicts = [grading.grade(t, p.answers) for t, p in zip(texts, of_row, strict=True)]
+    verdicts = grading.grade_many(texts, [problem.answers for problem in of_row], pool)
     seconds = time.perf_counter() - begin
     slots = sampled.response_len_B.shape[0]
     reward_B = np.zeros(slots, np.float32)
@@ -109,6 +112,7 @@ def grade_rollouts(
         "reward": float(reward_B[:n].mean()),
         "accuracy": float(np.mean([verdict.correct for verdict in verdicts])),
         "format_rate": float(np.mean(formatted)),
+        "grader_timeout_rate": grading.timeout_rate(verdicts),
         "truncated_rate": float(1 - ended_B[:n].mean()),
         "response_length": float(length_B[:n].mean()),
         "new_tokens": int(length_B[:n].sum()),

@@ -7,6 +7,7 @@ import jax
 
 from remix_jax import config as configs
 from remix_jax.config import Config
+from remix_jax.data.grader_pool import GraderPool
 from remix_jax.data.problems import load_problems
 from remix_jax.errors import InputError
 from remix_jax.learner.checkpoint import differing_fields
@@ -26,6 +27,7 @@ class Setup(NamedTuple):
     suites: list[ProblemSet]
     validation: list[ProblemSet]  # one, or none
     state: TrainState
+    grader: GraderPool  # its processes start when an answer needs one
 
 
 def prepare(config: Config) -> Setup:
@@ -46,9 +48,8 @@ def prepare(config: Config) -> Setup:
     _check_width(config)
     policy, params = huggingface.load(config.model.path, dtype=config.model.dtype)
     learner = make_learner(config, policy)
-    return Setup(
-        config, learner, vocabulary, train, suites, validation, init_state(learner, params, config)
-    )
+    state = init_state(learner, params, config)
+    return Setup(config, learner, vocabulary, train, suites, validation, state, GraderPool())
 
 
 def _check_width(config: Config) -> None:

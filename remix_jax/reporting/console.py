@@ -111,6 +111,9 @@ def ages(metrics: Mapping[str, object]) -> list[int]:
     return sorted(age for age in named if metrics.get(f"rows/age{age}") != 0)
 
 
+_NOT_SUITES = ("eval/mean", "eval/response_length", "eval/grader_timeout_rate")
+
+
 class Console:
     """Shows the progress of one run; the figures come through `update`, one call a step.
 
@@ -249,7 +252,7 @@ class Console:
         suites = " ".join(
             f"{key.removeprefix('eval/')} {percent(self._get(key))}"
             for key in self._latest
-            if key.startswith("eval/") and key not in ("eval/mean", "eval/response_length")
+            if key.startswith("eval/") and key not in _NOT_SUITES
         )
         return (
             f"held-out at step {count(self._get('step'))} | rollouts "

@@ -19,7 +19,7 @@ from remix_jax.reporting.metrics import Metrics
 
 ACCURACY = "eval/mean"
 LEVELS = (0.6, 0.7, 0.8, 0.9)
-NOT_SUITES = (ACCURACY, "eval/response_length")
+NOT_SUITES = (ACCURACY, "eval/response_length", "eval/grader_timeout_rate")
 
 
 def curve(

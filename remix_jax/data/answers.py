@@ -1,0 +1,312 @@
+r"""The text of an answer: where it lies in a response, what typesetting adds to it, its number.
+
+Text comes from a model under optimisation, so anything may be in it. Nothing here evaluates an
+expression; every step is a bounded scan, and numbers are compared exactly, as fractions.
+"""
+
+import re
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+
+def words_of(text: str) -> frozenset[str]:
+    """The words of a text: how the lists here are written."""
+    return frozenset(text.split())
+
+
+_BOX = "\\boxed"
+_OPENING = re.compile(r"\\boxed\s*\{")
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)  # \{ and \} are no braces
+_MAX_BRACES = 100_000  # looked at in one response; what has more is no answer
+
+_MAX_ANSWER_BRACES = 1_000
+MAX_ANSWER = 2_000  # characters; longer ones are compared letter by letter only
+_MAX_NUMBER = (
+    400  # characters of a numeral, and the greatest power of ten: conversion is not linear
+)
+
+_UNICODE = str.maketrans(
+    {"−": "-", "≤": r"\le ", "≥": r"\ge ", "π": r"\pi ", "∞": r"\infty ", "×": r"\times "}
+    | {"·": r"\cdot ", "∪": r"\cup ", "α": r"\alpha ", "β": r"\beta ", "θ": r"\theta "}
+    | {"\t": " ", "\n": " ", "\r": " ", "°": ""}
+)
+_ROOT_SIGN = re.compile(r"√\s*([0-9]+|[a-zA-Z])")
+_WRAPPERS = re.compile(
+    r"\\(?:text|textbf|textrm|textit|textnormal|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}"
+)
+_WRAPPED = re.compile(r"(?:\\(?:text|mathrm|mathbf|mbox|boxed)\s*)?\{")
+_SINGLE = re.compile(r"([_^])\{([0-9A-Za-z])\}(?![0-9A-Za-z])")
+_FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+_SPACES = re.compile(r"(?<!\\)\\(?:[,;: ]|quad(?![a-zA-Z]))|~")
+# Sizing, colour, negative space, dollars and degrees never change what is meant.
+_NOISE = re.compile(
+    r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\color\s*\{[a-z]*\}|\\!|\\?\$"
+    r"|\^\s*\\circ(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\u200b"
+)
+_IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])")  # "1 2" is not "12": it stays
+
+_WORDS = re.compile(r"\(?[A-Za-z][A-Za-z ]*\)?")
+
+_PLAIN = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+_NUMBER = re.compile(
+    r"(?P<sign>[+-]?)(?:"
+    r"(?P<grouped>[0-9]{1,3}(?:[, ][0-9]{3})+(?:\.[0-9]*)?)"
+    rf"|(?P<mantissa>{_PLAIN})(?:[eE]|(?:\\times|\\cdot|\*) ?10\^)"
+    r"(?:\{(?P<braced>[+-]?[0-9]{1,3})\}|(?P<exponent>[+-]?[0-9]{1,3}))"
+    r"|10\^(?:\{(?P<power_braced>[+-]?[0-9]{1,3})\}|(?P<power>[0-9]))"
+    rf"|(?P<plain>{_PLAIN})"
+    rf"|\\frac\{{(?P<top>[+-]?(?:{_PLAIN}))\}}\{{(?P<bottom>[+-]?(?:{_PLAIN}))\}}"
+    r"|\\frac(?P<digit_top>[0-9])(?P<digit_bottom>[0-9])"
+    rf"|(?P<over>{_PLAIN})/(?P<under>{_PLAIN})"
+    r")(?P<percent>\\?%)?"
+)
+
+_UNIT_TEXT = re.compile(
+    r"\\(?:text|textrm|mathrm|mbox)\s*\{(?P<unit>[^{}]*)\}"
+    r"\s*(?:\^\s*\{?(?P<power>-?[0-9])\}?)?\s*\.?$"
+)
+_UNIT_BARE = re.compile(
+    r"(?<=[0-9}) ])(?P<unit>[A-Za-z][A-Za-z/]*)(?:\^\{?(?P<power>[0-9])\}?)?\.?$"
+)
+_SHORT_UNITS = words_of(
+    "cm mm km nm dm kg mg ml mL ft yd mi hr hrs min sec ms mph kph Hz kHz MHz eV keV MeV GeV "
+    "kJ kW Pa kPa mol oz lb lbs am pm m/s km/h"
+)
+_LONE_UNITS = words_of("m s g h l L J N W V A K C F T")  # only inside \text
+# With one of these the text says more than a unit: another value, a doubt, a multiple.
+_NO_UNITS = words_of(
+    "not no non or and is isn isnt are be was if but nor never wrong false incorrect about "
+    "around approximately roughly nearly almost less more than greater fewer least most over "
+    "under up only except without plus minus times mod modulo base dozen hundred hundreds "
+    "thousand thousands million millions billion billions trillion trillions half halves "
+    "third thirds quarter quarters double twice triple squared cubed percent factorial where "
+    "when any every each otherwise either neither both some one two three four five six seven "
+    "eight nine ten to the power root of sqrt sin cos tan cot sec csc log ln exp max gcd lcm "
+    "infinity infty inf theta alpha beta gamma delta lambda omega sigma"
+)
+_UNIT_WORDS = re.compile(r"[A-Za-zµΩ]+")
+_UNIT_LETTERS = re.compile(r"[A-Za-zµΩ/ .()*-]+")
+
+
+def last_box(text: str) -> tuple[str | None, bool]:
+    """The content of the balanced ``\\boxed{...}`` that starts last, and whether any was opened.
+
+    Boxes are tried from the last one back, with at most 100,000 braces looked at in all: a response
+    that has more of them behind its boxes counts as unbalanced.
+    """
+    opened, left, end = False, _MAX_BRACES, len(text)
+    while left > 0 and (start := text.rfind(_BOX, 0, end)) >= 0:
+        opening = _OPENING.match(text, start)
+        if opening:
+            opened = True
+            close, seen = _closing(text, opening.end(), left)
+            if close is not None:
+                return text[opening.end() : close], True
+            left -= seen
+        left -= 1
+        end = start
+    return None, opened
+
+
+def _closing(text: str, begin: int, limit: int) -> tuple[int | None, int]:
+    """Where the brace opened before `begin` is closed, and how many braces were looked at."""
+    depth, seen = 1, 0
+    for token in _BRACES.finditer(text, begin):
+        seen += 1
+        if token.group() == "{":
+            depth += 1
+        elif token.group() == "}":
+            depth -= 1
+            if depth == 0:
+                return token.start(), seen
+        if seen >= limit:
+            break
+    return None, seen
+
+
+def clean(text: str) -> str:
+    """Takes away what typesetting adds to an answer: dollars, spaces, wrappers, a final period."""
+    text = _ROOT_SIGN.sub(r"\\sqrt{\1}", text).translate(_UNICODE)
+    text = _NOISE.sub("", _SPACES.sub(" ", _FRACTION.sub(r"\\frac", text)))
+    text = _unwrap(text.strip())
+    # Twice: a wrapper in a wrapper. Deeper ones say something else.
+    text = _WRAPPERS.sub(r"\1", _WRAPPERS.sub(r"\1", text))
+    text = _IDLE_SPACE.sub("", " ".join(text.replace("{,}", ",").split()))
+    text = _SINGLE.sub(r"\1\2", text)
+    return text[:-1] if text.endswith(".") and len(text) > 1 else text
+
+
+def _unwrap(text: str) -> str:
+    """The content of braces, or of a text command, around the whole."""
+    found = _WRAPPED.match(text)
+    if found is None or _closing(text, found.end(), _MAX_ANSWER_BRACES)[0] != len(text) - 1:
+        return text
+    return text[found.end() : -1].strip()
+
+
+def same_text(a: str, b: str) -> bool:
+    """Whether two cleaned answers are the same text; words may differ in case."""
+    if a == b:
+        return bool(b)
+    return a.casefold() == b.casefold() and bool(_WORDS.fullmatch(b))
+
+
+def is_word(written: str, cleaned: str) -> bool:
+    """Whether an answer was written as text: its letters are no product of variables."""
+    return ("\\text" in written or "\\mbox" in written) and bool(_WORDS.fullmatch(cleaned))
+
+
+class Number(NamedTuple):
+    """An exact value, and whether a percent sign followed it."""
+
+    value: Fraction
+    percent: bool
+
+
+def number(text: str) -> Number | None:
+    """The number that a cleaned answer writes, exactly; None if it writes anything else."""
+    if len(text) > _MAX_NUMBER:
+        return None
+    if text.startswith("(") and text.endswith(")"):
+        text = text[1:-1]
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        return None
+    part = found.groupdict()
+    value = _value(part)
+    if value is None:
+        return None
+    return Number(-value if part["sign"] == "-" else value, part["percent"] is not None)
+
+
+def _value(part: dict[str, str | None]) -> Fraction | None:
+    """The unsigned value of a matched numeral; None for a division by zero."""
+    power = part["braced"] or part["exponent"] or part["power_braced"] or part["power"]
+    if power is not None:
+        if abs(int(power)) > _MAX_NUMBER:
+            return None
+        return Fraction(part["mantissa"] or 1) * Fraction(10) ** int(power)
+    top = part["top"] or part["digit_top"] or part["over"]
+    if top is None:
+        plain = part["grouped"] or part["plain"] or ""
+        return Fraction(plain.replace(",", "").replace(" ", ""))
+    bottom = Fraction(part["bottom"] or part["digit_bottom"] or part["under"] or 0)
+    return Fraction(top) / bottom if bottom else None
+
+
+def same_number(a: Number, b: Number) -> bool:
+    """Whether two numbers agree: "50%" is taken for 50 (a rate asked for in percent) and 1/2."""
+    if a.percent == b.percent:
+        return a.value == b.value
+    rate, bare = (a.value, b.value) if a.percent else (b.value, a.value)
+    return bare in (rate, rate / 100)
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    """(value, unit) of an answer as it was written; the unit is "" where none is recognised.
+
+    A unit is one to three words at the end, none of which changes the value ("or", "million",
+    "not"). Two units are compared as text: 5 cm is not 5 m.
+    """
+    text = text.rstrip().rstrip("$").rstrip()
+    found = _UNIT_TEXT.search(text)
+    if found is None or not _is_unit(found["unit"], _LONE_UNITS | _SHORT_UNITS):
+        found = _UNIT_BARE.search(text)
+        if found is None or not _is_unit(found["unit"], _SHORT_UNITS):
+            return text, ""
+    value = text[: found.start()].rstrip()
+    if not re.search(r"[0-9]|\\pi|\\sqrt", value) or value.endswith(("\\", "^", "_", "{", "(")):
+        return text, ""
+    return value, _unit_key(found["unit"]) + (found["power"] or "")
+
+
+def _is_unit(unit: str, short: frozenset[str]) -> bool:
+    words = _UNIT_WORDS.findall(unit)
+    if not 1 <= len(words) <= 3 or not _UNIT_LETTERS.fullmatch(unit):
+        return False
+    if any(word.lower() in _NO_UNITS for word in words):
+        return False
+    # A short word may be a product of variables.
+    return len(words) > 1 or len(words[0]) > 3 or words[0] in short or unit.strip() in short
+
+
+def _unit_key(unit: str) -> str:
+    letters = re.sub(r"[ .()]", "", unit)
+    return letters[:-1] if len(letters) > 3 and letters.endswith("s") else letters
+
+
+# What may be shown to the parser of expressions: these characters, commands and short names.
+_CHARACTERS = re.compile(r"[0-9A-Za-z\s+\-*/^_=<>()\[\]{}|!.,;&\\%:]*")
+_COMMANDS = words_of(
+    "frac sqrt pi times cdot div pm mp infty cup cap in le leq leqslant ge geq geqslant lt gt "
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp lim to max min "
+    "gcd lcm binom sum prod int lfloor rfloor lceil rceil lvert rvert vert mid begin end "
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma "
+    "tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega hbar ell angle"
+)
+_ENVIRONMENTS = frozenset(("matrix", "pmatrix", "bmatrix", "vmatrix"))
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\{([A-Za-z]*)\}")
+_LONG_WORD = re.compile(r"[A-Za-z]{4,}")
+_MAX_DEPTH = 12
+
+_NAMES = re.compile(
+    r"(?<![\\A-Za-z])(sqrt|pi|sin|cos|tan|log|ln|infty|theta|alpha|beta|gamma|omega)(?![A-Za-z])"
+)
+_INFINITY = re.compile(r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])")
+_CALLED_ROOT = re.compile(r"\\sqrt\(([^()]*)\)")
+
+# Numbers, or operations on them, that no exact comparison can afford.
+_BIG = r"(?:[0-9]{5,})"
+_HEAVY = re.compile(
+    rf"\^\s*[({{]?\s*-?\s*{_BIG}"  # x^{100000}
+    r"|[0-9)}]\s*\^\s*[({][^{}()]*(?:[0-9)}]\s*\^|!)"  # 9^{9^..., 2^{5!}
+    r"|\^\s*[0-9A-Za-z]\s*\^"  # 9^9^9
+    rf"|{_BIG}\s*[)}}]*!|\([^()]*[0-9]\s*\^[^()]*\)\s*!|!\s*[)}}]*\s*!"  # 10000!, (10^7)!, (9!)!
+    r"|[eE][+-]?[0-9]{4,}"  # 1e999999999
+    r"|\^\{?[+-]?\d+\}?\s*[)}]\s*\^\{?[+-]?\d"  # (9^9)^9
+)
+_COUNTING = re.compile(r"\\(?:binom|sum|prod|int|lim)(?![A-Za-z])")
+_COUNTED_FAR = re.compile(r"[0-9]{4,}|[0-9]\s*\^\s*\{?[0-9]")
+
+Screened = Literal["expression", "text", "heavy"]
+
+
+def screen(text: str) -> Screened:
+    """What may be done with a cleaned answer.
+
+    "expression": it may be parsed and compared. "text": it is no mathematics that is supported, and
+    only equal text is equal. "heavy": it is, but evaluating it costs more than a grader can spend.
+    """
+    if len(text) > MAX_ANSWER // 2 or not text or not _CHARACTERS.fullmatch(text):
+        return "text"
+    if not set(_COMMAND.findall(text)) <= _COMMANDS:
+        return "text"
+    if not set(_ENVIRONMENT.findall(text)) <= _ENVIRONMENTS:
+        return "text"
+    bare = _COMMAND.sub("", _ENVIRONMENT.sub("", text))
+    if _LONG_WORD.search(bare) or "__" in text or "**" in text or not balanced(text):
+        return "text"
+    if _HEAVY.search(text) or (_COUNTING.search(text) and _COUNTED_FAR.search(text)):
+        return "heavy"
+    return "expression"
+
+
+def balanced(text: str) -> bool:
+    """Whether braces close as they open, nested at most 12 deep; brackets are only counted."""
+    depth = brackets = 0
+    for token in re.finditer(r"\\[a-zA-Z]+|\\.|[{}()\[\]]", text):
+        if token.group() in ("{", "}"):
+            depth += 1 if token.group() == "{" else -1
+        elif token.group() in tuple("()[]"):
+            brackets += 1 if token.group() in "([" else -1
+        if not 0 <= depth <= _MAX_DEPTH or not 0 <= brackets <= _MAX_DEPTH:
+            return False
+    return depth == brackets == 0
+
+
+def spell(text: str) -> str:
+    """Writes bare names of functions and constants as commands: sqrt(2), pi/4, inf."""
+    text = _INFINITY.sub(r"\\infty ", _NAMES.sub(r"\\\1 ", text))
+    text = _CALLED_ROOT.sub(r"\\sqrt{\1}", text.replace("sqrt (", "sqrt("))
+    return _IDLE_SPACE.sub("", " ".join(text.split()))

@@ -1,0 +1,32 @@
+"""A grading process that misbehaves as the answer tells it to."""
+
+import os
+import sys
+import time
+
+from remix_jax.data import grader_worker
+
+
+def compare(answer: str, gold: str) -> bool:
+    """Hangs, sleeps, crashes, grows, waits to be killed, or compares as text."""
+    if answer == "hang":
+        while True:
+            pass
+    if answer == "sleep":
+        time.sleep(1000)
+    if answer == "crash":
+        os.abort()
+    if answer == "grow":
+        return len([bytes(1 << 20) for _ in range(1 << 20)]) > 0
+    if answer == "noise":
+        print("1" * 100)
+        os.write(2, b"1" * 100)
+    if answer == "raise":
+        raise ValueError
+    if answer.startswith("slow"):
+        time.sleep(0.3)
+    return answer == gold
+
+
+if __name__ == "__main__":
+    grader_worker.serve(compare, float(sys.argv[1]))
