@@ -22,7 +22,11 @@ def small_config(directory: pathlib.Path, grpo: bool = False) -> Config:
         target.write_text("".join(pathlib.Path(source).read_text().splitlines(keepends=True)[:4]))
         suites.append(str(target))
     config.data.suites = tuple(suites)
-    config.evaluation.every, config.evaluation.batch_size = 1, 8
+    validation = pathlib.Path(config.data.validation)
+    chosen_by = directory / validation.name
+    chosen_by.write_text("".join(validation.read_text().splitlines(keepends=True)[:4]))
+    config.data.validation = str(chosen_by)
+    config.evaluation.every, config.evaluation.batch_size = 1, 12
     config.checkpoint_every = 2
     return config
 

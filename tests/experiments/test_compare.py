@@ -1,0 +1,120 @@
+"""The comparison through its real main; trials that are continued, not repeated."""
+
+import json
+
+import pytest
+
+from experiments import compare, dynamics, trials
+from experiments.methods import METHODS
+from experiments.trials import Trial
+from remix_jax import config as configs
+from remix_jax.learner import loop
+from remix_jax.learner import programs as compiled
+from remix_jax.reporting import comparison
+from tests.experiments.runs import quiet, small_config
+from tests.experiments.test_train import main
+
+SMALL = {
+    "batch_size": 16, "mini_batch_size": 8, "micro_batch_size": 8, "reincarnation_step": 2,
+    "evaluation.every": 1, "evaluation.batch_size": 12,
+}  # fmt: skip
+
+
+def flags(tmp_path, **more):
+    small = small_config(tmp_path)
+    held_out = {"data.suites": small.data.suites, "data.validation": small.data.validation}
+    overrides = [f"--config.{name}={value}" for name, value in (SMALL | held_out).items()]
+    chosen = {"bases": 1, "workdir": tmp_path / "out", "rollouts": 30, **more}
+    return [*overrides, *(f"--{name}={value}" for name, value in chosen.items())]
+
+
+def test_the_real_main_tunes_compares_and_continues(tmp_path):
+    """Two methods, two rates, two processes; the second call trains only what is new."""
+    given = flags(
+        tmp_path, methods="ppo,remix-ppo", learning_rates="1e-4,3e-4", seeds=2, tuning=1, workers=2
+    )
+    done = main(*given, module="experiments.compare")
+    assert done.returncode == 0, done.stderr
+    assert "Equal learning rate, 1e-4" in done.stdout
+    assert "Each at its own best learning rate" in done.stdout
+    data = comparison.read(tmp_path / "out" / "comparison.json")
+    rates = {"ppo": set(), "remix-ppo": set()}
+    for record in data["trials"]:
+        rates[record["method"]].add((record["learning_rate"], record["seed"]))
+        assert set(record["curve"]) >= {"rollouts", "tokens", "flops", "seconds", "validation"}
+    for method, tried in rates.items():
+        best = comparison.best_learning_rate(data, method)
+        assert tried == {(1e-4, 0), (3e-4, 0), (1e-4, 1), (best, 1)}
+    assert data["about"]["command"].startswith("python -m experiments.compare --config.batch_size")
+    for name in ("comparison.md", "comparison.png", "comparison_ratios.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    logs = list((tmp_path / "out" / "runs").rglob("log.txt"))
+    assert len(logs) == len(data["trials"])
+    again = main(*given, module="experiments.compare")
+    assert "% after" not in again.stdout, "nothing is trained again"
+    assert comparison.read(tmp_path / "out" / "comparison.json")["trials"] == data["trials"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"methods": "ppo,remix"}, "each must be one of ppo, remix-ppo"),
+        ({"methods": "remix-ppo"}, "ratios are to ppo"),
+        ({"learning_rates": "1e-4,fast"}, "must be numbers above 0"),
+        ({"seeds": 1, "tuning": 2, "learning_rates": "1e-4,2e-4"}, "must be --tuning=2 or more"),
+        ({"models": "nowhere", "methods": "ppo"}, "nowhere"),
+    ],
+)
+def test_wrong_flags_are_one_line(tmp_path, more, message):
+    done = main(*flags(tmp_path, **more), module="experiments.compare")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_runs_that_differ_in_rate_seed_or_length_share_their_programs(tmp_path):
+    config = small_config(tmp_path)
+    loop.run(config, tmp_path / "one", quiet(config))
+    before = compiled._compile_learn.cache_info().misses
+    other = small_config(tmp_path)
+    other.seed, other.optimizer.learning_rate, other.critic.optimizer.learning_rate = 5, 3e-4, 2e-3
+    other.steps, other.reincarnation_step = 5, 4
+    loop.run(other, tmp_path / "two", quiet(other))
+    assert compiled._compile_learn.cache_info().misses == before
+
+
+def test_a_failed_trial_keeps_its_record_and_is_not_repeated(tmp_path):
+    config = small_config(tmp_path)
+    config.optimizer.learning_rate = 1e30
+    trial = Trial("hot", config)
+    metrics = trials.run([trial], tmp_path / "runs", workers=1)["hot"]
+    assert metrics[0]["step"] == 0
+    assert "not finite" in (tmp_path / "runs" / "hot" / "failed").read_text()
+    assert trials.finished(tmp_path / "runs" / "hot", config)
+
+
+def test_the_panels_vary_what_they_say(tmp_path):
+    config = small_config(tmp_path)
+    panels = {panel.name: panel.arms for panel in dynamics.panels(config)}
+    assert [arm.config.replay.share for arm in panels["p"]] == list(dynamics.SHARES)
+    assert [arm.config.passes for arm in panels["m"]] == [1, 2, 4, 8]
+    assert [arm.config.replay.window for arm in panels["n"]] == [1, 2, 4, 8]
+    assert panels["t"][0].config.reincarnation_step == 0
+    doomed = panels["collapse"][0].config
+    assert (doomed.passes, doomed.replay.share, doomed.kl.coef) == (8, 0.4, 0.0)
+    assert doomed.reincarnation_step == 0
+    for arm in panels["methods"]:
+        assert arm.config == METHODS[arm.name].change(config)
+        configs.validate(arm.config)
+
+
+def test_a_finding_is_seen_only_if_every_seed_shows_it():
+    def verdict(more, less):
+        found = dynamics._finding("claim", dict(enumerate(more)), dict(enumerate(less)), 1, "units")
+        return found["verdict"]
+
+    assert verdict([2, 3, 4], [1, 1, 1]) == "seen"
+    assert verdict([2, 3, 1], [1, 1, 1]) == "not seen"
+    assert verdict([0, 0, 0], [1, 1, 1]) == "reversed"
+    assert verdict([], [1.0]) == "not seen"
+    json.dumps(dynamics._finding("claim", {0: 1.0}, {0: 2.0}, 1, "units"))
