@@ -13,6 +13,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -154,9 +155,18 @@ def _in_processes(waiting: Sequence[Trial], workdir: pathlib.Path, workers: int)
 
 
 def _own_core(cores) -> None:
-    """Binds a worker to one core, before JAX counts them."""
+    """Binds a worker to one core, before JAX counts them; it ends when its parent does."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.sched_setaffinity(0, {cores.get()})
     main.cache_compilations()
+
+
+def _end_with_parent() -> None:
+    """Two processes that train in one directory would ruin each other's record."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _quietly(trial: Trial, workdir: pathlib.Path) -> str:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import compare, dynamics, trials
+from experiments import dynamics, trials
 from experiments.methods import METHODS
 from experiments.trials import Trial
 from remix_jax import config as configs
