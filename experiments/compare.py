@@ -174,7 +174,7 @@ if __name__ == "__main__":
     flags.DEFINE_list(
         "learning_rates", ["1e-4", "2e-4", "4e-4", "6e-4"], "the grid; the first is the equal rate"
     )
-    flags.DEFINE_integer("seeds", 6, "seeds of each reported setting", lower_bound=1)
+    flags.DEFINE_integer("seeds", 5, "seeds of each reported setting", lower_bound=1)
     flags.DEFINE_integer("tuning", 3, "seeds of each trial of the grid", lower_bound=1)
     flags.DEFINE_integer("bases", 3, "independently made base models of the task", lower_bound=1)
     flags.DEFINE_list("models", [], "model directories to take as bases instead")
