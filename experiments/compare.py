@@ -13,6 +13,7 @@ held-out suites, which no choice has seen. Runs that are complete in the workdir
 
 import dataclasses
 import pathlib
+import sys
 import time
 
 from absl import flags
@@ -164,7 +165,7 @@ def experiment() -> None:
         return
     data["about"] = trials.about(plan.config, time.perf_counter() - begin, workers)
     comparison.write(data, workdir)
-    Terminal().print(comparison_tables.tables(data))
+    Terminal(width=None if sys.stdout.isatty() else 120).print(comparison_tables.tables(data))
     print(f"tables and figures: {workdir}/comparison.md, .json, *.png")
 
 
