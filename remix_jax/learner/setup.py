@@ -1,19 +1,21 @@
 """What a run needs before its first step, loaded and checked; and the plan of it, for people."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 
 from remix_jax import config as configs
 from remix_jax.config import Config
-from remix_jax.data.problems import load_problems
 from remix_jax.errors import InputError
 from remix_jax.learner.checkpoint import differing_fields
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.rollout import ProblemSet, Vocabulary, load_vocabulary, problem_set
 from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
 from remix_jax.models import huggingface
+
+_SKIPPED_SHOWN = 5  # malformed rows told in the plan
 
 
 class Setup(NamedTuple):
@@ -35,10 +37,9 @@ def prepare(config: Config) -> Setup:
     """
     configs.validate(config)
     vocabulary = load_vocabulary(config.model.path)
-    train, *suites = [
-        problem_set(pathlib.PurePath(path).stem, load_problems(path), vocabulary, config)
-        for path in (config.data.train, *config.data.suites)
-    ]
+    skip = config.data.on_bad_row == "skip"
+    train = problem_set(config.data.train, vocabulary, config, skip_malformed=skip)
+    suites = [problem_set(path, vocabulary, config) for path in config.data.suites]
     _check_width(config)
     policy, params = huggingface.load(config.model.path, dtype=config.model.dtype)
     learner = make_learner(config, policy)
@@ -104,6 +105,8 @@ def plan(setup: Setup) -> dict[str, object]:
     dropped = sum(s.dropped for s in (setup.train, *setup.suites))
     if dropped:
         lines["problems dropped"] = f"{dropped:,} with prompts over {c.data.prompt_tokens} tokens"
+    if setup.train.skipped:
+        lines["training rows skipped"] = _some(setup.train.skipped)
     lines["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return lines
 
@@ -136,6 +139,12 @@ def _method(c: Config) -> str:
     base = base or c.objective.advantage
     mixes = c.replay.share > 0 or c.passes > 1
     return f"{'ReMix-' if mixes else ''}{base}"
+
+
+def _some(messages: Sequence[str]) -> str:
+    hidden = len(messages) - _SKIPPED_SHOWN
+    more = [f"and {hidden:,} more"] if hidden > 0 else []
+    return f"{len(messages):,} malformed: " + "; ".join([*messages[:_SKIPPED_SHOWN], *more])
 
 
 def _share(c: Config) -> str:
