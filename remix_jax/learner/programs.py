@@ -52,7 +52,7 @@ def build(learner: Learner, eos_ids: tuple[int, ...], pad_id: int) -> Programs:
     """Compiles sampling and learning for each stage, and evaluation."""
     config = learner.config
     rollouts = functools.partial(
-        _compile_sampler,
+        compile_sampler,
         learner.policy,
         config.data.prompt_tokens,
         config.data.response_tokens,
@@ -70,7 +70,7 @@ def build(learner: Learner, eos_ids: tuple[int, ...], pad_id: int) -> Programs:
     return Programs(sample, learn, event, rollouts(prompts, e.samples, settings))
 
 
-def _compile_sampler(
+def compile_sampler(
     policy: Decoder,
     prompt_slots: int,
     response_slots: int,
@@ -81,6 +81,7 @@ def _compile_sampler(
     eos_ids: tuple[int, ...],
     pad_id: int,
 ) -> Program:
+    """`sampling.sample` for `prompts` prompts of `prompt_slots` and answers of `response_slots`."""
     rows = prompts * group_size
     lowered = sampling.sample.lower(
         policy,
