@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from remix_jax.config import Config, Stage, stages
-from remix_jax.learner.state import Learner, init_state, reincarnate
+from remix_jax.learner.state import Learner, TrainState, init_state, reincarnate
 from remix_jax.learner.step import learn
 from remix_jax.models import sampling
 from remix_jax.models.decoder import Decoder
@@ -66,7 +66,7 @@ def build(learner: Learner, eos_ids: tuple[int, ...], pad_id: int) -> Programs:
     e = config.evaluation
     prompts = max(e.batch_size // e.samples, 1)
     settings = sampling.SamplerSettings(temperature=e.temperature)
-    event = _finish(reincarnate.lower(learner, _abstract_state(learner)))
+    event = _finish(reincarnate.lower(learner, abstract_state(learner)))
     return Programs(sample, learn, event, rollouts(prompts, e.samples, settings))
 
 
@@ -102,7 +102,7 @@ def compile_sampler(
 
 def _compile_learn(learner: Learner, stage: Stage) -> Program:
     config = learner.config
-    state = _abstract_state(learner)
+    state = abstract_state(learner)
     rows = stage.fresh_groups * config.group_size
     slots = (config.data.prompt_tokens, config.data.response_tokens)
     fresh = jax.eval_shape(lambda: empty_rows(rows, *slots))
@@ -118,7 +118,8 @@ def _finish(lowered: jax.stages.Lowered) -> Program:
     return Program(compiled, Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes))
 
 
-def _abstract_state(learner: Learner):
+def abstract_state(learner: Learner) -> TrainState:
+    """Shapes and dtypes of the first state; nothing is allocated."""
     params = _abstract_params(learner.policy)
     return jax.eval_shape(lambda params: init_state(learner, params, 0), params)
 

@@ -40,7 +40,7 @@ def prepare(config: Config) -> Setup:
     skip = config.data.on_bad_row == "skip"
     train = problem_set(config.data.train, vocabulary, config, skip_malformed=skip)
     suites = [problem_set(path, vocabulary, config) for path in config.data.suites]
-    _check_width(config)
+    check_width(config, huggingface.read_config(config.model.path).max_positions)
     policy, params = huggingface.load(config.model.path, dtype=config.model.dtype)
     learner = make_learner(config, policy)
     return Setup(
@@ -48,10 +48,13 @@ def prepare(config: Config) -> Setup:
     )
 
 
-def _check_width(config: Config) -> None:
-    """A row must fit the positions that the model was made for."""
+def check_width(config: Config, limit: int) -> None:
+    """A row must fit the positions that the model was made for.
+
+    Raises:
+      InputError: it does not.
+    """
     slots = config.data.prompt_tokens + config.data.response_tokens
-    limit = huggingface.read_config(config.model.path).max_positions
     if slots > limit:
         raise InputError(
             f"config.data.prompt_tokens + config.data.response_tokens = {slots}: "
@@ -90,15 +93,8 @@ def plan(setup: Setup) -> dict[str, object]:
     """What the run will do, for people: printed before the first step."""
     c = setup.config
     rows = configs.planned_rollouts(c)
-    updates = c.batch_size // c.mini_batch_size
-    lines: dict[str, object] = {
-        "method": _method(c),
-        "steps": c.steps,
-        "fresh rollouts, whole run": rows,
-        "rows a step": f"{c.batch_size} ({_share(c)})",
-        "gradient passes a fresh row": _passes(c),
-        "optimizer steps a pass": f"{updates} of {c.mini_batch_size} rows",
-        "parameters": sum(x.size for x in jax.tree.leaves(setup.state.params)),
+    lines = method_plan(c) | {
+        "parameters": parameters(setup.state),
         "training problems": f"{len(setup.train.problems):,} ({_epochs(setup, rows)})",
         "held-out problems": ", ".join(f"{s.name} {len(s.problems)}" for s in setup.suites),
     }
@@ -111,9 +107,26 @@ def plan(setup: Setup) -> dict[str, object]:
     return lines
 
 
-def memory_plan(setup: Setup, programs: Programs) -> dict[str, object]:
-    """Bytes on one device: what stays, and what each compiled program takes on top."""
-    state = setup.state
+def method_plan(c: Config) -> dict[str, object]:
+    """What the config alone says of a run."""
+    updates = c.batch_size // c.mini_batch_size
+    return {
+        "method": _method(c),
+        "steps": c.steps,
+        "fresh rollouts, whole run": configs.planned_rollouts(c),
+        "rows a step": f"{c.batch_size} ({_share(c)})",
+        "gradient passes a fresh row": _passes(c),
+        "optimizer steps a pass": f"{updates} of {c.mini_batch_size} rows",
+    }
+
+
+def parameters(state: TrainState) -> int:
+    """Of the policy."""
+    return sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def state_bytes(state: TrainState) -> dict[str, int]:
+    """What stays on a device, by part; the state may be abstract."""
     parts = {
         "policy": state.params,
         "policy's optimizer": state.opt_state,
@@ -121,16 +134,22 @@ def memory_plan(setup: Setup, programs: Programs) -> dict[str, object]:
         "anchors": (state.base_params, state.prev_params),
         "replay": state.replay,
     }
-    lines: dict[str, object] = {k: _size(_bytes(v)) for k, v in parts.items() if _bytes(v)}
+    return {name: tree_bytes(part) for name, part in parts.items() if tree_bytes(part)}
+
+
+def memory_plan(setup: Setup, programs: Programs) -> dict[str, object]:
+    """Bytes on one device: what stays, and what each compiled program takes on top."""
+    state = setup.state
+    lines: dict[str, object] = {k: size_text(v) for k, v in state_bytes(state).items()}
     for phase, by_stage in (("sampling", programs.sample), ("learning", programs.learn)):
         for stage, program in by_stage.items():
-            lines[f"{phase}, {stage} stage: temporary"] = _size(program.memory.temporary)
-    lines["evaluation: temporary"] = _size(programs.evaluate.memory.temporary)
+            lines[f"{phase}, {stage} stage: temporary"] = size_text(program.memory.temporary)
+    lines["evaluation: temporary"] = size_text(programs.evaluate.memory.temporary)
     peak = max(
         p.memory.temporary
         for p in (*programs.sample.values(), *programs.learn.values(), programs.evaluate)
     )
-    lines["peak, about"] = _size(_bytes(state) + peak)
+    lines["peak, about"] = size_text(tree_bytes(state) + peak)
     return lines
 
 
@@ -174,14 +193,16 @@ def _epochs(setup: Setup, rows: int) -> str:
     return f"{prompts / len(setup.train.problems):.2f} epochs"
 
 
-def _bytes(tree) -> int:
+def tree_bytes(tree) -> int:
+    """Of the arrays, or of their shapes."""
     leaves = (
         x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     )
     return sum(x.size * x.dtype.itemsize for x in leaves)
 
 
-def _size(n: float) -> str:
+def size_text(n: float) -> str:
+    """Bytes in the largest binary unit that they fill."""
     unit = "B"
     for larger in ("KiB", "MiB", "GiB"):
         if n >= 1024:

@@ -110,7 +110,7 @@ def test_a_kill_costs_at_most_the_running_batch(whole, tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-20])  # the last line, as a kill may leave it
     printed, found = evaluate(out, batch_size=3)
     assert "3 responses were there already" in printed()
-    assert "6 responses to generate in 2 batches" in printed()
+    assert "6 responses to generate in 3 batches" in printed()
     assert generations(out) == generations(whole[0])
     assert found == whole[2]
     calls.clear()
