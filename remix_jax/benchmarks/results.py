@@ -19,8 +19,8 @@ from remix_jax.reporting.console import count, percent
 RATES = ("truncated", "format", "reflection")
 NOTES = (
     "Pass@1: mean over the samples of a problem, then over the problems. 95 %: Wilson's interval "
-    "with one sample a problem, else a bootstrap over problems; of the mean, a bootstrap within "
-    "each set. n: the samples a problem."
+    "with one sample a problem, else a bootstrap over problems; of the mean, from those of the "
+    "sets. n: the samples a problem."
 )
 
 
@@ -44,7 +44,9 @@ def summarise(
     sets = {name: _figures(by_set[name], x_PN) for name, x_PN in correct.items()}
     keys = ("pass@1", "response_length", *(f"{rate}_rate" for rate in RATES))
     mean = {key: float(np.mean([figures[key] for figures in sets.values()])) for key in keys}
-    interval = statistics.mean_interval(list(correct.values()))
+    shares = [figures["pass@1"] for figures in sets.values()]
+    intervals = [figures["interval"] for figures in sets.values()]
+    interval = statistics.mean_interval(shares, intervals)
     return {"settings": dict(settings), "sets": sets, "mean": mean | {"interval": interval}}
 
 
@@ -57,6 +59,7 @@ def _correct(rows: Sequence[Mapping[str, Any]], problems: int, samples: int) -> 
 
 def _figures(rows: Sequence[Mapping[str, Any]], correct_PN: np.ndarray) -> dict[str, Any]:
     problems, samples = correct_PN.shape
+    interval, method = statistics.interval(correct_PN)
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if k < samples] + [samples]
     right_P = correct_PN.sum(axis=1).astype(int).tolist()
     passes = {
@@ -67,8 +70,8 @@ def _figures(rows: Sequence[Mapping[str, Any]], correct_PN: np.ndarray) -> dict[
         "dropped": problems - len({row["place"] for row in rows}),
         "samples": samples,
         "pass@1": float(correct_PN.mean()),
-        "interval": statistics.interval(correct_PN),
-        "interval_method": "Wilson" if samples == 1 else "bootstrap over problems",
+        "interval": interval,
+        "interval_method": method,
         "pass@k": passes,
         "maj@k": _majorities(rows, problems, ks),
         "response_length": float(np.mean([row["length"] for row in rows])),

@@ -90,22 +90,33 @@ def classes(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> 
     return [place(answer) if answer else None for answer in answers]
 
 
-def interval(correct_PN: np.ndarray, seed: int = 0) -> Interval:
-    """95 % interval of a set's Pass@1.
+def interval(correct_PN: np.ndarray, seed: int = 0) -> tuple[Interval, str]:
+    """95 % interval of a set's Pass@1, and the name of its method.
 
     With one sample a problem, Wilson's; with several, whose verdicts depend on each other, the
-    percentiles of a bootstrap over problems.
+    percentiles of a bootstrap over problems. Where all is right or all wrong a bootstrap would
+    have no width: there Wilson's too, of the problems.
     """
     problems, samples = correct_PN.shape
-    if samples == 1:
-        return wilson(int(correct_PN.sum()), problems)
-    return _percentiles(_resampled_means(correct_PN, np.random.default_rng(seed)))
+    share = float(correct_PN.mean())
+    if samples == 1 or share in (0.0, 1.0):
+        return wilson(round(share * problems), problems), "Wilson"
+    mean_P, rng = correct_PN.mean(axis=1), np.random.default_rng(seed)
+    means = mean_P[rng.integers(0, problems, (RESAMPLES, problems))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return (float(low), float(high)), "bootstrap over problems"
 
 
-def mean_interval(sets: Sequence[np.ndarray], seed: int = 0) -> Interval:
-    """95 % interval of the unweighted mean of the sets' Pass@1: a bootstrap within each set."""
-    rng = np.random.default_rng(seed)
-    return _percentiles(np.mean([_resampled_means(x_PN, rng) for x_PN in sets], axis=0))
+def mean_interval(shares: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    """95 % interval of the unweighted mean of independent shares, from the interval of each.
+
+    The distances of the shares to their bounds add up in squares, each side for itself (the method
+    of variance estimates recovery, Zou and Donner 2008).
+    """
+    mean, sets = sum(shares) / len(shares), list(zip(shares, intervals, strict=True))
+    below = math.sqrt(sum((share - low) ** 2 for share, (low, _) in sets))
+    above = math.sqrt(sum((high - share) ** 2 for share, (_, high) in sets))
+    return mean - below / len(sets), mean + above / len(sets)
 
 
 def wilson(correct: int, total: int) -> Interval:
@@ -115,14 +126,3 @@ def wilson(correct: int, total: int) -> Interval:
     half = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
     scale = 1 + z2 / total
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
-def _resampled_means(correct_PN: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    mean_P = correct_PN.mean(axis=1)
-    chosen = rng.integers(0, len(mean_P), (RESAMPLES, len(mean_P)))
-    return mean_P[chosen].mean(axis=1)
-
-
-def _percentiles(means: np.ndarray) -> Interval:
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)

@@ -175,6 +175,8 @@ def test_the_mean_weighs_sets_equally():
     found = results.summarise(rows, problems, {"aime24": 1, "amc23": 1}, {})
     assert found["mean"]["pass@1"] == 0.5
     assert found["mean"]["response_length"] == 25
+    low, high = found["mean"]["interval"]
+    assert 0 < low < 0.5 < high < 1
 
 
 @pytest.mark.parametrize(

@@ -72,18 +72,27 @@ def test_wilson_holds_the_shares_that_a_score_test_accepts(correct, total):
 
 def test_bootstrap_has_the_width_of_the_normal_approximation():
     correct_PN = (np.random.default_rng(1).random((400, 4)) < 0.3).astype(float)
-    low, high = statistics.interval(correct_PN)
+    (low, high), method = statistics.interval(correct_PN)
     error = correct_PN.mean(axis=1).std() / math.sqrt(400)
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.05)
     assert (high + low) / 2 == pytest.approx(correct_PN.mean(), abs=0.2 * error)
-    assert statistics.interval(correct_PN[:, :1]) == statistics.wilson(
-        int(correct_PN[:, 0].sum()), 400
+    assert method == "bootstrap over problems"
+
+
+def test_wilson_stands_in_where_a_bootstrap_says_nothing():
+    one = (np.arange(400) % 3 == 0).astype(float)[:, None]
+    assert statistics.interval(one) == (statistics.wilson(134, 400), "Wilson")
+    assert statistics.interval(np.zeros((30, 32))) == (statistics.wilson(0, 30), "Wilson")
+    assert statistics.interval(np.ones((30, 32))) == (statistics.wilson(30, 30), "Wilson")
+
+
+def test_the_interval_of_the_mean_is_that_of_simulated_means():
+    rng, sizes, shares = np.random.default_rng(0), (400, 900, 2500), (0.3, 0.6, 0.1)
+    means = np.mean(
+        [rng.binomial(n, p, 200_000) / n for n, p in zip(sizes, shares, strict=True)], axis=0
     )
-
-
-def test_the_mean_of_sets_weighs_them_equally():
-    sets = [np.ones((10, 1)), np.zeros((1000, 1))]
-    assert statistics.mean_interval(sets) == (0.5, 0.5)
-    mixed = [np.array([[1.0], [0.0]] * 50), np.zeros((7, 1))]
-    low, high = statistics.mean_interval(mixed)
-    assert (high - low) / 2 == pytest.approx(1.96 * 0.5 * 0.05, rel=0.06)
+    expected = np.quantile(means, [0.025, 0.975])
+    each = [statistics.wilson(round(n * p), n) for n, p in zip(sizes, shares, strict=True)]
+    low, high = statistics.mean_interval(shares, each)
+    assert (low, high) == pytest.approx(tuple(expected), abs=1e-3)
+    assert statistics.mean_interval([0.3], [(0.2, 0.5)]) == pytest.approx((0.2, 0.5))
