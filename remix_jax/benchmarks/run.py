@@ -156,7 +156,8 @@ def _generate(
         ids = [row_id(q.benchmark, q.place, q.sample) for q in batch]
         problems, prompts = [q.problem for q in batch], [q.prompt for q in batch]
         responses = respond(samplers[width], shape, params, problems, prompts, ids, vocabulary, key)
-        record.append_generations(out, map(_record, batch, responses))
+        seen = vocabulary.tokenizer.batch_decode(prompts)
+        record.append_generations(out, map(_record, batch, seen, responses))
         progress.advance(len(batch), sum(r.length for r in responses))
 
 
@@ -171,7 +172,8 @@ def _batches(settings: Settings, questions: Sequence[Question]) -> list[tuple[in
     return batches
 
 
-def _record(question: Question, response: Response) -> dict:
+def _record(question: Question, prompt: str, response: Response) -> dict:
+    """A line of generations.jsonl; `prompt` is what the model saw, special tokens and all."""
     return {
         "set": question.benchmark,
         "place": question.place,
@@ -179,6 +181,7 @@ def _record(question: Question, response: Response) -> dict:
         "problem_id": question.problem.id,
         "problem": question.problem.problem,
         "answers": question.problem.answers,
+        "prompt": prompt,
         "response": response.text,
         "answer": response.verdict.answer,
         "correct": response.verdict.correct,

@@ -116,6 +116,7 @@ def check_torch_says_the_same(torch, peer, settings, generations):
             return_tensors="pt",
             return_dict=True,
         )
+        assert tokenizer.decode(prompt["input_ids"][0]) == row["prompt"]
         with torch.no_grad():
             out = peer.generate(
                 **prompt,
