@@ -1,22 +1,36 @@
 """Trains one policy: python -m experiments.train --config=experiments/configs/NAME.py --workdir=DIR
 
 Any field of the config can be overridden: --config.replay.share=0.3 --config.seed=1
+With --dry_run the config is checked and its plan printed; model and problems need not be there.
 """
+
+import pathlib
 
 from absl import flags
 
 from experiments import main
-from remix_jax.learner import loop
+from remix_jax.errors import InputError
+from remix_jax.learner import dry_run, loop
+from remix_jax.reporting.console import Console
 
 CONFIG = main.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run: new, or of the same run")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan of the run and end")
+
+# config.json of the presets' models, for plans made before the models are there.
+ARCHITECTURES = pathlib.Path(__file__).resolve().parent / "configs" / "architectures"
 
 
 def train() -> None:
     """The experiment behind the flags."""
-    assert WORKDIR.value is not None  # required
-    loop.run(main.config_of(CONFIG), WORKDIR.value)
+    config = main.config_of(CONFIG)
+    if DRY_RUN.value:
+        dry_run.print_plans(config, Console(config.steps), ARCHITECTURES)
+        return
+    if WORKDIR.value is None:
+        raise InputError("--workdir is required")
+    loop.run(config, WORKDIR.value)
 
 
 if __name__ == "__main__":
-    main.run(train, required=["config", "workdir"])
+    main.run(train, required=["config"])

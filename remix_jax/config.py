@@ -39,9 +39,10 @@ class Model:
 class Data:
     """Problems and the width of a row."""
 
-    train: str = ""  # .json or .jsonl of {"problem", "answer"}
+    train: str = ""  # .json, .jsonl or .parquet of problems, or a prepared TFDS directory
     suites: tuple[str, ...] = ()  # held-out files of the same form, one suite each
     validation: str = ""  # such a file to choose settings by: not part of any mean; empty: none
+    on_bad_row: str = "refuse"  # a malformed training row: refuse the file, or skip and count it
     instruction: str = ""  # appended to each problem
     prompt_tokens: int = 766  # [P] longer prompts are dropped and counted
     response_tokens: int = 8192  # [P]
@@ -221,6 +222,13 @@ def planned_rollouts(config: Config) -> int:
     return rollouts_until(config, config.steps)
 
 
+def set_name(path: str) -> str:
+    """What a problem set is called: its file's name, or NAME of a prepared .../NAME/1.0.0."""
+    place = pathlib.PurePath(path)
+    is_version = place.name.replace(".", "").isdigit()
+    return place.parent.name if is_version else place.stem
+
+
 def passes_per_row(config: Config) -> float:
     """Expected gradient passes over a row generated in the mix stage: m (1 + p / (1 - p))."""
     return config.passes / (1 - config.replay.share)
@@ -317,11 +325,14 @@ def _size_rules(c: Config):
     yield "model.path", c.model.path, c.model.path != "", "must name a model directory"
     dtypes = ("float32", "bfloat16")
     yield "model.dtype", c.model.dtype, c.model.dtype in dtypes, f"one of {', '.join(dtypes)}"
-    yield "data.train", c.data.train, c.data.train != "", "must name a .json or .jsonl file"
+    yield "data.train", c.data.train, c.data.train != "", "must name a problem file"
     yield "data.suites", c.data.suites, len(c.data.suites) > 0, "must name a held-out file or more"
-    names = [pathlib.PurePath(path).stem for path in (*c.data.suites, c.data.validation) if path]
+    names = [set_name(path) for path in (*c.data.suites, c.data.validation) if path]
     unique = len(set(names)) == len(names)
     yield "data.suites", c.data.suites, unique, "two files of one name (a suite is its file's name)"
+    choices = ("refuse", "skip")
+    known = c.data.on_bad_row in choices
+    yield "data.on_bad_row", c.data.on_bad_row, known, f"one of {', '.join(choices)}"
     for field in ("prompt_tokens", "response_tokens"):
         value = getattr(c.data, field)
         yield f"data.{field}", value, value >= 1, "must be 1 or more"

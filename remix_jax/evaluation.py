@@ -1,6 +1,7 @@
-"""Held-out accuracy: every problem of every suite, sampled in batches of one shape."""
+"""Answers to held-out problems, sampled in batches of one shape; the accuracy during a run."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,57 @@ import numpy as np
 from remix_jax.config import Config
 from remix_jax.data import grading
 from remix_jax.data.grader_pool import GraderPool
+from remix_jax.data.problems import Problem
 from remix_jax.learner.programs import Program
 from remix_jax.learner.rollout import ProblemSet, Vocabulary, decode, prompt_batch
+
+
+class Response(NamedTuple):
+    """What a model said to a problem."""
+
+    text: str
+    verdict: grading.Verdict
+    length: int  # tokens, the end token included
+    ended: bool  # an end token came within the limit
+
+
+class Shape(NamedTuple):
+    """What a sampler was compiled for."""
+
+    prompts: int
+    width: int  # tokens of the longest prompt that fits
+    group_size: int  # responses a prompt
+
+
+def respond(
+    sampler: Program,
+    shape: Shape,
+    params: dict,
+    problems: Sequence[Problem],
+    prompts: Sequence[list[int]],
+    row_ids: Sequence[int],
+    vocabulary: Vocabulary,
+    key: jax.Array,
+    pool: GraderPool,
+) -> list[Response]:
+    """One batch: `group_size` graded responses a problem, in order.
+
+    Args:
+      sampler: compiled for `shape`, which may hold more prompts than there are.
+      row_ids: the number of each response's random stream under `key`.
+      pool: compares the answers that need algebra.
+    """
+    tokens_QP, length_Q = prompt_batch(list(prompts), shape.prompts, shape.width, vocabulary.pad_id)
+    ids_B = np.zeros(shape.prompts * shape.group_size, np.int32)
+    ids_B[: len(row_ids)] = row_ids
+    inputs = (tokens_QP, length_Q, ids_B, np.arange(len(ids_B)) < len(row_ids))
+    sampled = sampler.call(params, *map(jnp.asarray, inputs), key)
+    texts = decode(vocabulary, sampled, len(row_ids))
+    answers = [problem.answers for problem in problems for _ in range(shape.group_size)]
+    verdicts = grading.grade_many(texts, answers, pool)
+    lengths, ended = jax.device_get((sampled.response_len_B, sampled.ended_B))
+    rows = zip(texts, verdicts, lengths.tolist(), ended.tolist(), strict=False)
+    return [Response(*row) for row in rows]
 
 
 def evaluate(
@@ -33,32 +83,26 @@ def evaluate(
       validation/<name> of the problems that settings are chosen by, which no mean contains.
     """
     e = config.evaluation
-    width = config.data.prompt_tokens
     sets = [*suites, *validation]
     problems = [problem for each in sets for problem in each.problems]
     prompts = [prompt for each in sets for prompt in each.prompts]
     per_batch = max(e.batch_size // e.samples, 1)
+    shape = Shape(per_batch, config.data.prompt_tokens, e.samples)
     key = jax.random.key(config.seed + 2)
-    verdicts, lengths = [], []
+    responses: list[Response] = []
     for first in range(0, len(prompts), per_batch):
-        part = prompts[first : first + per_batch]
-        tokens_QP, length_Q = prompt_batch(part, per_batch, width, vocabulary.pad_id)
-        row_B = np.arange(per_batch * e.samples, dtype=np.int32)
-        active_B = row_B < len(part) * e.samples
-        ids_B = row_B + first * e.samples
-        inputs = (tokens_QP, length_Q, ids_B, active_B)
-        sampled = program.call(params, *map(jnp.asarray, inputs), key)
-        texts = decode(vocabulary, sampled, len(part) * e.samples)
-        answers = [problems[first + b // e.samples].answers for b in range(len(texts))]
-        verdicts += grading.grade_many(texts, answers, pool)
-        lengths += np.asarray(sampled.response_len_B)[: len(texts)].tolist()
+        part = slice(first, first + per_batch)
+        ids = range(first * e.samples, min(first + per_batch, len(prompts)) * e.samples)
+        responses += respond(
+            program, shape, params, problems[part], prompts[part], ids, vocabulary, key, pool
+        )
     ends = np.cumsum([len(each.problems) * e.samples for each in sets])
-    correct = np.array([verdict.correct for verdict in verdicts])
+    correct = np.array([response.verdict.correct for response in responses])
     rates = [float(np.mean(part)) for part in np.split(correct, ends[:-1])]
     metrics = {f"eval/{suite.name}": rate for suite, rate in zip(suites, rates, strict=False)}
     metrics["eval/mean"] = float(np.mean(rates[: len(suites)]))
-    held_out = ends[len(suites) - 1]
-    metrics["eval/response_length"] = float(np.mean(lengths[:held_out]))
-    metrics["eval/grader_timeout_rate"] = grading.timeout_rate(verdicts[:held_out])
+    held_out = responses[: ends[len(suites) - 1]]
+    metrics["eval/response_length"] = float(np.mean([r.length for r in held_out]))
+    metrics["eval/grader_timeout_rate"] = grading.timeout_rate([r.verdict for r in held_out])
     others = zip(validation, rates[len(suites) :], strict=True)
     return metrics | {f"validation/{each.name}": rate for each, rate in others}

@@ -91,6 +91,7 @@ WRONG = [
     ("model.dtype", "float16", "one of float32, bfloat16"),
     ("model.path", "", "must name a model directory"),
     ("data.suites", (), "must name a held-out file"),
+    ("data.on_bad_row", "drop", "one of refuse, skip"),
     ("data.suites", ("a/x.jsonl", "b/x.jsonl"), "two files of one name"),
 ]
 

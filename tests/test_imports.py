@@ -18,6 +18,7 @@ ALLOWED = {
     "reporting": BASE,
     "learner": BASE | {"config", "rl", "models", "data", "evaluation", "reporting"},
     "evaluation": BASE | {"config", "data", "learner"},
+    "benchmarks": BASE | {"data", "evaluation", "learner", "models", "reporting"},
 }
 ORBAX_IMPORTERS = {"remix_jax/learner/checkpoint.py"}
 

@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from remix_jax.data.problem_files import Unreadable, kind, read_rows
 from remix_jax.errors import InputError
 
 Answer = str | float
+
+# What the paper's runs append to a problem; parquet files of chat messages hold it already.
+INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,75 +69,97 @@ def take(cursor: Cursor, n_problems: int, count: int) -> tuple[np.ndarray, Curso
     return indices, Cursor(cursor.seed, epoch, position)
 
 
-def load_problems(path: str | pathlib.Path) -> list[Problem]:
-    """The problems of a `.jsonl` file (an object a line) or a `.json` file (a list of objects).
+def load_problems(path: str | pathlib.Path, skipped: list[str] | None = None) -> list[Problem]:
+    """The problems of a `.json`, `.jsonl` or `.parquet` file or of a prepared TFDS directory.
 
-    Fields: `problem` (text), `answer` (text, a finite number, or a non-empty list of these: any of
-    them is right) and optionally `id`; other fields are ignored.
+    Fields of a row: `problem` (text), `answer` (text, a finite number, or a non-empty list of
+    these: any of them is right) and optionally `id`; other fields are ignored. Two other forms are
+    known: GSM8K's `question` and `answer`, where the answer follows the last "####"; and chat
+    messages, `prompt` (one user message, without its trailing `INSTRUCTION`) and
+    `reward_model.ground_truth`.
+
+    Args:
+      path: what to read.
+      skipped: takes the message of each malformed row, which is then left out; None refuses the
+        file at its first malformed row.
 
     Raises:
-      InputError: the file is missing, empty, of another kind or holds a malformed row; the message
-        names the file, the row and what was expected there.
+      InputError: the path is missing, empty, of another kind, or holds a malformed row; the message
+        names the file, the line or row and what was expected there.
     """
     path = pathlib.Path(path)
-    readers = {".jsonl": _read_jsonl, ".json": _read_json}
-    if path.suffix not in readers:
-        raise InputError(f"{path}: a problem file ends in .json or .jsonl")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such problem file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable UTF-8 file ({error})") from None
-    rows = readers[path.suffix](path, text)
-    problems = [_problem(row, where, f"{path.stem}-{i}") for i, (where, row) in enumerate(rows)]
+    problems = []
+    for i, (where, row) in enumerate(read_rows(path)):
+        try:
+            problems.append(_problem(row, where, f"{path.stem}-{i}"))
+        except InputError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
     if not problems:
         raise InputError(f"{path}: holds no problem; expected rows with `problem` and `answer`")
     return problems
 
 
-def _read_jsonl(path: pathlib.Path, text: str) -> list[tuple[str, Any]]:
-    # Split at "\n" alone: str.splitlines would also cut at separators that JSON allows in strings.
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    return [(f"{path}, line {n}", _parse(line, f"{path}, line {n}")) for n, line in lines]
-
-
-def _read_json(path: pathlib.Path, text: str) -> list[tuple[str, Any]]:
-    content = _parse(text, str(path)) if text.strip() else []
-    if not isinstance(content, list):
-        raise InputError(f"{path}: expected a list of objects, found {_kind(content)}")
-    return [(f"{path}, row {number}", row) for number, row in enumerate(content, 1)]
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = str(error).split("\n")[0]
-        raise InputError(f"{where}: not JSON ({reason})") from None
-
-
 def _problem(row: Any, where: str, default_id: str) -> Problem:
+    if isinstance(row, Unreadable):
+        raise InputError(f"{where}: {row.reason}")
     if not isinstance(row, dict):
         raise InputError(
-            f"{where}: expected an object with `problem` and `answer`, found {_kind(row)}"
+            f"{where}: expected an object with `problem` and `answer`, found {kind(row)}"
         )
-    text = row.get("problem")
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(
-            f"{where}: `problem` must be a non-empty text, found {_found(row, 'problem')}"
-        )
-    given = row.get("answer")
-    answers: list[Any] = given if isinstance(given, list) else [given]
-    if not answers or not all(_is_answer(answer) for answer in answers):
-        raise InputError(
-            f"{where}: `answer` must be a non-empty text, a finite number or a non-empty list of "
-            f"these, found {_found(row, 'answer')}"
-        )
+    text, answers = _question(row, where), _answers(row, where)
     row_id = row.get("id", default_id)
     if isinstance(row_id, bool) or not isinstance(row_id, str | int):
         raise InputError(f"{where}: `id` must be a text or an integer, found {_found(row, 'id')}")
-    return Problem(text, tuple(answers), str(row_id))
+    return Problem(text, answers, str(row_id))
+
+
+def _question(row: dict[str, Any], where: str) -> str:
+    field = next((f for f in ("problem", "question", "prompt") if f in row), "problem")
+    text = row.get(field)
+    if field == "prompt":
+        messages = text if isinstance(text, list) else []
+        if len(messages) != 1 or not isinstance(messages[0], dict):
+            messages = [{}]
+        text = messages[0].get("content") if messages[0].get("role") == "user" else None
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(
+                f"{where}: `prompt` must be a list of one user message with a text, "
+                f"found {_found(row, field)}"
+            )
+        text = text.removesuffix(f" {INSTRUCTION}")
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{where}: `{field}` must be a non-empty text, found {_found(row, field)}")
+    return text
+
+
+def _answers(row: dict[str, Any], where: str) -> tuple[Answer, ...]:
+    """What makes a response right, wherever the row's form keeps it."""
+    field, holder = "answer", row
+    if "reward_model" in row and "answer" not in row:
+        field, holder = "ground_truth", row["reward_model"]
+        if not isinstance(holder, dict):
+            raise InputError(f"{where}: `reward_model` must be an object, found {kind(holder)}")
+    given = holder.get(field)
+    if isinstance(row.get("answers_json"), list):  # as `tfds_builders` writes them
+        field, given = "answers_json", [_from_json(text) for text in row["answers_json"]]
+    if "question" in row and isinstance(given, str) and "####" in given:  # GSM8K's solutions
+        given = given.rpartition("####")[2].strip()
+    answers: list[Any] = given if isinstance(given, list) else [given]
+    if not answers or not all(_is_answer(answer) for answer in answers):
+        raise InputError(
+            f"{where}: `{field}` must be a non-empty text, a finite number or a non-empty list of "
+            f"these, found {_found(holder, field)}"
+        )
+    return tuple(answers)
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError):
+        return None  # no answer: refused by its caller
 
 
 def _is_answer(value: Any) -> bool:
@@ -147,12 +173,5 @@ def _is_answer(value: Any) -> bool:
 def _found(row: dict[str, Any], field: str) -> str:
     if field not in row:
         return "no such field"
-    shown = json.dumps(row[field])
+    shown = json.dumps(row[field], default=str)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
-    if value is None:
-        return "null"
-    return names.get(type(value), "a number")

@@ -1,6 +1,7 @@
 """A run: rollout -> grade -> learn -> log -> evaluate -> save, and what is left when it ends."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import signal
@@ -15,6 +16,7 @@ import numpy as np
 from remix_jax import config as configs
 from remix_jax.config import Config
 from remix_jax.data.problems import Cursor, take
+from remix_jax.errors import InputError
 from remix_jax.evaluation import evaluate
 from remix_jax.learner import programs as compiled
 from remix_jax.learner.checkpoint import Checkpoints
@@ -115,17 +117,17 @@ def _run(
 ) -> Outcome:
     console.print_plan(plan(setup))
     programs = _compile(setup, console)
-    state, counters = setup.state, {"tokens": 0, "flops": 0.0, "seconds": 0.0}
+    state, counters = setup.state, _first_counters(setup)
     restored = checkpoints.restore(state)
     if restored is not None:
-        state, counters = restored
+        state, counters = _continued(setup, *restored)
         console.event(f"continuing after step {int(state.step)}")
     truncate_after(workdir, int(state.step))
     fault = None
     with MetricsWriter(workdir, console) as metrics, SamplesWriter(workdir) as samples:
         record = _Record(metrics, samples)
         if restored is None:
-            first = {"step": 0, "rollouts": 0} | counters
+            first = {"step": 0, "rollouts": 0} | counters["totals"]
             record.hold(first | _evaluate(setup, programs, state), {}, [])
         for step in range(int(state.step) + 1, setup.config.steps + 1):
             if stop():
@@ -147,6 +149,24 @@ def _run(
     if fault:
         raise FaultError(f"step {finished}: {fault}; the last good state is in {workdir}")
     return Outcome(read_metrics(workdir), finished < setup.config.steps)
+
+
+def _first_counters(setup: Setup) -> dict[str, Any]:
+    """What a checkpoint holds beside the state: totals, and the place among the problems."""
+    cursor = dataclasses.asdict(Cursor(setup.config.seed))
+    totals = {"tokens": 0, "flops": 0.0, "seconds": 0.0}
+    return {"totals": totals, "problems": len(setup.train.problems), "cursor": cursor}
+
+
+def _continued(setup: Setup, state: TrainState, counters: dict[str, Any]):
+    """The restored state and counters, if the training problems are those of the checkpoint."""
+    known = len(setup.train.problems)
+    if counters["problems"] != known:
+        raise InputError(
+            f"{setup.config.data.train}: holds {known:,} problems, the run to be continued had "
+            f"{counters['problems']:,}: continue with the file that it was started with"
+        )
+    return state, counters
 
 
 def _compile(setup: Setup, console: Console) -> Programs:
@@ -175,7 +195,7 @@ def _step(setup, programs: Programs, record: _Record, state, counters, step: int
     config = setup.config
     stage = configs.stage_at(config, step)
     begin = time.perf_counter()
-    rollouts = _collect(setup, programs, state, step)
+    rollouts, cursor = _collect(setup, programs, state, step, Cursor(**counters["cursor"]))
     collected = time.perf_counter()
     replayed = config.batch_groups - configs.fresh_groups(config, step)
     learn = programs.learn[stage].call
@@ -185,20 +205,21 @@ def _step(setup, programs: Programs, record: _Record, state, counters, step: int
     logging = time.perf_counter() - dispatched
     fault_F = np.asarray(state.fault_F)  # waits for the device
     end = time.perf_counter()
-    own = rollouts.metrics
+    own, before = rollouts.metrics, counters["totals"]
     seconds = {
         "seconds/sample": collected - begin - own["seconds/grade"],
         "seconds/learn": end - collected - logging,
         "seconds/log": logging,
     }
-    counters = {
-        "tokens": counters["tokens"] + own["new_tokens"],
-        "flops": counters["flops"] + _flops(setup, step, own["new_tokens"]),
-        "seconds": counters["seconds"] + end - begin,
+    totals = {
+        "tokens": before["tokens"] + own["new_tokens"],
+        "flops": before["flops"] + _flops(setup, step, own["new_tokens"]),
+        "seconds": before["seconds"] + end - begin,
     }
+    counters = counters | {"totals": totals, "cursor": dataclasses.asdict(cursor)}
     rows = configs.rollouts_until(config, step)
     speed = {"tokens_per_second": own.pop("new_tokens") / seconds["seconds/sample"]}
-    host = {"step": step, "stage": stage, "rollouts": rows} | counters | own | seconds | speed
+    host = {"step": step, "stage": stage, "rollouts": rows} | totals | own | seconds | speed
     if _due(config.evaluation.every, step) or step == config.steps or stop():
         host |= _evaluate(setup, programs, state)
     record.hold(host, device, rollouts.samples[: config.samples_per_step])
@@ -216,14 +237,15 @@ def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _collect(setup: Setup, programs: Programs, state: TrainState, step: int) -> Rollouts:
-    """Samples and grades the fresh rows of a step."""
+def _collect(
+    setup: Setup, programs: Programs, state: TrainState, step: int, cursor: Cursor
+) -> tuple[Rollouts, Cursor]:
+    """Samples and grades the fresh rows of a step; and the place among the problems after it."""
     config, vocabulary = setup.config, setup.vocabulary
     stage = configs.stages(config)[configs.stage_at(config, step)]
     groups = configs.fresh_groups(config, step)
     before = configs.rollouts_until(config, step - 1) // config.group_size
-    known = len(setup.train.problems)
-    chosen, _ = take(Cursor(config.seed, *divmod(before, known)), known, groups)
+    chosen, cursor = take(cursor, len(setup.train.problems), groups)
     prompts = [setup.train.prompts[i] for i in chosen]
     width = config.data.prompt_tokens
     tokens_QP, length_Q = prompt_batch(prompts, stage.fresh_groups, width, vocabulary.pad_id)
@@ -233,9 +255,10 @@ def _collect(setup: Setup, programs: Programs, state: TrainState, step: int) -> 
     sampled = programs.sample[stage.name].call(state.params, *map(jnp.asarray, inputs), key)
     jax.block_until_ready(sampled)  # so that grading is not charged with sampling
     problems = [setup.train.problems[i] for i in chosen]
-    return grade_rollouts(
+    graded = grade_rollouts(
         sampled, problems, vocabulary, config.group_size, first_group=before, pool=setup.grader
     )
+    return graded, cursor
 
 
 def _evaluate(setup: Setup, programs: Programs, state: TrainState) -> dict[str, float]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from remix_jax.config import Config, Stage
-from remix_jax.learner.state import Learner, init_state, reincarnate
+from remix_jax.learner.state import Learner, TrainState, init_state, reincarnate
 from remix_jax.learner.step import learn
 from remix_jax.models import sampling
 from remix_jax.models.decoder import Decoder
@@ -55,7 +55,7 @@ def build(
     """Compiles sampling and learning for each stage, and evaluation."""
     config = learner.config
     rollouts = functools.partial(
-        _compile_sampler,
+        compile_sampler,
         learner.policy,
         config.data.prompt_tokens,
         config.data.response_tokens,
@@ -76,7 +76,7 @@ def build(
 
 
 @functools.cache
-def _compile_sampler(
+def compile_sampler(
     policy: Decoder,
     prompt_slots: int,
     response_slots: int,
@@ -87,6 +87,7 @@ def _compile_sampler(
     eos_ids: tuple[int, ...],
     pad_id: int,
 ) -> Program:
+    """`sampling.sample` for `prompts` prompts of `prompt_slots` and answers of `response_slots`."""
     rows = prompts * group_size
     lowered = sampling.sample.lower(
         policy,
@@ -108,7 +109,7 @@ def _compile_sampler(
 @functools.cache
 def _compile_learn(learner: Learner, stage: Stage) -> Program:
     config = learner.config
-    state = _abstract_state(learner)
+    state = abstract_state(learner)
     rows = stage.fresh_groups * config.group_size
     slots = (config.data.prompt_tokens, config.data.response_tokens)
     fresh = jax.eval_shape(lambda: empty_rows(rows, *slots))
@@ -118,7 +119,7 @@ def _compile_learn(learner: Learner, stage: Stage) -> Program:
 
 @functools.cache
 def _compile_reincarnation(learner: Learner) -> Program:
-    return _finish(reincarnate.lower(learner, _abstract_state(learner)))
+    return _finish(reincarnate.lower(learner, abstract_state(learner)))
 
 
 def _finish(lowered: jax.stages.Lowered) -> Program:
@@ -129,7 +130,8 @@ def _finish(lowered: jax.stages.Lowered) -> Program:
     return Program(compiled, Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes))
 
 
-def _abstract_state(learner: Learner):
+def abstract_state(learner: Learner) -> TrainState:
+    """Shapes and dtypes of the first state; nothing is allocated."""
     params = _abstract_params(learner.policy)
     return jax.eval_shape(lambda params: init_state(learner, params, learner.config), params)
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from remix_jax import types
-from remix_jax.config import Config
+from remix_jax.config import Config, set_name
 from remix_jax.data import grading
 from remix_jax.data.grader_pool import GraderPool
-from remix_jax.data.problems import Problem
+from remix_jax.data.problems import Problem, load_problems
 from remix_jax.data.prompts import encode_prompts, pad_left
 from remix_jax.models import huggingface
 from remix_jax.models.sampling import Sampled
@@ -27,6 +27,7 @@ class ProblemSet(NamedTuple):
     problems: list[Problem]
     prompts: list[list[int]]
     dropped: int  # over the prompt limit
+    skipped: tuple[str, ...]  # what was said of each malformed row left out by choice
 
 
 class Vocabulary(NamedTuple):
@@ -53,18 +54,22 @@ def load_vocabulary(directory: str) -> Vocabulary:
 
 
 def problem_set(
-    name: str, problems: list[Problem], vocabulary: Vocabulary, config: Config
+    path: str, vocabulary: Vocabulary, config: Config, skip_malformed: bool = False
 ) -> ProblemSet:
-    """Problems under the model's chat template; those over the prompt limit are dropped, counted.
+    """A problem file under the model's chat template.
+
+    Prompts over the limit are dropped and counted; so are malformed rows where they may be skipped.
 
     Raises:
-      InputError: the template fails, or no prompt fits.
+      InputError: the file or a row of it is malformed, the template fails, or no prompt fits.
     """
+    skipped: list[str] | None = [] if skip_malformed else None
+    problems = load_problems(path, skipped)
     texts = [problem.problem for problem in problems]
     limit = config.data.prompt_tokens
     encoded = encode_prompts(vocabulary.tokenizer, texts, config.data.instruction, limit)
     kept = [problems[i] for i in encoded.indices]
-    return ProblemSet(name, kept, encoded.ids, encoded.dropped)
+    return ProblemSet(set_name(path), kept, encoded.ids, encoded.dropped, tuple(skipped or ()))
 
 
 def prompt_batch(prompts: list[list[int]], slots: int, width: int, pad_id: int):

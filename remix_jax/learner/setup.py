@@ -1,6 +1,7 @@
 """What a run needs before its first step, loaded and checked; and the plan of it, for people."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,13 +9,14 @@ import jax
 from remix_jax import config as configs
 from remix_jax.config import Config
 from remix_jax.data.grader_pool import GraderPool
-from remix_jax.data.problems import load_problems
 from remix_jax.errors import InputError
 from remix_jax.learner.checkpoint import differing_fields
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.rollout import ProblemSet, Vocabulary, load_vocabulary, problem_set
 from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
 from remix_jax.models import huggingface
+
+_SKIPPED_SHOWN = 5  # malformed rows told in the plan
 
 
 class Setup(NamedTuple):
@@ -39,23 +41,23 @@ def prepare(config: Config) -> Setup:
     configs.validate(config)
     vocabulary = load_vocabulary(config.model.path)
     data = config.data
-    train, *held_out = [
-        problem_set(pathlib.PurePath(path).stem, load_problems(path), vocabulary, config)
-        for path in (data.train, *data.suites, data.validation)
-        if path
-    ]
-    suites, validation = held_out[: len(data.suites)], held_out[len(data.suites) :]
-    _check_width(config)
+    train = problem_set(data.train, vocabulary, config, skip_malformed=data.on_bad_row == "skip")
+    suites = [problem_set(path, vocabulary, config) for path in data.suites]
+    validation = [problem_set(path, vocabulary, config) for path in (data.validation,) if path]
+    check_width(config, huggingface.read_config(config.model.path).max_positions)
     policy, params = huggingface.load(config.model.path, dtype=config.model.dtype)
     learner = make_learner(config, policy)
     state = init_state(learner, params, config)
     return Setup(config, learner, vocabulary, train, suites, validation, state, GraderPool())
 
 
-def _check_width(config: Config) -> None:
-    """A row must fit the positions that the model was made for."""
+def check_width(config: Config, limit: int) -> None:
+    """A row must fit the positions that the model was made for.
+
+    Raises:
+      InputError: it does not.
+    """
     slots = config.data.prompt_tokens + config.data.response_tokens
-    limit = huggingface.read_config(config.model.path).max_positions
     if slots > limit:
         raise InputError(
             f"config.data.prompt_tokens + config.data.response_tokens = {slots}: "
@@ -94,15 +96,8 @@ def plan(setup: Setup) -> dict[str, object]:
     """What the run will do, for people: printed before the first step."""
     c = setup.config
     rows = configs.planned_rollouts(c)
-    updates = c.batch_size // c.mini_batch_size
-    lines: dict[str, object] = {
-        "method": _method(c),
-        "steps": c.steps,
-        "fresh rollouts, whole run": rows,
-        "rows a step": f"{c.batch_size} ({_share(c)})",
-        "gradient passes a fresh row": _passes(c),
-        "optimizer steps a pass": f"{updates} of {c.mini_batch_size} rows",
-        "parameters": sum(x.size for x in jax.tree.leaves(setup.state.params)),
+    lines = method_plan(c) | {
+        "parameters": parameters(setup.state),
         "training problems": f"{len(setup.train.problems):,} ({_epochs(setup, rows)})",
         "held-out problems": ", ".join(f"{s.name} {len(s.problems)}" for s in setup.suites),
     }
@@ -112,13 +107,32 @@ def plan(setup: Setup) -> dict[str, object]:
     dropped = sum(s.dropped for s in (setup.train, *setup.suites, *setup.validation))
     if dropped:
         lines["problems dropped"] = f"{dropped:,} with prompts over {c.data.prompt_tokens} tokens"
+    if setup.train.skipped:
+        lines["training rows skipped"] = _some(setup.train.skipped)
     lines["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return lines
 
 
-def memory_plan(setup: Setup, programs: Programs) -> dict[str, object]:
-    """Bytes on one device: what stays, and what each compiled program takes on top."""
-    state = setup.state
+def method_plan(c: Config) -> dict[str, object]:
+    """What the config alone says of a run."""
+    updates = c.batch_size // c.mini_batch_size
+    return {
+        "method": _method(c),
+        "steps": c.steps,
+        "fresh rollouts, whole run": configs.planned_rollouts(c),
+        "rows a step": f"{c.batch_size} ({_share(c)})",
+        "gradient passes a fresh row": _passes(c),
+        "optimizer steps a pass": f"{updates} of {c.mini_batch_size} rows",
+    }
+
+
+def parameters(state: TrainState) -> int:
+    """Of the policy."""
+    return sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def state_bytes(state: TrainState) -> dict[str, int]:
+    """What stays on a device, by part; the state may be abstract."""
     parts = {
         "policy": state.params,
         "policy's optimizer": state.opt_state,
@@ -126,16 +140,22 @@ def memory_plan(setup: Setup, programs: Programs) -> dict[str, object]:
         "anchors": (state.base_params, state.prev_params),
         "replay": state.replay,
     }
-    lines: dict[str, object] = {k: _size(_bytes(v)) for k, v in parts.items() if _bytes(v)}
+    return {name: tree_bytes(part) for name, part in parts.items() if tree_bytes(part)}
+
+
+def memory_plan(setup: Setup, programs: Programs) -> dict[str, object]:
+    """Bytes on one device: what stays, and what each compiled program takes on top."""
+    state = setup.state
+    lines: dict[str, object] = {k: size_text(v) for k, v in state_bytes(state).items()}
     for phase, by_stage in (("sampling", programs.sample), ("learning", programs.learn)):
         for stage, program in by_stage.items():
-            lines[f"{phase}, {stage} stage: temporary"] = _size(program.memory.temporary)
-    lines["evaluation: temporary"] = _size(programs.evaluate.memory.temporary)
+            lines[f"{phase}, {stage} stage: temporary"] = size_text(program.memory.temporary)
+    lines["evaluation: temporary"] = size_text(programs.evaluate.memory.temporary)
     peak = max(
         p.memory.temporary
         for p in (*programs.sample.values(), *programs.learn.values(), programs.evaluate)
     )
-    lines["peak, about"] = _size(_bytes(state) + peak)
+    lines["peak, about"] = size_text(tree_bytes(state) + peak)
     return lines
 
 
@@ -144,6 +164,12 @@ def _method(c: Config) -> str:
     base = base or c.objective.advantage
     mixes = c.replay.share > 0 or c.passes > 1
     return f"{'ReMix-' if mixes else ''}{base}"
+
+
+def _some(messages: Sequence[str]) -> str:
+    hidden = len(messages) - _SKIPPED_SHOWN
+    more = [f"and {hidden:,} more"] if hidden > 0 else []
+    return f"{len(messages):,} malformed: " + "; ".join([*messages[:_SKIPPED_SHOWN], *more])
 
 
 def _share(c: Config) -> str:
@@ -173,14 +199,16 @@ def _epochs(setup: Setup, rows: int) -> str:
     return f"{prompts / len(setup.train.problems):.2f} epochs"
 
 
-def _bytes(tree) -> int:
+def tree_bytes(tree) -> int:
+    """Of the arrays, or of their shapes."""
     leaves = (
         x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     )
     return sum(x.size * x.dtype.itemsize for x in leaves)
 
 
-def _size(n: float) -> str:
+def size_text(n: float) -> str:
+    """Bytes in the largest binary unit that they fill."""
     unit = "B"
     for larger in ("KiB", "MiB", "GiB"):
         if n >= 1024:

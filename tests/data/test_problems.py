@@ -2,9 +2,10 @@ import dataclasses
 import json
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
-from remix_jax.data.problems import Cursor, Problem, load_problems, order, take
+from remix_jax.data.problems import INSTRUCTION, Cursor, Problem, load_problems, order, take
 from remix_jax.errors import InputError
 
 ROWS = [
@@ -84,7 +85,7 @@ def test_long_values_are_cut_in_messages(tmp_path):
         ("set.json", '[{"problem": ', "not JSON"),
         ("set.json", "[" * 100_000, "not JSON"),
         ("set.jsonl", '{"problem": "p", "answer": "2"}\n{oops}', "line 2: not JSON"),
-        ("set.csv", "problem,answer", r"ends in \.json or \.jsonl"),
+        ("set.csv", "problem,answer", r"ends in \.json, \.jsonl or \.parquet"),
     ],
 )
 def test_malformed_file(tmp_path, name, text, message):
@@ -102,6 +103,82 @@ def test_unreadable_file(tmp_path):
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(InputError, match="not a readable"):
         load_problems(tmp_path / "folder.json")
+
+
+def test_malformed_rows_are_skipped_by_choice(tmp_path):
+    bad = [{"problem": "p", "answer": None}, "text"]
+    lines = [json.dumps(row) for row in (bad[0], ROWS[0], bad[1], ROWS[1])]
+    path = write(tmp_path, "set.jsonl", "\n".join([*lines, "{oops"]))
+    skipped = []
+    problems = load_problems(path, skipped)
+    assert [p.problem for p in problems] == ["1 + 1", "half"]
+    assert problems[1].id == "set-3", "a name is the row's place, whatever was skipped before it"
+    places = [message.removeprefix(f"{path}, ").partition(":")[0] for message in skipped]
+    assert places == ["line 1", "line 3", "line 5"]
+    with pytest.raises(InputError, match="holds no problem"):
+        load_problems(write(tmp_path, "bad.json", json.dumps(bad)), [])
+
+
+def test_gsm8k_rows(tmp_path):
+    rows = [
+        {"question": "How many?", "answer": "6 * 7 = <<6*7=42>>42\n#### 42"},
+        {"question": "How much?", "answer": "#### a\n#### 1,234 "},
+        {"question": "Plain?", "answer": 7},
+        {"problem": "not GSM8K", "answer": "#### 1"},
+    ]
+    problems = load_problems(write(tmp_path, "gsm.json", json.dumps(rows)))
+    assert [p.answers for p in problems] == [("42",), ("1,234",), (7,), ("#### 1",)]
+    assert problems[0].problem == "How many?"
+    rows = [{"question": "How many?", "answer": "no number\n#### "}]
+    with pytest.raises(InputError, match="row 1: `answer` must be"):
+        load_problems(write(tmp_path, "gsm.json", json.dumps(rows)))
+
+
+def chat(content, **row):
+    return {"prompt": [{"role": "user", "content": content}], "reward_model": row}
+
+
+def test_chat_rows_lose_the_instruction_that_is_added_again(tmp_path):
+    rows = [
+        chat(f"1 + 1 {INSTRUCTION}", ground_truth="2", style="rule"),
+        chat("half", ground_truth=[0.5, "1/2"]),
+    ]
+    problems = load_problems(write(tmp_path, "chat.json", json.dumps(rows)))
+    assert [(p.problem, p.answers) for p in problems] == [("1 + 1", ("2",)), ("half", (0.5, "1/2"))]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (chat(""), "`prompt` must be a list of one user message"),
+        (chat("p") | {"prompt": "p"}, "`prompt` must be a list of one user message"),
+        (chat("p") | {"prompt": chat("a")["prompt"] * 2}, "`prompt` must be a list of one user"),
+        (chat("p") | {"prompt": [{"role": "system", "content": "p"}]}, "`prompt` must be a list"),
+        (chat("p"), "`ground_truth` must be .* found no such field"),
+        (chat("p", ground_truth=None), "`ground_truth` must be .* found null"),
+        (chat("p") | {"reward_model": "2"}, "`reward_model` must be an object, found a text"),
+        ({"problem": "p", "answers_json": ["oops"]}, "`answers_json` must be"),
+        ({"question": "", "answer": "2"}, "`question` must be a non-empty text"),
+    ],
+)
+def test_malformed_rows_of_other_forms_are_named(tmp_path, row, message):
+    with pytest.raises(InputError, match=rf"set\.json, row 1: {message}"):
+        load_problems(write(tmp_path, "set.json", json.dumps([row])))
+
+
+def test_parquet(tmp_path):
+    rows = [chat(f"p{i} {INSTRUCTION}", ground_truth=float(i)) for i in range(5)]
+    rows.append(chat("q", ground_truth=None))
+    path = tmp_path / "set.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+    with pytest.raises(InputError, match=r"set\.parquet, row 6: `ground_truth` must be"):
+        load_problems(path)
+    problems = load_problems(path, [])
+    assert problems == [Problem(f"p{i}", (float(i),), f"set-{i}") for i in range(5)]
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(InputError, match="not a readable parquet file") as caught:
+        load_problems(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_order_is_a_permutation_fixed_by_seed_and_epoch():

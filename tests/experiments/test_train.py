@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -185,6 +186,19 @@ def test_interrupted_and_continued_is_uninterrupted(finished, tmp_path):
     assert same
     for name in ("export/model.safetensors", "ledger.json"):
         assert (workdir / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_checkpoint_holds_the_cursor_and_the_size_of_its_training_set(finished):
+    config, workdir, _ = finished
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    saved = json.loads(next(newest.glob("host/*")).read_text())
+    taken, known = configs.planned_rollouts(config), saved["problems"]
+    assert saved["cursor"] == {"seed": 0, "epoch": taken // known, "position": taken % known}
+    setup = types.SimpleNamespace(
+        config=config, train=types.SimpleNamespace(problems=[None] * (known + 1))
+    )
+    with pytest.raises(InputError, match=rf"train\.jsonl: holds {known + 1:,} problems, the run"):
+        loop._continued(setup, None, saved)
 
 
 def test_grpo_runs_on_the_same_learner(tmp_path):

@@ -1,0 +1,197 @@
+"""An evaluation from end to end: problems, prompts, batches, files, figures.
+
+Generations are written after every batch, so that a kill costs at most the batch that was running.
+A response depends on the seed, its set, its problem's place and its sample number (`row_id`), not
+on the batch that it was drawn in: a continued evaluation gives the figures of an unbroken one, up
+to the rounding of sums in batches of other shapes.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+
+from remix_jax.benchmarks import record, results
+from remix_jax.benchmarks.reflection import reflects
+from remix_jax.benchmarks.settings import PLACE_BITS, Settings, identity, row_id, validate
+from remix_jax.data import grading
+from remix_jax.data.benchmark_sets import BENCHMARKS, locate
+from remix_jax.data.grader_pool import GraderPool
+from remix_jax.data.problems import INSTRUCTION, Problem, load_problems
+from remix_jax.data.prompts import encode_prompts
+from remix_jax.errors import InputError
+from remix_jax.evaluation import Response, Shape, respond
+from remix_jax.learner.programs import compile_sampler
+from remix_jax.learner.rollout import Vocabulary, load_vocabulary
+from remix_jax.models import huggingface
+from remix_jax.models.sampling import SamplerSettings
+from remix_jax.reporting.console import Console
+from remix_jax.reporting.progress import Progress
+
+# Prompts are padded to the least of limit / 16, limit / 4, limit that holds them: three programs at
+# most, and no short prompt pays for the cache of a long one.
+_WIDTHS = (16, 4, 1)
+
+
+class Question(NamedTuple):
+    """One response to be drawn."""
+
+    benchmark: str
+    place: int  # of the problem in its set
+    sample: int
+    problem: Problem
+    prompt: list[int]
+
+
+def run(settings: Settings, out: str | pathlib.Path, console: Console) -> dict:
+    """Evaluates, or continues to, and leaves settings, generations and results in `out`.
+
+    Returns:
+      What results.json holds: see `results.summarise`.
+
+    Raises:
+      InputError: settings, model, problems or `out`; before anything is generated.
+    """
+    out = pathlib.Path(out)
+    validate(settings)
+    vocabulary = load_vocabulary(settings.model)
+    problems = {name: _problems(settings, name) for name in settings.benchmarks}
+    questions = _questions(settings, problems, vocabulary)
+    _check_width(settings)
+    saved = identity(settings, problems)
+    record.claim(out, saved)
+    console.print_plan(_plan(settings, problems, questions), title="Evaluation")
+    _generate(settings, vocabulary, questions, out, console)
+    found = results.summarise(
+        record.read_generations(out), problems, dict(_per_set(settings)), saved
+    )
+    results.write(found, out)
+    console.print(results.tables(found))
+    console.event(f"results.json, results.md and generations.jsonl are in {out}")
+    return found
+
+
+def _per_set(settings: Settings):
+    return zip(settings.benchmarks, settings.samples, strict=True)
+
+
+def _problems(settings: Settings, name: str) -> list[Problem]:
+    path = locate(settings.data, name)
+    problems = load_problems(path)
+    if len(problems) > 2**PLACE_BITS:
+        raise InputError(f"{path}: {len(problems):,} problems; a set can have {2**PLACE_BITS:,}")
+    return problems[: settings.limit or None]
+
+
+def _questions(settings: Settings, problems, vocabulary: Vocabulary) -> list[Question]:
+    """Every response to draw, those with the longest prompts first: they need the most memory."""
+    questions = []
+    for name, samples in _per_set(settings):
+        texts = [problem.problem for problem in problems[name]]
+        encoded = encode_prompts(vocabulary.tokenizer, texts, INSTRUCTION, settings.prompt_tokens)
+        for place, prompt in zip(encoded.indices, encoded.ids, strict=True):
+            problem = problems[name][place]
+            questions += [Question(name, place, i, problem, prompt) for i in range(samples)]
+    return sorted(questions, key=lambda q: -len(q.prompt))
+
+
+def _check_width(settings: Settings) -> None:
+    slots = settings.prompt_tokens + settings.response_tokens
+    limit = huggingface.read_config(settings.model).max_positions
+    if slots > limit:
+        raise InputError(
+            f"--prompt_tokens + --response_tokens = {slots}: {settings.model} takes {limit} "
+            "positions (max_position_embeddings)"
+        )
+
+
+def _plan(settings: Settings, problems, questions: Sequence[Question]) -> dict[str, object]:
+    lines: dict[str, object] = {"model": settings.model}
+    for name, samples in _per_set(settings):
+        asked = len({q.place for q in questions if q.benchmark == name})
+        size, whole = len(problems[name]), BENCHMARKS[name].problems
+        notes = [f"{samples} sample{'s' if samples > 1 else ''} each"]
+        notes += [f"{size - asked} dropped: prompt too long"] if asked < size else []
+        notes += [f"the paper's set has {whole}"] if size != whole else []
+        lines[name] = f"{size} problems, {', '.join(notes)}"
+    heat = settings.temperature
+    return lines | {
+        "decoding": f"temperature {heat:g}, top-p {settings.top_p:g}" if heat else "greedy",
+        "tokens": f"{settings.prompt_tokens} of prompt, {settings.response_tokens} of response",
+        "seed": str(settings.seed),
+        "dtype": settings.dtype,
+        "batch": f"{settings.batch_size} responses",
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _generate(
+    settings: Settings,
+    vocabulary: Vocabulary,
+    questions: Sequence[Question],
+    out: pathlib.Path,
+    console: Console,
+) -> None:
+    """Draws what is missing of `questions`, batch by batch."""
+    done = {(r["set"], r["place"], r["sample"]) for r in record.read_generations(out)}
+    missing = [q for q in questions if (q.benchmark, q.place, q.sample) not in done]
+    if done:
+        console.event(f"{len(done):,} responses were there already")
+    if not missing:
+        return
+    batches = _batches(settings, missing)
+    model, params = huggingface.load(settings.model, dtype=settings.dtype)
+    heat = SamplerSettings(temperature=settings.temperature, top_p=settings.top_p)
+    samplers = {
+        width: compile_sampler(
+            model, width, settings.response_tokens, settings.batch_size, 1, heat,
+            eos_ids=vocabulary.eos_ids, pad_id=vocabulary.pad_id,
+        )
+        for width in sorted({width for width, _ in batches})
+    }  # fmt: skip
+    progress = Progress(len(batches), len(missing), console)
+    key = jax.random.key(settings.seed)
+    with GraderPool() as pool:
+        for width, batch in batches:
+            shape = Shape(settings.batch_size, width, 1)
+            ids = [row_id(q.benchmark, q.place, q.sample) for q in batch]
+            problems, prompts = [q.problem for q in batch], [q.prompt for q in batch]
+            responses = respond(
+                samplers[width], shape, params, problems, prompts, ids, vocabulary, key, pool
+            )
+            seen = vocabulary.tokenizer.batch_decode(prompts)
+            record.append_generations(out, map(_record, batch, seen, responses))
+            progress.advance(len(batch), sum(r.length for r in responses))
+
+
+def _batches(settings: Settings, questions: Sequence[Question]) -> list[tuple[int, list[Question]]]:
+    """(prompt width, questions) of each batch, in the questions' order."""
+    widths = sorted({-(-settings.prompt_tokens // part) for part in _WIDTHS}, reverse=True)
+    batches = []
+    for width, below in zip(widths, [*widths[1:], 0], strict=True):
+        fitting = [q for q in questions if below < len(q.prompt) <= width]
+        starts = range(0, len(fitting), settings.batch_size)
+        batches += [(width, fitting[i : i + settings.batch_size]) for i in starts]
+    return batches
+
+
+def _record(question: Question, prompt: str, response: Response) -> dict:
+    """A line of generations.jsonl; `prompt` is what the model saw, special tokens and all."""
+    return {
+        "set": question.benchmark,
+        "place": question.place,
+        "sample": question.sample,
+        "problem_id": question.problem.id,
+        "problem": question.problem.problem,
+        "answers": question.problem.answers,
+        "prompt": prompt,
+        "response": response.text,
+        "answer": response.verdict.answer,
+        "correct": response.verdict.correct,
+        "verdict": response.verdict.reason,
+        "length": response.length,
+        "truncated": not response.ended,
+        "format": grading.format_ok(response.text),
+        "reflection": reflects(response.text),
+    }

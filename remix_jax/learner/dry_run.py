@@ -1,0 +1,152 @@
+"""The plan of a run from its config and the model's config.json alone: no weights, no problems.
+
+What stays on a device is exact, from shapes. What a phase takes on top of it is an estimate from
+shapes, before the compiler fuses and reuses: the plan of a real run, printed once its programs are
+compiled, has the compiler's own figures. Nothing is sharded: one device holds all of it.
+"""
+
+import collections
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from remix_jax import config as configs
+from remix_jax.config import Config
+from remix_jax.errors import InputError
+from remix_jax.learner import losses
+from remix_jax.learner.programs import abstract_state
+from remix_jax.learner.setup import (
+    check_width,
+    method_plan,
+    parameters,
+    size_text,
+    state_bytes,
+    tree_bytes,
+)
+from remix_jax.learner.state import Learner, TrainState, make_learner
+from remix_jax.models import huggingface
+from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.reporting.console import Console
+from remix_jax.types import empty_rows
+
+MODEL_CONFIG = "config.json"
+
+
+def print_plans(config: Config, console: Console, architectures: pathlib.Path) -> None:
+    """Checks a config and prints what its run will do and need.
+
+    Args:
+      config: of the run.
+      console: takes the plans.
+      architectures: folder of NAME/config.json, asked where the model's own is not there yet.
+
+    Raises:
+      InputError: the config is wrong, or no config.json describes its model.
+    """
+    configs.validate(config)
+    directory = _described(config.model.path, architectures)
+    sizes = dataclasses.replace(huggingface.read_config(directory), dtype=config.model.dtype)
+    check_width(config, sizes.max_positions)
+    learner = make_learner(config, Decoder(sizes))
+    state = abstract_state(learner)
+    plan = method_plan(config) | {"parameters": parameters(state), "model": config.model.path}
+    if directory != pathlib.Path(config.model.path):
+        plan["architecture, from"] = directory / MODEL_CONFIG
+    console.print_plan(plan)
+    console.print_plan(memory_plan(config, learner, state, sizes), title="Memory of a device")
+    for path in _missing(config):
+        console.event(f"not there yet: {path}")
+
+
+def memory_plan(
+    config: Config, learner: Learner, state: TrainState, sizes: DecoderConfig
+) -> dict[str, object]:
+    """Bytes of each part of the state, and estimates of what each phase takes on top."""
+    kept = state_bytes(state)
+    lines: dict[str, object] = {name: size_text(part) for name, part in kept.items()}
+    extra = []
+    for name, stage in configs.stages(config).items():
+        rows = stage.fresh_groups * config.group_size
+        extra.append(cache_bytes(sizes, rows, config))
+        lines[f"sampling, {name} stage: cache of {rows:,} rows"] = size_text(extra[-1])
+    extra.append(cache_bytes(sizes, config.evaluation.batch_size, config))
+    lines["evaluation: cache"] = size_text(extra[-1])
+    gradients = tree_bytes((state.params, state.critic_params))
+    added_up = config.mini_batch_size > config.micro_batch_size
+    gradients *= 2 if added_up else 1  # the sum so far, and those of one micro-batch
+    lines["learning: gradients"] = size_text(gradients)
+    saved = backward_bytes(learner, state)
+    lines["learning: kept for the backward pass, estimate"] = size_text(saved)
+    extra.append(gradients + saved)
+    lines["peak, estimate"] = size_text(sum(kept.values()) + max(extra))
+    return lines
+
+
+def cache_bytes(sizes: DecoderConfig, rows: int, config: Config) -> int:
+    """Keys and values of all layers for `rows` full rows."""
+    slots = config.data.prompt_tokens + config.data.response_tokens
+    numbers = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * slots * rows
+    return numbers * jnp.dtype(sizes.dtype).itemsize
+
+
+def backward_bytes(learner: Learner, state: TrainState) -> int:
+    """What automatic differentiation keeps of one micro-batch of the policy, parameters apart.
+
+    The critic's pass comes after the policy's and keeps no more: it has no logits.
+    """
+    config = learner.config
+    micro = config.micro_batch_size
+    rows = jax.eval_shape(
+        lambda: empty_rows(micro, config.data.prompt_tokens, config.data.response_tokens)
+    )
+    frozen = jax.eval_shape(lambda: _empty_frozen(micro, config.data.response_tokens))
+    one = jax.ShapeDtypeStruct((), jnp.float32)
+
+    def kept(params, rows, frozen, weight, count):
+        loss = functools.partial(
+            losses.policy_loss,
+            learner=learner,
+            rows=rows,
+            frozen=frozen,
+            kl_weight=weight,
+            count=count,
+            ages=1,
+        )
+        return jax.vjp(loss, params, has_aux=True)[1]
+
+    residuals = jax.tree.leaves(jax.eval_shape(kept, state.params, rows, frozen, one, one))
+    of_params = collections.Counter((x.shape, x.dtype) for x in jax.tree.leaves(state.params))
+    found = collections.Counter((x.shape, x.dtype) for x in residuals)
+    own = found - of_params
+    return sum(n * tree_bytes(jax.ShapeDtypeStruct(*leaf)) for leaf, n in own.items())
+
+
+def _empty_frozen(rows: int, response_tokens: int) -> losses.Frozen:
+    whole_B, real_BT = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, response_tokens))
+    return losses.Frozen(whole_B, whole_B > 0, whole_B, *[real_BT] * 5)
+
+
+def _described(path: str, architectures: pathlib.Path) -> pathlib.Path:
+    """The directory whose config.json describes the model."""
+    candidates = (pathlib.Path(path), architectures / pathlib.PurePath(path).name)
+    for directory in candidates:
+        if (directory / MODEL_CONFIG).is_file():
+            return directory
+    raise InputError(
+        f"{path}: has no {MODEL_CONFIG}, and none is known for that name; --dry_run needs it, "
+        "without weights or tokenizer"
+    )
+
+
+def _missing(config: Config) -> list[str]:
+    """What a real run will ask for and is not there."""
+    model = pathlib.Path(config.model.path)
+    files = [model / name for name in (MODEL_CONFIG, "tokenizer.json", "tokenizer_config.json")]
+    paths = [*map(str, files), config.data.train, *config.data.suites, config.data.validation]
+    missing = [path for path in paths if not pathlib.Path(path).exists()]
+    if not any(model.glob("*.safetensors")):
+        missing.insert(0, f"{model}/*.safetensors")
+    return missing

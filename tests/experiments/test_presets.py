@@ -1,0 +1,112 @@
+"""Presets of real models: valid, with the paper's numbers, planned without weights or problems."""
+
+import io
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.configs import gsm8k_0p5b, remix_grpo_1p5b, remix_ppo_1p5b, remix_ppo_7b
+from remix_jax import config as configs
+from remix_jax.errors import InputError
+from remix_jax.learner import dry_run
+from remix_jax.learner.programs import abstract_state
+from remix_jax.learner.setup import prepare, state_bytes
+from remix_jax.learner.state import make_learner
+from remix_jax.models.sampling import _grow
+from remix_jax.reporting.console import Console
+from tests.experiments.runs import small_config
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ARCHITECTURES = ROOT / "experiments" / "configs" / "architectures"
+# (rollouts of the run, parameters of the model as its card has them, reincarnation within the run)
+PLANNED = {
+    remix_ppo_1p5b: (79_360, 1_777_088_000, True),
+    remix_ppo_7b: (11_520, 7_615_616_512, False),
+    remix_grpo_1p5b: (368_640, 1_777_088_000, True),
+    gsm8k_0p5b: (22_528, 494_032_768, True),
+}
+
+
+def planned(config, architectures=ARCHITECTURES):
+    file = io.StringIO()
+    dry_run.print_plans(config, Console(config.steps, file=file, terminal=False), architectures)
+    return " ".join(file.getvalue().split())
+
+
+@pytest.mark.parametrize("preset", PLANNED, ids=lambda p: p.__name__.rpartition(".")[2])
+def test_a_preset_prints_its_plan_without_weights(preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rollouts, size, reincarnates = PLANNED[preset]
+    text = planned(preset.get_config())
+    assert f"whole run {rollouts:,}" in text
+    assert f"parameters {size:,}" in text
+    assert ("until reincarnation" in text) == reincarnates
+    assert "3.33 expected in the mix stage (m = 2)" in text
+    assert f"policy {4 * size / 2**30:,.1f} GiB" in text
+    assert "kept for the backward pass, estimate" in text
+    assert "not there yet: models/" in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_papers_hyper_parameters():
+    ppo, large = remix_ppo_1p5b.get_config(), remix_ppo_7b.get_config()
+    grpo = remix_grpo_1p5b.get_config()
+    for config in (ppo, large, grpo):
+        assert (config.replay.share, config.replay.window, config.passes) == (0.4, 2, 2)
+        assert (config.data.prompt_tokens, config.data.response_tokens) == (766, 8192)
+        assert (config.optimizer.learning_rate, config.optimizer.grad_clip) == (1e-6, 1.0)
+        assert (config.kl.start, config.kl.every, config.kl.floor) == (50, 10, 0.5)
+        assert [configs.set_name(p) for p in config.data.suites] == list(remix_ppo_1p5b.SUITES)
+    assert (ppo.batch_size, ppo.steps, ppo.reincarnation_step) == (256, 350, 100)
+    assert (large.batch_size, large.steps) == (256, 75)
+    assert (grpo.batch_size, grpo.group_size, grpo.reincarnation_step) == (2048, 8, 50)
+    assert not grpo.has_critic
+
+
+def test_the_plan_has_the_bytes_of_the_real_state(tmp_path):
+    config = small_config(tmp_path)
+    setup = prepare(config)
+    learner = make_learner(config, setup.learner.policy)
+    assert state_bytes(abstract_state(learner)) == state_bytes(setup.state)
+    sizes, rows = setup.learner.policy.config, 3
+    prompt = jnp.zeros((rows, config.data.prompt_tokens), jnp.int32)
+    _, cache = jax.eval_shape(
+        lambda params: setup.learner.policy.apply(
+            {"params": params}, prompt, prompt, prompt + 1, method="prefill"
+        ),
+        setup.state.params,
+    )
+    full = jax.eval_shape(lambda c: _grow(c, config.data.response_tokens), cache)
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(full))
+    assert dry_run.cache_bytes(sizes, rows, config) == held
+    assert "not there yet" not in planned(config)
+
+
+def test_what_the_backward_pass_keeps_grows_with_the_micro_batch(tmp_path):
+    config = small_config(tmp_path)
+    policy = prepare(config).learner.policy
+    kept = {}
+    for rows in (1, 2, 4):
+        config.micro_batch_size = rows
+        learner = make_learner(config, policy)
+        kept[rows] = dry_run.backward_bytes(learner, abstract_state(learner))
+    logits = config.data.response_tokens * policy.config.vocab_size * 4
+    assert kept[4] - kept[2] == pytest.approx(2 * (kept[2] - kept[1]), rel=0.01)
+    assert kept[2] == pytest.approx(2 * kept[1], rel=0.05), "parameters are not among it"
+    assert kept[2] - kept[1] > logits
+
+
+def test_a_model_that_nothing_describes_is_named(tmp_path):
+    config = remix_ppo_1p5b.get_config()
+    config.model.path = str(tmp_path / "Unknown-3B")
+    with pytest.raises(InputError, match=r"Unknown-3B: has no config\.json, and none is known"):
+        planned(config)
+    config = remix_ppo_1p5b.get_config()
+    config.data.response_tokens = 140_000
+    with pytest.raises(InputError, match="takes 131072 positions"):
+        planned(config)
+    config.passes = 0
+    with pytest.raises(InputError, match=r"config\.passes = 0"):
+        planned(config)
