@@ -11,5 +11,5 @@ from remix_jax.config import Config
 def get_config() -> Config:
     """arithmetic_remix_ppo with imitation, at the learning rate that was best for it."""
     config = methods.remix_plus(arithmetic_remix_ppo.get_config())
-    config.optimizer.learning_rate = 4e-4
+    config.optimizer.learning_rate = 6e-4
     return config

@@ -41,12 +41,16 @@ def draw(data: Data, directory: str | pathlib.Path) -> list[pathlib.Path]:
     return paths
 
 
+_CROWD = 4  # curves that can still be told apart
+
+
 def main_methods(data: Data, base: str) -> list[str]:
-    """The methods of a family that the curves show: its on-policy base and full ReMix."""
+    """The methods of a family that the curves show: all of up to four, else base and ReMix."""
+    family = numbers.families(data)[base]
+    if len(family) <= _CROWD:
+        return family
     return [
-        name
-        for name in numbers.families(data)[base]
-        if name in (base, f"remix-{base}") or name.startswith("remix-plus")
+        name for name in family if name in (base, f"remix-{base}") or name.startswith("remix-plus")
     ]
 
 
