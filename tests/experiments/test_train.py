@@ -29,7 +29,8 @@ WATCHED = [
     *("ratio_mean", "ratio_max", "clip_share", "ess", "sampler_gap", "explained_variance"),
     *("loss", "loss_policy", "loss_kl", "loss_value", "grad_norm", "critic_grad_norm"),
     *("ratio_mean/age0", "ratio_max/age1", "clip_share/age0", "ess/age1", "rows/age0"),
-    *("eval/chain3", "eval/chain4", "eval/mean", "eval/response_length"),
+    *("eval/chain3", "eval/chain4", "eval/mean", "eval/response_length", "validation/validation"),
+    *("flops",),
 ]
 
 
@@ -104,6 +105,11 @@ def test_every_figure_a_practitioner_watches_is_recorded(finished):
     assert all(written[f"seconds/{phase}"] >= 0 for phase in phases)
     assert written["tokens_per_second"] > 0
     assert rows[3]["kl_weight"] == pytest.approx(0.9)
+    suites = [rows[3]["eval/chain3"], rows[3]["eval/chain4"]]
+    assert rows[3]["eval/mean"] == np.mean(suites), "validation problems are in no mean"
+    spent = [row["flops"] for row in rows]
+    assert spent[0] == 0
+    assert spent == sorted(set(spent))
     assert rows[2]["n_fresh"] + rows[2]["n_replayed"] == 16
     assert rows[2]["ratio_mean/age0"] == pytest.approx(1, abs=0.05)
 
