@@ -62,6 +62,50 @@ def gae(
     return adv_BT, jax.lax.stop_gradient(adv_BT + value_BT)
 
 
+def vtrace(
+    reward_BT: jax.Array,
+    value_BT: jax.Array,
+    ratio_BT: jax.Array,
+    mask_BT: jax.Array,
+    gamma: float,
+    lam: float,
+    cap: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """V-trace advantages of pi_k on rows of an older policy (Espeholt et al. 2018; GePPO).
+
+        A_t = sum_l (gamma lam)^l (prod_{j=1..l} c_{t+j}) delta_{t+l},      c = min(pi_k / mu, cap)
+        return_t = c_t A_t + V(s_t)
+
+    With ratios of 1 it is `gae`. Holes in the mask are carried over, V after the last token is 0.
+
+    Args:
+      ratio_BT: pi_k / mu; the others as in `gae`.
+
+    Returns:
+      adv_BT and return_BT, 0 where mask is 0; no gradient flows through either.
+    """
+    chex.assert_rank([reward_BT, value_BT, ratio_BT, mask_BT], 2)
+    chex.assert_equal_shape([reward_BT, value_BT, ratio_BT, mask_BT])
+    reward_BT, value_BT, ratio_BT = masked.live(mask_BT, reward_BT, value_BT, ratio_BT)
+    trace_BT = jnp.minimum(ratio_BT, cap)
+
+    def step_back(carry, inputs):
+        next_value_B, next_trace_B, next_adv_B = carry
+        reward_B, value_B, trace_B, mask_B = inputs
+        delta_B = reward_B + gamma * next_value_B - value_B
+        adv_B = delta_B + gamma * lam * next_trace_B * next_adv_B
+        real_B = mask_B > 0
+        here = (value_B, trace_B, adv_B)
+        carry = tuple(jnp.where(real_B, x, old) for x, old in zip(here, carry, strict=True))
+        return carry, jnp.where(real_B, adv_B, jnp.zeros_like(adv_B))
+
+    zeros_B = jnp.zeros_like(value_BT[:, 0])
+    inputs_TB = (reward_BT.T, value_BT.T, trace_BT.T, mask_BT.T)
+    _, adv_TB = jax.lax.scan(step_back, (zeros_B,) * 3, inputs_TB, reverse=True)
+    adv_BT = jax.lax.stop_gradient(adv_TB.T)
+    return adv_BT, jax.lax.stop_gradient(trace_BT * adv_BT + value_BT)
+
+
 def mean_baseline(
     reward_B: jax.Array, group_B: jax.Array, mask_B: jax.Array | None = None
 ) -> jax.Array:
@@ -71,6 +115,22 @@ def mean_baseline(
     """
     group = _group(reward_B, group_B, mask_B)
     return jnp.where(group.size_B > 1, group.centred_B, group.reward_B)
+
+
+def asymre(
+    reward_B: jax.Array, group_B: jax.Array, shift: float = -0.1, mask_B: jax.Array | None = None
+) -> jax.Array:
+    """R - (mean over the group + dV), AsymRE (arXiv 2506.20520).
+
+    dV < 0 leans on the good rows: on rows of a fixed mu the policy converges to the positive part
+    of mu (R - baseline), normalised, where dV >= 0 has no limit but a single response. -0.1 is for
+    rewards of -1 / +1, half of it for 0 / 1. A row alone in its group gets -dV.
+
+    Args:
+      shift: dV; the others as in `group_normalized`.
+    """
+    group = _group(reward_B, group_B, mask_B)
+    return jnp.where(group.size_B > 0, group.centred_B - shift, jnp.zeros_like(group.centred_B))
 
 
 def rloo(reward_B: jax.Array, group_B: jax.Array, mask_B: jax.Array | None = None) -> jax.Array:

@@ -23,6 +23,11 @@ def zero_masked(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
     return jnp.where(mask_BT > 0, x_BT, jnp.zeros_like(x_BT))
 
 
+def live(mask_BT: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
+    """The arrays with 0 under mask 0, before a formula: 0 times a masked NaN is a NaN gradient."""
+    return [zero_masked(x_BT, mask_BT) for x_BT in arrays]
+
+
 def divide(total: jax.Array, count: jax.Array) -> jax.Array:
     """total / count, and 0 where nothing was counted (no token: no loss, no gradient)."""
     return total / jnp.where(count > 0, count, jnp.ones_like(count))
