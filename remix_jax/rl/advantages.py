@@ -122,9 +122,9 @@ def asymre(
 ) -> jax.Array:
     """R - (mean over the group + dV), AsymRE (arXiv 2506.20520).
 
-    dV < 0 leans on the good rows: on rows of a fixed mu the policy converges to the positive part
-    of mu (R - baseline), normalised, where dV >= 0 has no limit but a single response. -0.1 is for
-    rewards of -1 / +1, half of it for 0 / 1. A row alone in its group gets -dV.
+    dV < 0 leans on the good rows: `off_policy.reinforce` on the rows of a fixed mu converges to
+    (mu A - tau)^+ / -dV, tau such that it sums to 1; with dV >= 0 to a single response, ties apart.
+    -0.1 is for rewards of -1 / +1, half of it for 0 / 1. A row alone in its group gets -dV.
 
     Args:
       shift: dV; the others as in `group_normalized`.

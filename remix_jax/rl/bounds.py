@@ -93,10 +93,10 @@ def m2po_threshold(
 def effective_sample_size(
     logp_BT: jax.Array, behav_logp_BT: jax.Array, mask_BT: jax.Array
 ) -> jax.Array:
-    """ESS = (sum r)^2 / (n sum r^2) over the tokens under the mask, in (0, 1] (P3O, arXiv 1905.01756).
+    """ESS = (sum r)^2 / (n sum r^2) over the tokens under the mask, in (0, 1].
 
-    1 when all ratios are equal, 1 / n when one outweighs the rest, 1 without a token. P3O's clip is
-    ESS, its KL weight 1 - ESS.
+    1 when all ratios are equal, 1 / n when one outweighs the rest, 1 without a token. P3O's clip
+    (arXiv 1905.01756) is ESS, its KL weight 1 - ESS.
     """
     chex.assert_equal_shape([logp_BT, behav_logp_BT, mask_BT])
     log_ratio_BT = jnp.clip(
