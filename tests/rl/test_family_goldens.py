@@ -297,6 +297,7 @@ def test_agro(case, dtype):
     arrays, settings = OFF_POLICY[case]
     beta = settings["agro"]["beta"]
     logp_BT, ref_BT, mask_BT = inputs(arrays, ("logp", "ref_logp", "mask"), dtype)
+    logp_BT, ref_BT = (np.where(mask_BT == 1, x_BT, np.nan) for x_BT in (logp_BT, ref_BT))
     adv_B = sequence.agro_advantage(
         logp_BT, ref_BT, mask_BT, arrays["in/reward"].astype(dtype), arrays["in/group"], beta
     )
