@@ -17,6 +17,7 @@ from remix_jax import config as configs
 from remix_jax.data import grader_pool
 from remix_jax.errors import InputError
 from remix_jax.learner import loop
+from remix_jax.learner import programs as compiled
 from remix_jax.models import huggingface
 from tests.experiments.runs import figures, quiet, small_config
 
@@ -54,6 +55,8 @@ def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("finished")
     config, compilations = small_config(directory), {}
     count = 0
+    for cached in (compiled.compile_sampler, compiled._compile_learn):
+        cached.cache_clear()  # another test of this process may have made these programs
 
     def listen(event, duration, **_):
         nonlocal count
