@@ -56,7 +56,8 @@ def finished(tmp_path_factory):
     config, compilations = small_config(directory), {}
     count = 0
     for cached in (compiled.compile_sampler, compiled._compile_learn):
-        cached.cache_clear()  # another test of this process may have made these programs
+        cached.cache_clear()
+    jax.clear_caches()  # another test of this process may have made these programs
 
     def listen(event, duration, **_):
         nonlocal count
