@@ -29,6 +29,8 @@ def step_flops(
     total += flops.scored(policy, scored, *slots, "token")
     trained = stage.passes * config.batch_size
     total += flops.trained(policy, trained, *slots, "token")
+    if config.imitation.weight > 0:  # as many rows more in every mini-batch
+        total += flops.trained(policy, trained, *slots, "token")
     if learner.critic is not None:
         total += flops.scored(policy, config.batch_size, *slots, "value")
         total += flops.trained(policy, trained, *slots, "value")
