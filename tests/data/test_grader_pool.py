@@ -117,6 +117,15 @@ def test_workers_end_with_a_killed_parent(answer):
     assert all(gone(pid) for pid in pids)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also in a process that a shell started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_is_for_the_parent_and_leaves_no_stale_reply(pool):
     pool.compare([("a", "a")])
     pids = pool.pids
