@@ -1,7 +1,8 @@
 """Trains one policy: python -m experiments.train --config=experiments/configs/NAME.py --workdir=DIR
 
 Any field of the config can be overridden: --config.replay.share=0.3 --config.seed=1
-With --dry_run the config is checked and its plan printed; model and problems need not be there.
+With --dry_run the config is checked and its plan printed, with --show_sharding where every array
+lies; model and problems need not be there, nor the devices if config.mesh gives all sizes.
 """
 
 import pathlib
@@ -10,12 +11,13 @@ from absl import flags
 
 from experiments import main
 from remix_jax.errors import InputError
-from remix_jax.learner import dry_run, loop
+from remix_jax.learner import dry_run, loop, placement
 from remix_jax.reporting.console import Console
 
 CONFIG = main.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run: new, or of the same run")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan of the run and end")
+SHOW_SHARDING = flags.DEFINE_bool("show_sharding", False, "print where arrays lie and end")
 
 # config.json of the presets' models, for plans made before the models are there.
 ARCHITECTURES = pathlib.Path(__file__).resolve().parent / "configs" / "architectures"
@@ -26,6 +28,9 @@ def train() -> None:
     config = main.config_of(CONFIG)
     if DRY_RUN.value:
         dry_run.print_plans(config, Console(config.steps), ARCHITECTURES)
+        return
+    if SHOW_SHARDING.value:
+        placement.print_placement(config, Console(config.steps), ARCHITECTURES)
         return
     if WORKDIR.value is None:
         raise InputError("--workdir is required")

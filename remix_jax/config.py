@@ -135,6 +135,24 @@ class Evaluation:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
+class Mesh:
+    """Devices along each axis of the mesh (sharding.py); -1 for one axis: all that are left.
+
+    By default all go to fsdp: it divides rows as data does, and the state too, so that memory falls
+    with every device.
+    """
+
+    data: int = 1  # rows
+    fsdp: int = -1  # rows, and the state
+    tensor: int = 1  # heads, MLP, vocabulary
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """In the order of the mesh's axes."""
+        return self.data, self.fsdp, self.tensor
+
+
+@dataclasses.dataclass(unsafe_hash=True)
 class Config:
     """A run."""
 
@@ -161,6 +179,7 @@ class Config:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     critic: Critic = dataclasses.field(default_factory=Critic)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
 
     @property
     def has_critic(self) -> bool:
@@ -262,6 +281,7 @@ def compiled_part(config: Config) -> Config:
         optimizer=dataclasses.replace(config.optimizer, learning_rate=rate),
         critic=dataclasses.replace(config.critic, optimizer=critic_optimizer),
         evaluation=dataclasses.replace(config.evaluation, every=defaults.evaluation.every),
+        mesh=defaults.mesh,  # the devices themselves are an argument of each program's making
     )
 
 
@@ -295,6 +315,11 @@ def _rules(c: Config):
     yield "evaluation.samples", e.samples, e.samples >= 1, "must be 1 or more"
     yield "evaluation.temperature", e.temperature, e.temperature >= 0, "must be 0 (greedy) or more"
     yield "evaluation.batch_size", e.batch_size, e.batch_size >= 1, "must be 1 or more"
+    axes = dataclasses.asdict(c.mesh)
+    for axis, size in axes.items():
+        yield f"mesh.{axis}", size, size >= 1 or size == -1, "must be 1 or more, or -1: the rest"
+    left = sum(size == -1 for size in axes.values())
+    yield "mesh", axes, left <= 1, "one axis at most can be -1 (the rest of the devices)"
     greedy_once = e.temperature > 0 or e.samples == 1
     yield "evaluation.samples", e.samples, greedy_once, "greedy decoding has one sample a problem"
 

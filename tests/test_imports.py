@@ -13,10 +13,11 @@ ALLOWED = {
     "types": set(),
     "rl": BASE,
     "config": BASE | {"rl"},
-    "models": BASE,
+    "sharding": {"errors"},
+    "models": BASE | {"sharding"},
     "data": BASE,
     "reporting": BASE,
-    "learner": BASE | {"config", "rl", "models", "data", "evaluation", "reporting"},
+    "learner": BASE | {"config", "rl", "models", "data", "evaluation", "reporting", "sharding"},
     "evaluation": BASE | {"config", "data", "learner"},
     "benchmarks": BASE | {"data", "evaluation", "learner", "models", "reporting"},
 }

@@ -7,7 +7,7 @@ from step 15 on.
 
 import pathlib
 
-from remix_jax.config import KL, Config, Critic, Data, Evaluation, Model, Optimizer
+from remix_jax.config import KL, Config, Critic, Data, Evaluation, Mesh, Model, Optimizer
 
 TASK = pathlib.Path(__file__).resolve().parent.parent / "arithmetic"
 
@@ -35,4 +35,5 @@ def get_config() -> Config:
         optimizer=Optimizer(learning_rate=1e-4),
         critic=Critic(optimizer=Optimizer(learning_rate=1e-3)),
         evaluation=Evaluation(every=4, temperature=1.0, batch_size=1536),
+        mesh=Mesh(fsdp=1),  # one device: 0.1M parameters gain nothing from more
     )

@@ -46,19 +46,31 @@ def print_plans(config: Config, console: Console, architectures: pathlib.Path) -
     Raises:
       InputError: the config is wrong, or no config.json describes its model.
     """
+    directory, learner, state = described_run(config, architectures)
+    plan = method_plan(config) | {"parameters": parameters(state), "model": config.model.path}
+    if directory != pathlib.Path(config.model.path):
+        plan["architecture, from"] = directory / MODEL_CONFIG
+    console.print_plan(plan)
+    sizes = learner.policy.config
+    console.print_plan(memory_plan(config, learner, state, sizes), title="Memory of a device")
+    for path in _missing(config):
+        console.event(f"not there yet: {path}")
+
+
+def described_run(
+    config: Config, architectures: pathlib.Path
+) -> tuple[pathlib.Path, Learner, TrainState]:
+    """Where the model is described, the learner, and the shapes of its first state.
+
+    Raises:
+      InputError: as `print_plans`.
+    """
     configs.validate(config)
     directory = _described(config.model.path, architectures)
     sizes = dataclasses.replace(huggingface.read_config(directory), dtype=config.model.dtype)
     check_width(config, sizes.max_positions)
     learner = make_learner(config, Decoder(sizes))
-    state = abstract_state(learner)
-    plan = method_plan(config) | {"parameters": parameters(state), "model": config.model.path}
-    if directory != pathlib.Path(config.model.path):
-        plan["architecture, from"] = directory / MODEL_CONFIG
-    console.print_plan(plan)
-    console.print_plan(memory_plan(config, learner, state, sizes), title="Memory of a device")
-    for path in _missing(config):
-        console.event(f"not there yet: {path}")
+    return directory, learner, abstract_state(learner)
 
 
 def memory_plan(

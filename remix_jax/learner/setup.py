@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+from jax.sharding import AbstractMesh, Mesh
 
 from remix_jax import config as configs
+from remix_jax import sharding
 from remix_jax.config import Config
 from remix_jax.data.grader_pool import GraderPool
 from remix_jax.errors import InputError
@@ -15,6 +17,7 @@ from remix_jax.learner.programs import Programs
 from remix_jax.learner.rollout import ProblemSet, Vocabulary, load_vocabulary, problem_set
 from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
 from remix_jax.models import huggingface
+from remix_jax.models.decoder import DecoderConfig
 
 _SKIPPED_SHOWN = 5  # malformed rows told in the plan
 
@@ -62,6 +65,36 @@ def check_width(config: Config, limit: int) -> None:
         raise InputError(
             f"config.data.prompt_tokens + config.data.response_tokens = {slots}: "
             f"{config.model.path} takes {limit} positions (max_position_embeddings)"
+        )
+
+
+def check_mesh(config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh | None) -> None:
+    """Batches and heads must divide over the mesh: no device idles or holds half a head.
+
+    Fresh rows need not: how many there are follows from batch_size and replay.share.
+
+    Raises:
+      InputError: they do not.
+    """
+    if mesh is None:
+        return
+    shards, tensor = sharding.row_shards(mesh), mesh.shape["tensor"]
+    samples = config.evaluation.samples
+    rows = (
+        ("micro_batch_size", config.micro_batch_size, shards),
+        ("score_batch_size", config.score_batch_size, shards),
+        ("evaluation.batch_size", config.evaluation.batch_size, shards * samples),
+    )
+    for field, value, unit in rows:
+        if value % unit:
+            more = f" and {samples} samples a problem" if unit > shards else ""
+            raise InputError(
+                f"config.{field} = {value}: must be a multiple of {unit} on a mesh that divides "
+                f"rows over data x fsdp = {shards} devices{more}"
+            )
+    if sizes.kv_heads % tensor:
+        raise InputError(
+            f"config.mesh.tensor = {tensor}: must divide the model's {sizes.kv_heads} key heads"
         )
 
 

@@ -179,10 +179,11 @@ class Console:
         self._rich.print(line, soft_wrap=True)
 
     def print(self, renderable: RenderableType) -> None:
-        """Prints a table or a line of text that stays, above the live panel if there is one."""
+        """Prints a table or lines of text that stay, above the live panel if there is one."""
         if isinstance(renderable, str):
-            renderable = Text(renderable)
-        self._rich.print(renderable)
+            self._rich.print(Text(renderable), soft_wrap=True)
+        else:
+            self._rich.print(renderable)
 
     def print_plan(self, plan: Mapping[str, object], title: str = "Plan of the run") -> None:
         """Prints a titled table of names and values, thousands separated."""

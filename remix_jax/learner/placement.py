@@ -1,0 +1,88 @@
+"""Where every array of a run lies, for people: what `--show_sharding` prints."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from remix_jax import sharding
+from remix_jax.config import Config
+from remix_jax.learner import dry_run
+from remix_jax.learner.setup import check_mesh, size_text, tree_bytes
+from remix_jax.learner.state import TrainState
+from remix_jax.reporting.console import Console
+from remix_jax.types import empty_rows
+
+
+def print_placement(config: Config, console: Console, architectures: pathlib.Path) -> None:
+    """Every array with its shape, dtype, axes and bytes on a device, by part, and the totals.
+
+    Args:
+      config, console, architectures: as of `dry_run.print_plans`.
+
+    Raises:
+      InputError: as `dry_run.print_plans`, or the mesh does not suit config, model or devices.
+    """
+    _, learner, state = dry_run.described_run(config, architectures)
+    mesh = sharding.planned_mesh(config.mesh.sizes)
+    check_mesh(config, learner.policy.config, mesh)
+    total, everywhere = 0, 0
+    for title, tree in parts(config, state).items():
+        placed = sharding.placed(tree, mesh)
+        own = sum(part.device_bytes for part in placed)
+        console.print(_table(f"{title}: {size_text(own)} on a device", placed))
+        total += own
+        everywhere += tree_bytes(tree)
+    console.print_plan(
+        {
+            "mesh": " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+            "all of it": size_text(everywhere),
+            "on a device": size_text(total),
+        },
+        title="Placement",
+    )
+
+
+def parts(config: Config, state: TrainState) -> dict[str, Any]:
+    """The trees that lie on devices, by what they are; paths as the state and the rules have them.
+
+    Gradients and micro-batches live only while the learning phase runs.
+    """
+    slots = (config.data.prompt_tokens, config.data.response_tokens)
+    micro = jax.eval_shape(lambda: empty_rows(config.micro_batch_size, *slots))
+    found: dict[str, Any] = {
+        "Policy": {"params": state.params},
+        "Policy's optimizer": {"opt_state": state.opt_state},
+        "Critic": {"critic_params": state.critic_params},
+        "Critic's optimizer": {"critic_opt_state": state.critic_opt_state},
+        "Base anchor": {"base_params": state.base_params},
+        "Precedent anchor": {"prev_params": state.prev_params},
+        "Gradients": {"grads": state.params, "critic_grads": state.critic_params},
+        "Replay": {"replay": state.replay},
+        "Micro-batch": {"micro_batch": micro},
+        "Counters": {
+            name: getattr(state, name)
+            for name in ("learning_rate", "critic_learning_rate", "key", "step", "fault_F")
+        },
+    }
+    return {title: tree for title, tree in found.items() if jax.tree.leaves(tree)}
+
+
+def _table(title: str, placed: list[sharding.Placed]) -> str:
+    rows = [("array", "shape", "dtype", "axes", "bytes of a device")]
+    for part in placed:
+        times = f" x {part.copies}" if part.copies > 1 else ""
+        shape = "x".join(map(str, part.shape)) or "-"
+        axes = ", ".join(_axes(each) for each in part.spec) or "whole"
+        rows.append((part.path + times, shape, part.dtype, axes, f"{part.device_bytes:,}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = [
+        "  ".join(cell.ljust(n) for cell, n in zip(row[:4], widths[:4], strict=True))
+        + row[4].rjust(widths[4] + 2)
+        for row in rows
+    ]
+    return "\n  ".join([title, *lines]) + "\n"
+
+
+def _axes(axes: Any) -> str:
+    return "-" if axes is None else axes if isinstance(axes, str) else "+".join(axes)

@@ -1,0 +1,262 @@
+"""Where every array lies: a mesh of devices, and rules from tree paths to axes of it.
+
+Axes: `data` divides rows; `fsdp` divides rows and every large parameter, which is gathered for the
+moment of its use; `tensor` divides heads, the MLP's width and the vocabulary within a layer. A rule
+is a regular expression on an array's path in its tree, so that a parameter, its gradient, its Adam
+moments and its copies in both anchors (one name, other folders) all lie alike.
+
+Programs are traced `over` a mesh; inside them `constrain`, `by_rows` and `by_rules` pin what a
+partitioner would have to guess. Without a mesh they do nothing: one device needs no placing.
+"""
+
+import contextlib
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from remix_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the axes that rows are divided over
+REST = -1  # as an axis' size: what the other axes leave of the devices
+
+# (path, axes of the last dimensions); the first rule whose expression is found in the path decides.
+# Dimensions before those of the rule (layers stacked for a scan) are not divided.
+rules: tuple[tuple[str, P], ...] = (
+    (r"embed/embedding$", P("tensor", "fsdp")),
+    (r"lm_head/kernel$", P("fsdp", "tensor")),
+    (r"/(q|k|v|gate|up)/kernel$", P("fsdp", "tensor")),
+    (r"/(o|down)/kernel$", P("tensor", "fsdp")),
+    (r"/(q|k|v)/bias$", P("tensor")),
+    (r"value_head/(kernel|bias)$", P()),  # one column: nothing to divide
+    (r"norm/scale$", P()),
+    (r"\w_B$", P(ROWS)),  # rows of the ring
+    (r"\w_B[ST]$", P(ROWS, None)),
+    (r"(^|/)(fates_U|fault_F)$", P()),
+)
+
+
+class Placed(NamedTuple):
+    """One array of a tree, or several alike."""
+
+    path: str
+    copies: int
+    shape: tuple[int, ...]
+    dtype: str
+    spec: P
+    device_bytes: int  # of all `copies`, on the device that holds most
+
+
+# --- the mesh --------------------------------------------------------------------------------
+
+
+def mesh_shape(wanted: Sequence[int], devices: int) -> tuple[int, int, int]:
+    """Sizes of the axes data, fsdp, tensor, with REST filled in.
+
+    Raises:
+      InputError: they do not go into so many devices, or `REST` has no whole number.
+    """
+    data, fsdp, tensor = wanted
+    known = math.prod(size for size in wanted if size != REST)
+    asked = f"config.mesh: data {data} x fsdp {fsdp} x tensor {tensor}"
+    if REST in wanted:
+        if devices % known:
+            raise InputError(
+                f"{asked}: {known} does not divide {devices} device{'s' if devices > 1 else ''}"
+            )
+        filled = [devices // known if size == REST else size for size in wanted]
+        return filled[0], filled[1], filled[2]
+    if known > devices:
+        raise InputError(f"{asked} needs {known} devices, there are {devices}; {REST}: the rest")
+    return data, fsdp, tensor
+
+
+def make_mesh(wanted: Sequence[int]) -> Mesh | None:
+    """A mesh of those sizes over the devices of all processes; None where it is one device.
+
+    In a single process it may leave devices unused. Neighbours on `tensor`, then on `fsdp`, are
+    neighbours in the machine's own network as far as JAX knows it.
+
+    Raises:
+      InputError: as `mesh_shape`; or devices of some process would be left out.
+    """
+    devices = jax.devices()
+    shape = mesh_shape(wanted, len(devices))
+    size = math.prod(shape)
+    if jax.process_count() > 1 and size < len(devices):
+        raise InputError(
+            f"config.mesh: {' x '.join(map(str, shape))} = {size} devices, but the "
+            f"{jax.process_count()} processes have {len(devices)}: all of them must take part"
+        )
+    if size == 1:
+        return None
+    # Auto: the partitioner fills in what is not pinned. Explicit axes, the default, would ask for
+    # the sharding of every intermediate.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:size])
+
+
+def planned_mesh(wanted: Sequence[int]) -> AbstractMesh:
+    """The mesh's sizes without its devices: to plan on a laptop what a pod will hold.
+
+    Raises:
+      InputError: as `mesh_shape`, where `REST` asks for the devices that are here.
+    """
+    here = jax.device_count() if REST in wanted else math.prod(wanted)
+    return AbstractMesh(mesh_shape(wanted, here), AXES)
+
+
+def row_shards(mesh: Mesh | AbstractMesh | None) -> int:
+    """Into how many parts rows are divided."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def over(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """Traces what is inside for this mesh."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+# --- rules -----------------------------------------------------------------------------------
+
+
+def spec_of(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
+    """The axes of an array's dimensions.
+
+    An axis that does not divide its dimension evenly is left out, and the array is whole along it:
+    shapes never depend on the mesh, so that a checkpoint of one continues on another.
+
+    Raises:
+      ValueError: an array, not a scalar, whose path no rule knows.
+    """
+    if not shape:
+        return P()
+    known = (spec for expression, spec in rules if re.search(expression, path))
+    spec = next(known, None)
+    if spec is None:
+        raise ValueError(f"no sharding rule knows {path} of shape {tuple(shape)}")
+    padded = (None,) * (len(shape) - len(spec)) + tuple(spec) if len(spec) else ()
+    return P(*(_dividing(axes, n, mesh) for axes, n in zip(padded, shape, strict=False)))
+
+
+def _dividing(axes: Any, n: int, mesh: Mesh | AbstractMesh) -> Any:
+    """Of a dimension's axes the first ones, as many as divide it evenly; None for none."""
+    kept: list[str] = []
+    for axis in _names(axes):
+        if n % math.prod(mesh.shape[a] for a in (*kept, axis)):
+            break
+        kept += [axis] if mesh.shape[axis] > 1 else []
+    return (tuple(kept) if len(kept) > 1 else kept[0]) if kept else None
+
+
+def _names(axes: Any) -> tuple[str, ...]:
+    """The axes of one dimension of a PartitionSpec."""
+    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A tree of NamedSharding for a tree of arrays or of their shapes, by `rules`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: NamedSharding(mesh, spec_of(path_text(path), x.shape, mesh)), tree
+    )
+
+
+def abstract(tree: Any, mesh: Mesh | None) -> Any:
+    """Shapes and dtypes of a tree, with their shardings if there is a mesh."""
+    if mesh is None:
+        return tree
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        tree,
+        shardings(tree, mesh),
+    )
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, P())
+
+
+def path_text(path: Sequence[Any]) -> str:
+    """A tree path with slashes: "opt_state/0/mu/layers_0/q/kernel"."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+# --- inside programs -------------------------------------------------------------------------
+
+
+def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+    """Pins the first dimensions of x to axes of the mesh that is traced over; the others whole.
+
+    A dimension that its axes do not divide is divided all the same, the last part being shorter.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def by_rows(tree: Any) -> Any:
+    """Divides the first dimension of every array of a tree: rows."""
+    return jax.tree.map(lambda x: constrain(x, ROWS), tree)
+
+
+def by_rules(tree: Any) -> Any:
+    """Places a tree of parameters, or of their gradients, as `rules` say."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: constrain(x, *spec_of(f"/{path_text(path)}", x.shape, mesh)), tree
+    )
+
+
+# --- between host and devices ----------------------------------------------------------------
+
+
+def put(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
+    """A host array that every process has, whole on every device."""
+    if mesh is None:
+        return jax.numpy.asarray(x)
+    return jax.make_array_from_callback(x.shape, whole(mesh), lambda index: x[index])
+
+
+# --- for people ------------------------------------------------------------------------------
+
+
+def placed(tree: Any, mesh: Mesh | AbstractMesh) -> list[Placed]:
+    """Every array of a tree, those of equal layers in one line, in the tree's order."""
+    found: dict[tuple, Placed] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        text = path_text(path)
+        spec = spec_of(text, x.shape, mesh)
+        shown = re.sub(r"layers_\d+", "layers_*", text)
+        key = (shown, x.shape, x.dtype, spec)
+        bytes_ = math.prod(part_shape(x.shape, spec, mesh)) * _item_bytes(x.dtype)
+        before = found.get(key, Placed(shown, 0, x.shape, str(x.dtype), spec, 0))
+        found[key] = before._replace(
+            copies=before.copies + 1, device_bytes=before.device_bytes + bytes_
+        )
+    return list(found.values())
+
+
+def part_shape(shape: Sequence[int], spec: P, mesh: Mesh | AbstractMesh) -> tuple[int, ...]:
+    """What one device holds of an array."""
+    by_dimension = (*map(_names, spec), *[()] * (len(shape) - len(spec)))
+    return tuple(
+        -(-n // math.prod(mesh.shape[axis] for axis in axes))
+        for n, axes in zip(shape, by_dimension, strict=True)
+    )
+
+
+def device_bytes(tree: Any, mesh: Mesh | AbstractMesh) -> int:
+    """What one device holds of a tree."""
+    return sum(part.device_bytes for part in placed(tree, mesh))
+
+
+def _item_bytes(dtype: Any) -> int:
+    is_key = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return 0 if is_key else dtype.itemsize
