@@ -102,7 +102,7 @@ class Run:
         import jax.numpy as jnp
         import numpy as np
 
-        from remix_jax.learner.rollout import grade_rollouts
+        from remix_jax.learner.rollout import Draw, grade_rollouts
 
         self.clock.take()
         self.clock.switch("generate")
@@ -110,7 +110,7 @@ class Run:
         self.clock.switch("other")
         rollouts: Any = grade_rollouts(
             sampled,
-            self.problems,
+            Draw(self.problems, [], [None] * len(self.problems)),
             self.vocabulary,
             self.size.group_size,
             number * self.size.prompts,

@@ -103,6 +103,18 @@ class Imitation:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
+class Prefix:
+    """PrefixRL: groups that go on from a prefix of a successful trace (arXiv 2601.18795)."""
+
+    bank: str = ""  # directory of a trace bank (experiments.collect_traces); empty: off
+    tokens: int = 0  # slots for a prefix beside the prompt's; longer ones are dropped and counted
+    share: float = 0.75  # of the groups, to start from a prefix: 3 : 1
+    cuts: int = 3  # prefixes of a trace, drawn once
+    low: float = 0.4  # the shortest, as a share of the trace's tokens
+    high: float = 0.8  # the longest
+
+
+@dataclasses.dataclass(unsafe_hash=True)
 class Optimizer:
     """AdamW with a bound on the gradient's norm."""
 
@@ -176,6 +188,7 @@ class Config:
     kl: KL = dataclasses.field(default_factory=KL)
     objective: Objective = dataclasses.field(default_factory=Objective)
     imitation: Imitation = dataclasses.field(default_factory=Imitation)
+    prefix: Prefix = dataclasses.field(default_factory=Prefix)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     critic: Critic = dataclasses.field(default_factory=Critic)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
@@ -185,6 +198,11 @@ class Config:
     def has_critic(self) -> bool:
         """PPO learns a critic; group methods compare the responses to one prompt instead."""
         return self.objective.advantage == "gae"
+
+    @property
+    def prompt_slots(self) -> int:
+        """P of the rows that are trained on: a prompt and, in PrefixRL, a prefix behind it."""
+        return self.data.prompt_tokens + self.prefix.tokens
 
     @property
     def batch_groups(self) -> int:
@@ -278,6 +296,7 @@ def compiled_part(config: Config) -> Config:
         samples_per_step=defaults.samples_per_step,
         model=dataclasses.replace(config.model, path=defaults.model.path),
         data=data,
+        prefix=dataclasses.replace(defaults.prefix, tokens=config.prefix.tokens),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=rate),
         critic=dataclasses.replace(config.critic, optimizer=critic_optimizer),
         evaluation=dataclasses.replace(config.evaluation, every=defaults.evaluation.every),
@@ -408,6 +427,15 @@ def _method_rules(c: Config):
     yield "kl.every", kl.every, kl.every >= 1, "must be 1 or more"
     yield "kl.drop", kl.drop, 0 <= kl.drop <= 1, "must be in [0, 1]"
     yield "kl.floor", kl.floor, 0 <= kl.floor <= 1, "must be in [0, 1]"
+    prefix = c.prefix
+    with_bank = (prefix.bank != "") == (prefix.tokens > 0) and prefix.tokens >= 0
+    rule = "slots for a prefix: 1 or more with a trace bank (config.prefix.bank), 0 without"
+    yield "prefix.tokens", prefix.tokens, with_bank, rule
+    yield "prefix.share", prefix.share, 0 < prefix.share <= 1, "must be in (0, 1]"
+    yield "prefix.cuts", prefix.cuts, prefix.cuts >= 1, "must be 1 or more"
+    yield "prefix.low", prefix.low, 0 <= prefix.low < 1, "must be in [0, 1)"
+    in_order, rule = prefix.low < prefix.high <= 1, f"must be in (prefix.low = {prefix.low}, 1]"
+    yield "prefix.high", prefix.high, in_order, rule
     imitation = c.imitation
     yield "imitation.weight", imitation.weight, imitation.weight >= 0, "must be 0 (off) or more"
     yield "imitation.window", imitation.window, imitation.window >= 1, "must be 1 or more"

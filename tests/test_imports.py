@@ -19,6 +19,7 @@ ALLOWED = {
     "reporting": BASE,
     "learner": BASE | {"config", "rl", "models", "data", "evaluation", "reporting", "sharding"},
     "evaluation": BASE | {"config", "data", "learner"},
+    "collection": BASE | {"data", "learner", "models", "reporting"},
     "benchmarks": BASE | {"data", "evaluation", "learner", "models", "reporting"},
 }
 ORBAX_IMPORTERS = {"remix_jax/learner/checkpoint.py"}

@@ -11,11 +11,9 @@ from typing import Any
 from remix_jax.data.benchmark_sets import BENCHMARKS
 from remix_jax.data.problems import INSTRUCTION, Problem
 from remix_jax.errors import InputError
-from remix_jax.models.hf_config import CONFIG, existing_directory
-from remix_jax.models.hf_tokenizer import TOKENIZER_FILES
+from remix_jax.models.digest import model_digest
 
 SAMPLE_BITS, PLACE_BITS = 10, 14  # of a response's number: see `row_id`
-_END_BYTES = 2**20  # read from each end of a weight file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,25 +95,6 @@ def identity(s: Settings, problems: dict[str, list[Problem]]) -> dict[str, Any]:
     return {
         **{name: list(v) if isinstance(v, tuple) else v for name, v in decisive.items()},
         "instruction": INSTRUCTION,
-        "model_digest": _model_digest(s.model),
+        "model_digest": model_digest(s.model),
         "problems_digest": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16],
     }
-
-
-def _model_digest(directory: str) -> str:
-    """Of config and tokenizer files whole; of weight files the size and both ends.
-
-    Training moves every tensor, so the ends tell two checkpoints apart without reading gigabytes.
-    """
-    root, digest = existing_directory(directory), hashlib.sha256()
-    for path in sorted(root.iterdir()):
-        if path.name in (CONFIG, *TOKENIZER_FILES):
-            digest.update(path.name.encode() + path.read_bytes())
-        elif path.suffix == ".safetensors":
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(_END_BYTES))
-                file.seek(max(size - _END_BYTES, 0))
-                digest.update(file.read(_END_BYTES))
-    return digest.hexdigest()[:16]

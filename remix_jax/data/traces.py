@@ -42,7 +42,8 @@ class Trace(NamedTuple):
 class Bank(NamedTuple):
     """Traces, and what made them."""
 
-    model: str  # directory of the model that was sampled
+    model: str  # name of the model that was sampled
+    weights: str  # digest of its files
     tokenizer: str  # fingerprint of the vocabulary that the ids belong to
     sampler: Mapping[str, float]  # settings of the draws
     traces: Sequence[Trace]
@@ -94,6 +95,7 @@ def save(bank: Bank, directory: str | pathlib.Path) -> None:
         "arrays": arrays,
         "sha256": digest,
         "model": bank.model,
+        "weights": bank.weights,
         "tokenizer": bank.tokenizer,
         "sampler": dict(bank.sampler),
         "problems": [
@@ -134,7 +136,10 @@ def load(directory: str | pathlib.Path, tokenizer: str | None = None) -> Bank:
             raise ValueError(f"{arrays.name} is not what was written")
         traces = _unpack(content, described["problems"])
         sampler = {str(name): float(value) for name, value in described["sampler"].items()}
-        bank = Bank(str(described["model"]), str(described["tokenizer"]), sampler, traces)
+        model, weights, vocabulary = (
+            str(described[field]) for field in ("model", "weights", "tokenizer")
+        )
+        bank = Bank(model, weights, vocabulary, sampler, traces)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path}: damaged ({' '.join(reason.split())})") from None

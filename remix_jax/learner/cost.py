@@ -18,7 +18,7 @@ def step_flops(
       new_tokens: really decoded, of all rows.
       kl_weight: lambda of the step; below 1 the precedent is scored as well.
     """
-    policy, slots = learner.policy.config, (config.data.prompt_tokens, config.data.response_tokens)
+    policy, slots = learner.policy.config, (config.prompt_slots, config.data.response_tokens)
     fresh, replayed = (
         groups * config.group_size for groups in (stage.fresh_groups, stage.replay_groups)
     )

@@ -99,7 +99,7 @@ def memory_plan(
 
 def cache_bytes(sizes: DecoderConfig, rows: int, config: Config) -> int:
     """Keys and values of all layers for `rows` full rows."""
-    slots = config.data.prompt_tokens + config.data.response_tokens
+    slots = config.prompt_slots + config.data.response_tokens
     numbers = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * slots * rows
     return numbers * jnp.dtype(sizes.dtype).itemsize
 
@@ -112,7 +112,7 @@ def backward_bytes(learner: Learner, state: TrainState) -> int:
     config = learner.config
     micro = config.micro_batch_size
     rows = jax.eval_shape(
-        lambda: empty_rows(micro, config.data.prompt_tokens, config.data.response_tokens)
+        lambda: empty_rows(micro, config.prompt_slots, config.data.response_tokens)
     )
     frozen = jax.eval_shape(lambda: _empty_frozen(micro, config.data.response_tokens))
     one = jax.ShapeDtypeStruct((), jnp.float32)
@@ -158,6 +158,7 @@ def _missing(config: Config) -> list[str]:
     model = pathlib.Path(config.model.path)
     files = [model / name for name in (MODEL_CONFIG, "tokenizer.json", "tokenizer_config.json")]
     paths = [*map(str, files), config.data.train, *config.data.suites, config.data.validation]
+    paths += [config.prefix.bank] if config.prefix.bank else []
     missing = [path for path in paths if not pathlib.Path(path).exists()]
     if not any(model.glob("*.safetensors")):
         missing.insert(0, f"{model}/*.safetensors")

@@ -1,7 +1,6 @@
 """A run: rollout -> grade -> learn -> log -> evaluate -> save, and what is left when it ends."""
 
 import contextlib
-import dataclasses
 import json
 import pathlib
 import signal
@@ -15,12 +14,12 @@ import numpy as np
 
 from remix_jax import config as configs
 from remix_jax.config import Config
-from remix_jax.data.problems import Cursor, take
 from remix_jax.errors import InputError
 from remix_jax.evaluation import evaluate
 from remix_jax.learner import programs as compiled
 from remix_jax.learner.checkpoint import Checkpoints
 from remix_jax.learner.cost import step_flops
+from remix_jax.learner.prefixed import check_continued, draw_problems, first_cursors
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.rollout import Rollouts, grade_rollouts, prompt_batch
 from remix_jax.learner.setup import Setup, claim, memory_plan, plan, prepare
@@ -153,9 +152,10 @@ def _run(
 
 def _first_counters(setup: Setup) -> dict[str, Any]:
     """What a checkpoint holds beside the state: totals, and the place among the problems."""
-    cursor = dataclasses.asdict(Cursor(setup.config.seed))
-    totals = {"tokens": 0, "flops": 0.0, "seconds": 0.0}
-    return {"totals": totals, "problems": len(setup.train.problems), "cursor": cursor}
+    traces = 0.0 if setup.prefixes is None else setup.prefixes.flops
+    totals = {"tokens": 0, "flops": traces, "seconds": 0.0}
+    places = first_cursors(setup.config, setup.prefixes)
+    return {"totals": totals, "problems": len(setup.train.problems)} | places
 
 
 def _continued(setup: Setup, state: TrainState, counters: dict[str, Any]):
@@ -166,6 +166,7 @@ def _continued(setup: Setup, state: TrainState, counters: dict[str, Any]):
             f"{setup.config.data.train}: holds {known:,} problems, the run to be continued had "
             f"{counters['problems']:,}: continue with the file that it was started with"
         )
+    check_continued(setup.config, setup.prefixes, counters)
     return state, counters
 
 
@@ -195,7 +196,7 @@ def _step(setup, programs: Programs, record: _Record, state, counters, step: int
     config = setup.config
     stage = configs.stage_at(config, step)
     begin = time.perf_counter()
-    rollouts, cursor = _collect(setup, programs, state, step, Cursor(**counters["cursor"]))
+    rollouts, counters = _collect(setup, programs, state, step, counters)
     collected = time.perf_counter()
     replayed = config.batch_groups - configs.fresh_groups(config, step)
     learn = programs.learn[stage].call
@@ -216,7 +217,7 @@ def _step(setup, programs: Programs, record: _Record, state, counters, step: int
         "flops": before["flops"] + _flops(setup, step, own["new_tokens"]),
         "seconds": before["seconds"] + end - begin,
     }
-    counters = counters | {"totals": totals, "cursor": dataclasses.asdict(cursor)}
+    counters = counters | {"totals": totals}
     rows = configs.rollouts_until(config, step)
     speed = {"tokens_per_second": own.pop("new_tokens") / seconds["seconds/sample"]}
     host = {"step": step, "stage": stage, "rollouts": rows} | totals | own | seconds | speed
@@ -238,27 +239,25 @@ def _due(every: int, step: int) -> bool:
 
 
 def _collect(
-    setup: Setup, programs: Programs, state: TrainState, step: int, cursor: Cursor
-) -> tuple[Rollouts, Cursor]:
-    """Samples and grades the fresh rows of a step; and the place among the problems after it."""
+    setup: Setup, programs: Programs, state: TrainState, step: int, counters: dict[str, Any]
+) -> tuple[Rollouts, dict[str, Any]]:
+    """Samples and grades the fresh rows of a step; and the counters, moved past its problems."""
     config, vocabulary = setup.config, setup.vocabulary
     stage = configs.stages(config)[configs.stage_at(config, step)]
     groups = configs.fresh_groups(config, step)
     before = configs.rollouts_until(config, step - 1) // config.group_size
-    chosen, cursor = take(cursor, len(setup.train.problems), groups)
-    prompts = [setup.train.prompts[i] for i in chosen]
-    width = config.data.prompt_tokens
-    tokens_QP, length_Q = prompt_batch(prompts, stage.fresh_groups, width, vocabulary.pad_id)
+    draw, counters = draw_problems(config, setup.train, setup.prefixes, counters, step)
+    width = config.prompt_slots
+    tokens_QP, length_Q = prompt_batch(draw.prompts, stage.fresh_groups, width, vocabulary.pad_id)
     row_B = np.arange(stage.fresh_groups * config.group_size, dtype=np.int32)
     inputs = (tokens_QP, length_Q, row_B, row_B < groups * config.group_size)
     key = jax.random.fold_in(jax.random.key(config.seed + 1), step)
     sampled = programs.sample[stage.name].call(state.params, *map(jnp.asarray, inputs), key)
     jax.block_until_ready(sampled)  # so that grading is not charged with sampling
-    problems = [setup.train.problems[i] for i in chosen]
     graded = grade_rollouts(
-        sampled, problems, vocabulary, config.group_size, first_group=before, pool=setup.grader
+        sampled, draw, vocabulary, config.group_size, first_group=before, pool=setup.grader
     )
-    return graded, cursor
+    return graded, counters
 
 
 def _evaluate(setup: Setup, programs: Programs, state: TrainState) -> dict[str, float]:

@@ -57,21 +57,28 @@ def build(
     rollouts = functools.partial(
         compile_sampler,
         learner.policy,
-        config.data.prompt_tokens,
-        config.data.response_tokens,
+        response_slots=config.data.response_tokens,
         eos_ids=eos_ids,
         pad_id=pad_id,
     )
     sample, learn = {}, {}
     for stage in stages:
         sample[stage.name] = rollouts(
-            stage.fresh_groups, config.group_size, sampler_settings(config)
+            prompt_slots=config.prompt_slots,
+            prompts=stage.fresh_groups,
+            group_size=config.group_size,
+            settings=sampler_settings(config),
         )
         learn[stage.name] = _compile_learn(learner, stage)
     e = config.evaluation
     prompts = max(e.batch_size // e.samples, 1)
     settings = sampling.SamplerSettings(temperature=e.temperature)
-    evaluate = rollouts(prompts, e.samples, settings)
+    evaluate = rollouts(
+        prompt_slots=config.data.prompt_tokens,
+        prompts=prompts,
+        group_size=e.samples,
+        settings=settings,
+    )
     return Programs(sample, learn, _compile_reincarnation(learner), evaluate)
 
 
@@ -111,7 +118,7 @@ def _compile_learn(learner: Learner, stage: Stage) -> Program:
     config = learner.config
     state = abstract_state(learner)
     rows = stage.fresh_groups * config.group_size
-    slots = (config.data.prompt_tokens, config.data.response_tokens)
+    slots = (config.prompt_slots, config.data.response_tokens)
     fresh = jax.eval_shape(lambda: empty_rows(rows, *slots))
     replayed = _abstract((), jnp.int32)
     return _finish(learn.lower(state, fresh, replayed, learner=learner, stage=stage))

@@ -38,6 +38,22 @@ class Vocabulary(NamedTuple):
     pad_id: int
 
 
+class Prefix(NamedTuple):
+    """The beginning of a trace that solved a problem; the model goes on from it."""
+
+    place: int  # of the problem in the training set
+    ids: tuple[int, ...]
+    share: float  # of the trace's tokens
+
+
+class Draw(NamedTuple):
+    """The groups of a step: problem, prompt (with its prefix, if any), prefix."""
+
+    problems: list[Problem]
+    prompts: list[list[int]]
+    prefixes: list[Prefix | None]
+
+
 class Rollouts(NamedTuple):
     """The fresh rows of a step, and what the host knows of them."""
 
@@ -80,15 +96,23 @@ def prompt_batch(prompts: list[list[int]], slots: int, width: int, pad_id: int):
 
 def decode(vocabulary: Vocabulary, sampled: Sampled, rows: int) -> list[str]:
     """The text of the first `rows` responses, special tokens left out."""
+    return _texts(vocabulary, response_ids(sampled, rows))
+
+
+def response_ids(sampled: Sampled, rows: int) -> list[list[int]]:
+    """The token ids of the first `rows` responses, end token included."""
     tokens_BS, length_B = jax.device_get((sampled.tokens_BS, sampled.response_len_B))
     first = tokens_BS.shape[1] - sampled.logp_BT.shape[1]
-    ids = [tokens_BS[b, first : first + length_B[b]].tolist() for b in range(rows)]
+    return [tokens_BS[b, first : first + length_B[b]].tolist() for b in range(rows)]
+
+
+def _texts(vocabulary: Vocabulary, ids: list[list[int]]) -> list[str]:
     return vocabulary.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
 def grade_rollouts(
     sampled: Sampled,
-    problems: list[Problem],
+    draw: Draw,
     vocabulary: Vocabulary,
     group_size: int,
     first_group: int,
@@ -96,23 +120,28 @@ def grade_rollouts(
 ) -> Rollouts:
     """Grades the responses and makes rows of them.
 
+    Where there is a prefix the answer is looked for in prefix and response, as one text.
+
     Args:
       sampled: group_size responses a problem, and perhaps empty slots behind them.
-      problems: of the groups that were really sampled.
+      draw: the groups that were really sampled.
       first_group: number of the first group in the run.
       pool: compares the answers that need algebra.
     """
-    n = len(problems) * group_size
+    n = len(draw.problems) * group_size
     begin = time.perf_counter()
-    texts = decode(vocabulary, sampled, n)
-    of_row = [problem for problem in problems for _ in range(group_size)]
-    verdicts = grading.grade_many(texts, [problem.answers for problem in of_row], pool)
+    ids = response_ids(sampled, n)
+    texts = _texts(vocabulary, ids)
+    of_row = [problem for problem in draw.problems for _ in range(group_size)]
+    prefix_of_row = [prefix for prefix in draw.prefixes for _ in range(group_size)]
+    whole = _with_prefixes(vocabulary, texts, ids, prefix_of_row)
+    verdicts = grading.grade_many(whole, [problem.answers for problem in of_row], pool)
     seconds = time.perf_counter() - begin
     slots = sampled.response_len_B.shape[0]
     reward_B = np.zeros(slots, np.float32)
     reward_B[:n] = [verdict.correct for verdict in verdicts]
     length_B, ended_B = jax.device_get((sampled.response_len_B, sampled.ended_B))
-    formatted = [grading.format_ok(text) for text in texts]
+    formatted = [grading.format_ok(text) for text in whole]
     metrics = {
         "reward": float(reward_B[:n].mean()),
         "accuracy": float(np.mean([verdict.correct for verdict in verdicts])),
@@ -123,6 +152,7 @@ def grade_rollouts(
         "new_tokens": int(length_B[:n].sum()),
         "seconds/grade": seconds,
     }
+    metrics |= prefix_metrics(reward_B[:n], prefix_of_row)
     samples = [
         {
             "problem_id": of_row[b].id,
@@ -134,9 +164,39 @@ def grade_rollouts(
             "response_length": int(length_B[b]),
             "truncated": not bool(ended_B[b]),
         }
+        | _prefix_text(vocabulary, prefix_of_row[b])
         for b in range(n)
     ]
     return Rollouts(_rows(sampled, reward_B, n, group_size, first_group), metrics, samples)
+
+
+def prefix_metrics(reward_B: np.ndarray, prefixes: list[Prefix | None]) -> dict[str, float]:
+    """Mean reward of prefixed and of unprefixed rows, and by tenths of the trace given away.
+
+    Names: reward/prefixed, reward/unprefixed, reward/prefix_0.4 for prefixes of 40 to 50 % of
+    their trace, and so on; nothing where no row has a prefix.
+    """
+    if not any(prefixes):
+        return {}
+    by_name: dict[str, list[float]] = {}
+    for reward, prefix in zip(reward_B.tolist(), prefixes, strict=True):
+        names = ["unprefixed"]
+        if prefix is not None:
+            names = ["prefixed", f"prefix_{int(10 * prefix.share) / 10:.1f}"]
+        for name in names:
+            by_name.setdefault(f"reward/{name}", []).append(reward)
+    return {name: sum(rewards) / len(rewards) for name, rewards in sorted(by_name.items())}
+
+
+def _with_prefixes(vocabulary: Vocabulary, texts, ids, prefixes) -> list[str]:
+    """Prefix and response as one text; decoded together, for a letter may be split over both."""
+    joint = [[*p.ids, *own] for p, own in zip(prefixes, ids, strict=True) if p is not None]
+    decoded = iter(_texts(vocabulary, joint) if joint else [])
+    return [text if p is None else next(decoded) for p, text in zip(prefixes, texts, strict=True)]
+
+
+def _prefix_text(vocabulary: Vocabulary, prefix: Prefix | None) -> dict[str, str]:
+    return {} if prefix is None else {"prefix": vocabulary.tokenizer.decode(prefix.ids)}
 
 
 def _rows(sampled: Sampled, reward_B, n: int, group_size: int, first_group: int) -> types.Rows:

@@ -13,6 +13,7 @@ from remix_jax.config import Config
 from remix_jax.data.grader_pool import GraderPool
 from remix_jax.errors import InputError
 from remix_jax.learner.checkpoint import differing_fields
+from remix_jax.learner.prefixed import Prefixes, load_prefixes, prefix_plan
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.rollout import ProblemSet, Vocabulary, load_vocabulary, problem_set
 from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
@@ -29,6 +30,7 @@ class Setup(NamedTuple):
     learner: Learner
     vocabulary: Vocabulary
     train: ProblemSet
+    prefixes: Prefixes | None
     suites: list[ProblemSet]
     validation: list[ProblemSet]  # one, or none
     state: TrainState
@@ -45,13 +47,16 @@ def prepare(config: Config) -> Setup:
     vocabulary = load_vocabulary(config.model.path)
     data = config.data
     train = problem_set(data.train, vocabulary, config, skip_malformed=data.on_bad_row == "skip")
+    prefixes = load_prefixes(config, train, vocabulary)
     suites = [problem_set(path, vocabulary, config) for path in data.suites]
     validation = [problem_set(path, vocabulary, config) for path in (data.validation,) if path]
     check_width(config, huggingface.read_config(config.model.path).max_positions)
     policy, params = huggingface.load(config.model.path, dtype=config.model.dtype)
     learner = make_learner(config, policy)
     state = init_state(learner, params, config)
-    return Setup(config, learner, vocabulary, train, suites, validation, state, GraderPool())
+    return Setup(
+        config, learner, vocabulary, train, prefixes, suites, validation, state, GraderPool()
+    )
 
 
 def check_width(config: Config, limit: int) -> None:
@@ -60,10 +65,11 @@ def check_width(config: Config, limit: int) -> None:
     Raises:
       InputError: it does not.
     """
-    slots = config.data.prompt_tokens + config.data.response_tokens
+    slots = config.prompt_slots + config.data.response_tokens
     if slots > limit:
         raise InputError(
-            f"config.data.prompt_tokens + config.data.response_tokens = {slots}: "
+            f"config.data.prompt_tokens + config.data.response_tokens"
+            f"{' + config.prefix.tokens' if config.prefix.tokens else ''} = {slots}: "
             f"{config.model.path} takes {limit} positions (max_position_embeddings)"
         )
 
@@ -134,6 +140,8 @@ def plan(setup: Setup) -> dict[str, object]:
         "training problems": f"{len(setup.train.problems):,} ({_epochs(setup, rows)})",
         "held-out problems": ", ".join(f"{s.name} {len(s.problems)}" for s in setup.suites),
     }
+    if setup.prefixes is not None:
+        lines |= prefix_plan(c, setup.prefixes, len(setup.train.problems))
     if setup.validation:
         chosen_by = setup.validation[0]
         lines["settings may be chosen by"] = f"{chosen_by.name} {len(chosen_by.problems)}"

@@ -106,7 +106,7 @@ def init_replay(config: Config) -> replay.ReplayState:
     return replay.init(
         groups,
         config.group_size,
-        config.data.prompt_tokens,
+        config.prompt_slots,
         config.data.response_tokens,
         max_uses=trained_in * config.passes,
     )

@@ -11,7 +11,8 @@ from remix_jax.data.traces import Bank, Trace
 from remix_jax.errors import InputError
 
 BANK = Bank(
-    model="models/base",
+    model="base",
+    weights="4567",
     tokenizer="0123",
     sampler={"temperature": 1.0, "top_k": 0.0},
     traces=[

@@ -1,0 +1,144 @@
+"""PrefixRL in a run: the prefixes that its trace bank gives, and the problems that a step draws."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+from remix_jax import config as configs
+from remix_jax.config import Config
+from remix_jax.data import traces
+from remix_jax.data.problems import Cursor, take
+from remix_jax.errors import InputError
+from remix_jax.learner.rollout import Draw, Prefix, ProblemSet, Vocabulary
+from remix_jax.rl.prefixes import draw_cuts, prefixed_units
+
+_BOX = "\\boxed"
+
+
+class Prefixes(NamedTuple):
+    """The prefixes of a run, drawn once, and what making them came to."""
+
+    items: list[Prefix]
+    traces: int  # problems of the training set with a trace
+    moved: int  # cuts drawn again further ahead: they had shown the answer
+    dropped: int  # cuts not to be had: nothing before the answer was left to draw
+    too_long: int  # prefixes over config.prefix.tokens, left out
+    attempts: int  # responses that the whole bank took
+    flops: float  # that these took
+
+    @property
+    def digest(self) -> str:
+        """Equal where the prefixes are."""
+        return hashlib.sha256(json.dumps(self.items).encode()).hexdigest()[:16]
+
+
+def load_prefixes(config: Config, train: ProblemSet, vocabulary: Vocabulary) -> Prefixes | None:
+    """The prefixes of the training problems that the bank has a trace of; None without a bank.
+
+    A prefix in which a box is opened shows the answer, whatever is in it.
+
+    Raises:
+      InputError: the bank is damaged, of another tokenizer, or has no prefix for these problems.
+    """
+    c = config.prefix
+    if not c.bank:
+        return None
+    bank = traces.load(c.bank, traces.fingerprint(vocabulary.tokenizer))
+    found = traces.traces_of(bank, train.problems)
+    items: list[Prefix] = []
+    moved = dropped = too_long = 0
+    for place, trace in enumerate(found):
+        if trace is None:
+            continue
+        ids = list(trace.response)
+
+        def shows(length: int, ids: list[int] = ids) -> bool:
+            return _BOX in vocabulary.tokenizer.decode(ids[:length])
+
+        cuts = draw_cuts(config.seed, place, len(ids), c.cuts, c.low, c.high, shows)
+        moved, dropped = moved + cuts.moved, dropped + cuts.dropped
+        fitting = [n for n in cuts.lengths if n <= c.tokens]
+        too_long += len(cuts.lengths) - len(fitting)
+        items += [Prefix(place, tuple(ids[:n]), n / len(ids)) for n in fitting]
+    if not items:
+        raise InputError(
+            f"config.prefix.bank = {c.bank!r}: gives no prefix of up to {c.tokens} tokens for the "
+            f"problems of {config.data.train} ({too_long} are longer)"
+        )
+    solved = sum(trace is not None for trace in found)
+    return Prefixes(items, solved, moved, dropped, too_long, bank.attempts, bank.flops)
+
+
+def first_cursors(config: Config, prefixes: Prefixes | None) -> dict[str, Any]:
+    """Where a run starts among its problems and prefixes, as a checkpoint holds it."""
+    cursor = dataclasses.asdict(Cursor(config.seed))
+    if prefixes is None:
+        return {"cursor": cursor}
+    return {"cursor": cursor, "prefix_cursor": cursor, "prefixes": prefixes.digest}
+
+
+def check_continued(config: Config, prefixes: Prefixes | None, saved: dict[str, Any]) -> None:
+    """A run goes on with the prefixes that it was started with.
+
+    Raises:
+      InputError: the bank gives others now.
+    """
+    if prefixes is not None and saved["prefixes"] != prefixes.digest:
+        raise InputError(
+            f"config.prefix.bank = {config.prefix.bank!r}: gives other prefixes than the run to be "
+            "continued had: continue with the bank that it was started with"
+        )
+
+
+def draw_problems(
+    config: Config,
+    train: ProblemSet,
+    prefixes: Prefixes | None,
+    saved: dict[str, Any],
+    step: int,
+) -> tuple[Draw, dict[str, Any]]:
+    """The problems of a step's groups, the prefixed ones first; and the cursors after them.
+
+    Problems and prefixes are two endless sequences, each of which comes round in whole epochs.
+
+    Args:
+      saved: what `first_cursors` gave, or the step before; other entries are left as they are.
+    """
+    groups = configs.fresh_groups(config, step)
+    chosen: list[Prefix | None] = []
+    if prefixes is not None:
+        before = configs.rollouts_until(config, step - 1) // config.group_size
+        count = prefixed_units(before, before + groups, config.prefix.share)
+        places, cursor = take(Cursor(**saved["prefix_cursor"]), len(prefixes.items), count)
+        chosen = [prefixes.items[i] for i in places]
+        saved = saved | {"prefix_cursor": dataclasses.asdict(cursor)}
+    plain, cursor = take(Cursor(**saved["cursor"]), len(train.problems), groups - len(chosen))
+    of_group = [prefix.place for prefix in chosen if prefix is not None] + plain.tolist()
+    chosen += [None] * len(plain)
+    prompts = [
+        train.prompts[place] + (list(prefix.ids) if prefix else [])
+        for place, prefix in zip(of_group, chosen, strict=True)
+    ]
+    problems = [train.problems[place] for place in of_group]
+    return Draw(problems, prompts, chosen), saved | {"cursor": dataclasses.asdict(cursor)}
+
+
+def prefix_plan(config: Config, prefixes: Prefixes, problems: int) -> dict[str, object]:
+    """Lines of the plan.
+
+    Args:
+      problems: of the training set.
+    """
+    made = [f"{len(prefixes.items):,} of {prefixes.traces:,} traces ({problems:,} problems)"]
+    for count, why in (
+        (prefixes.moved, "cut earlier: they showed the answer"),
+        (prefixes.dropped, "not to be had"),
+        (prefixes.too_long, f"over {config.prefix.tokens} tokens"),
+    ):
+        made += [f"{count:,} {why}"] if count else []
+    return {
+        "prefixes": "; ".join(made),
+        "groups that start from a prefix": f"{config.prefix.share:.0%}",
+        "spent on the traces": f"{prefixes.attempts:,} responses, {prefixes.flops:.3g} FLOPs",
+    }
