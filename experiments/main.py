@@ -1,7 +1,8 @@
 """What every experiment's main shares: flags over config files, errors as one line, exit codes.
 
 Exit code 2: wrong input (a flag, a config value, a directory, a data row), said in one line.
-Exit code 1: the run itself failed, for example a loss that is not finite.
+Exit code 1: the run itself failed, for example a loss that is not finite, or a disk that is full.
+Exit code 75: SIGTERM came, the state is saved; the same command continues.
 """
 
 import os
@@ -15,7 +16,10 @@ from ml_collections import config_flags
 
 from remix_jax.config import Config
 from remix_jax.errors import InputError
+from remix_jax.learner.checkpoint import SaveError
 from remix_jax.learner.loop import FaultError
+
+PREEMPTED = os.EX_TEMPFAIL
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
@@ -58,8 +62,8 @@ def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
             experiment()
         except InputError as error:
             _refuse(str(error))
-        except FaultError as error:
-            print(f"failed: {error}", file=sys.stderr)
+        except (FaultError, SaveError, OSError) as error:
+            print(f"failed: {_one_line(error)}", file=sys.stderr)
             sys.exit(1)
 
     logging.set_verbosity(logging.ERROR)  # orbax tells of every file it writes

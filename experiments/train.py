@@ -6,6 +6,7 @@ lies; model and problems need not be there, nor the devices if config.mesh gives
 """
 
 import pathlib
+import sys
 
 from absl import flags
 
@@ -34,7 +35,8 @@ def train() -> None:
         return
     if WORKDIR.value is None:
         raise InputError("--workdir is required")
-    loop.run(config, WORKDIR.value)
+    if loop.run(config, WORKDIR.value).preempted:
+        sys.exit(main.PREEMPTED)
 
 
 if __name__ == "__main__":

@@ -196,6 +196,8 @@ def _train(
     except loop.FaultError as error:
         (directory / "failed").write_text(f"{error}\n")
         return read_metrics(directory)
+    if outcome.preempted:
+        sys.exit(main.PREEMPTED)
     if outcome.stopped:
         raise Stopped
     return outcome.metrics

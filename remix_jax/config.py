@@ -179,7 +179,8 @@ class Config:
     reincarnation_step: int = 100  # [P] T; 0: never
     reset_optimizer: bool = False  # [C] at reincarnation
     checkpoint_every: int = 50  # steps; 0: only at the end
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest so many stay
+    keep_every: int = 0  # steps; checkpoints of its multiples stay too, 0: none
     samples_per_step: int = 16  # responses written to samples.jsonl
     model: Model = dataclasses.field(default_factory=Model)
     data: Data = dataclasses.field(default_factory=Data)
@@ -293,6 +294,7 @@ def compiled_part(config: Config) -> Config:
         reincarnation_step=defaults.reincarnation_step,
         checkpoint_every=defaults.checkpoint_every,
         keep_checkpoints=defaults.keep_checkpoints,
+        keep_every=defaults.keep_every,
         samples_per_step=defaults.samples_per_step,
         model=dataclasses.replace(config.model, path=defaults.model.path),
         data=data,
@@ -357,7 +359,7 @@ def _size_rules(c: Config):
         yield field, getattr(c, field), getattr(c, field) >= 1, "must be 1 or more"
     for field in ("passes", "keep_checkpoints"):
         yield field, getattr(c, field), getattr(c, field) >= 1, "must be 1 or more"
-    for field in ("reincarnation_step", "checkpoint_every", "samples_per_step"):
+    for field in ("reincarnation_step", "checkpoint_every", "keep_every", "samples_per_step"):
         yield field, getattr(c, field), getattr(c, field) >= 0, "must be 0 (off) or more"
     for field, unit in (("group_size", "groups"), ("mini_batch_size", "mini-batches")):
         divides = c.batch_size % max(getattr(c, field), 1) == 0

@@ -7,7 +7,10 @@ killable processes of a GraderPool, which start only when the first such answer 
 
 import atexit
 import functools
+import hashlib
+import importlib.metadata
 import numbers
+import pathlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -61,6 +64,18 @@ def grade_many(
         box if not box.answer else Verdict(*_judge(box.answer, each, compared))
         for box, each in zip(boxes, decided, strict=True)
     ]
+
+
+@functools.cache
+def version() -> str:
+    """A key for verdicts: it changes with the grader's code and with the libraries it asks."""
+    digest = hashlib.blake2b(digest_size=8)
+    here = pathlib.Path(__file__).parent
+    for name in ("answers", "equivalence", "grader_worker", "grading", "shapes"):
+        digest.update((here / f"{name}.py").read_bytes())
+    for package in ("math-verify", "latex2sympy2_extended", "sympy"):
+        digest.update(f"{package} {importlib.metadata.version(package)}".encode())
+    return digest.hexdigest()
 
 
 def timeout_rate(verdicts: Sequence[Verdict]) -> float:

@@ -3,9 +3,7 @@
 import contextlib
 import json
 import pathlib
-import signal
 import time
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,20 +12,22 @@ import numpy as np
 
 from remix_jax import config as configs
 from remix_jax.config import Config
-from remix_jax.errors import InputError
 from remix_jax.evaluation import evaluate
 from remix_jax.learner import programs as compiled
-from remix_jax.learner.checkpoint import Checkpoints
+from remix_jax.learner import resume
+from remix_jax.learner.checkpoint import Checkpoints, SaveError, check_room
 from remix_jax.learner.cost import step_flops
-from remix_jax.learner.prefixed import check_continued, draw_problems, first_cursors
+from remix_jax.learner.prefixed import draw_problems
 from remix_jax.learner.programs import Programs
+from remix_jax.learner.record import Record
 from remix_jax.learner.rollout import Rollouts, grade_rollouts, prompt_batch
-from remix_jax.learner.setup import Setup, claim, memory_plan, plan, prepare
+from remix_jax.learner.setup import Setup, memory_plan, plan, prepare, tree_bytes
 from remix_jax.learner.state import TrainState, fault_names
+from remix_jax.learner.stop import Preempted, Stop, watch
 from remix_jax.models import huggingface
 from remix_jax.reporting import plotting, report
 from remix_jax.reporting.console import Console
-from remix_jax.reporting.metrics import MetricsWriter, SamplesWriter, read_metrics, truncate_after
+from remix_jax.reporting.metrics import MetricsWriter, SamplesWriter, read_metrics
 from remix_jax.rl import replay
 from remix_jax.rl.schedules import kl_convex_weight
 
@@ -40,35 +40,8 @@ class Outcome(NamedTuple):
     """How a run ended."""
 
     metrics: list[dict[str, Any]]
-    stopped: bool  # by Ctrl-C, before the last step
-
-
-class _Record:
-    """Metrics and samples of the newest step, written while the device works on the next one."""
-
-    def __init__(self, metrics: MetricsWriter, samples: SamplesWriter) -> None:
-        self._metrics, self._samples = metrics, samples
-        self._held: tuple[dict, dict[str, jax.Array], list[dict]] | None = None
-
-    def hold(self, host: dict, device: dict[str, jax.Array], samples: list[dict]) -> None:
-        """Keeps a step's figures until `flush`."""
-        self._held = host, device, samples
-
-    def flush(self) -> None:
-        """Fetches and writes what is held."""
-        if self._held is None:
-            return
-        (host, device, samples), self._held = self._held, None
-        fetched = jax.device_get(device)
-        ratios = fetched.pop("row_ratio_B", ())
-        for sample, ratio in zip(samples, ratios, strict=False):
-            self._samples.write({"step": host["step"]} | sample | {"mean_ratio": float(ratio)})
-        figures = {name: float(value) for name, value in fetched.items()}
-        if figures.get("kl_weight") == 1:  # the precedent has no weight and was not scored
-            figures.pop("kl_prev", None)
-        absent = {f"/age{n[8:]}" for n in figures if n.startswith("rows/age") and not figures[n]}
-        kept = {n: v for n, v in figures.items() if not any(n.endswith(a) for a in absent)}
-        self._metrics.write(host | kept)
+    stopped: bool  # before all was done, by Ctrl-C or SIGTERM
+    preempted: bool  # by SIGTERM
 
 
 def run(
@@ -81,7 +54,8 @@ def run(
 
     config.json, metrics.jsonl, samples.jsonl, tensorboard/, checkpoints/, and at the end figures/,
     ledger.json and export/, a Hugging Face directory. A workdir that holds the same run is
-    continued from its newest checkpoint. Ctrl-C ends after the running step, all written.
+    continued from its newest good checkpoint. Ctrl-C ends after the running step, all written;
+    SIGTERM ends as soon as a state is saved.
 
     Args:
       artifacts: whether to leave figures, ledger and the exported policy at the end; one of many
@@ -90,19 +64,22 @@ def run(
     Raises:
       InputError: before anything is compiled or written: config, model, problems or workdir.
       FaultError: a loss or gradient was not finite.
+      SaveError: the run is done, but its last state is not on the disk.
     """
     workdir = pathlib.Path(workdir)
     setup = prepare(config)
-    claim(workdir, config)
-    if console is None:
-        console = Console(config.steps, configs.planned_rollouts(config))
     directory = workdir / "checkpoints"
-    with (
-        contextlib.closing(console),
-        setup.grader,
-        Checkpoints(directory, config.keep_checkpoints) as checkpoints,
-        _stop_on_interrupt(console) as stop,
-    ):
+    with contextlib.ExitStack() as open_:
+        open_.enter_context(resume.claimed(workdir, config))
+        if console is None:
+            console = Console(config.steps, configs.planned_rollouts(config))
+        open_.enter_context(contextlib.closing(console))
+        sizes = tree_bytes(setup.state), tree_bytes(setup.state.params)
+        check_room(directory, *sizes, config.keep_checkpoints)
+        open_.enter_context(setup.grader)
+        checkpoints = Checkpoints(directory, config.keep_checkpoints, config.keep_every)
+        open_.enter_context(checkpoints)
+        stop = open_.enter_context(watch(console.event))
         return _run(setup, workdir, console, checkpoints, stop, artifacts)
 
 
@@ -111,66 +88,104 @@ def _run(
     workdir: pathlib.Path,
     console: Console,
     checkpoints: Checkpoints,
-    stop: Callable[[], bool],
+    stop: Stop,
     artifacts: bool,
 ) -> Outcome:
     console.print_plan(plan(setup))
-    programs = _compile(setup, console)
-    state, counters = setup.state, _first_counters(setup)
-    restored = checkpoints.restore(state)
-    if restored is not None:
-        state, counters = _continued(setup, *restored)
-        console.event(f"continuing after step {int(state.step)}")
-    truncate_after(workdir, int(state.step))
-    fault = None
+    programs = _compile(setup, console, stop)
+    state, counters = resume.start(setup, workdir, checkpoints, console.event)
     with MetricsWriter(workdir, console) as metrics, SamplesWriter(workdir) as samples:
-        record = _Record(metrics, samples)
-        if restored is None:
-            first = {"step": 0, "rollouts": 0} | counters["totals"]
-            record.hold(first | _evaluate(setup, programs, state), {}, [])
-        for step in range(int(state.step) + 1, setup.config.steps + 1):
-            if stop():
-                break
-            if _reincarnates(setup.config, step):
-                console.event(f"step {step}: reincarnation, base anchor <- policy, on-policy now")
-                state = programs.reincarnate.call(state)
-            state, counters, fault = _step(setup, programs, record, state, counters, step, stop)
-            if fault or _due(setup.config.checkpoint_every, step):
-                checkpoints.save(step, state, counters)
-            if fault:
-                break
-        record.flush()
+        run = _Run(setup, programs, Record(metrics, samples), checkpoints, console, stop, set())
+        state, fault = _train(run, state, counters)
+    checkpoints.wait()
+    _tell_troubles(run)
     finished = int(state.step)
-    if finished > 0:
-        checkpoints.save(finished, state, counters)
-        if artifacts:
-            _leave(setup, workdir, console, state)
+    if finished > 0 and artifacts and not stop.preempted:
+        _leave(setup, workdir, console, state)
     if fault:
         raise FaultError(f"step {finished}: {fault}; the last good state is in {workdir}")
-    return Outcome(read_metrics(workdir), finished < setup.config.steps)
+    if checkpoints.trouble:
+        raise SaveError(checkpoints.trouble)
+    stopped = finished < setup.config.steps or stop.preempted
+    return Outcome(read_metrics(workdir), stopped, stop.preempted)
 
 
-def _first_counters(setup: Setup) -> dict[str, Any]:
-    """What a checkpoint holds beside the state: totals, and the place among the problems."""
-    traces = 0.0 if setup.prefixes is None else setup.prefixes.flops
-    totals = {"tokens": 0, "flops": traces, "seconds": 0.0}
-    places = first_cursors(setup.config, setup.prefixes)
-    return {"totals": totals, "problems": len(setup.train.problems)} | places
+class _Run(NamedTuple):
+    """What the steps of a run share."""
+
+    setup: Setup
+    programs: Programs
+    record: Record
+    checkpoints: Checkpoints
+    console: Console
+    stop: Stop
+    told: set[str]  # troubles with the file system
 
 
-def _continued(setup: Setup, state: TrainState, counters: dict[str, Any]):
-    """The restored state and counters, if the training problems are those of the checkpoint."""
-    known = len(setup.train.problems)
-    if counters["problems"] != known:
-        raise InputError(
-            f"{setup.config.data.train}: holds {known:,} problems, the run to be continued had "
-            f"{counters['problems']:,}: continue with the file that it was started with"
-        )
-    check_continued(setup.config, setup.prefixes, counters)
-    return state, counters
+def _train(run: _Run, state: TrainState, counters: dict) -> tuple[TrainState, str | None]:
+    """All steps that are left: the last state, saved, and what was not finite, if anything."""
+    config, fault = run.setup.config, None
+    unwritten = counters.pop("unwritten", None)
+    try:
+        if int(state.step) == 0:
+            run.record.hold({"step": 0, "rollouts": 0} | counters["totals"], {}, [])
+            run.record.add(_evaluate(run, state))
+        elif unwritten is not None:
+            run.record.hold(**unwritten)
+            run.record.add(_evaluate(run, state))
+    except Preempted:  # nothing is lost: what is on the disk says the same
+        run.record.take()
+        return state, None
+    for step in range(int(state.step) + 1, config.steps + 1):
+        if run.stop():
+            break
+        if _reincarnates(config, step):
+            run.console.event(f"step {step}: reincarnation, base anchor <- policy, on-policy now")
+            state = run.programs.reincarnate.call(state)
+        begin = time.perf_counter()
+        try:
+            rollouts, after = _collect(run, state, step, counters)
+        except Preempted:
+            break
+        state, counters, fault = _step(run, state, after, rollouts, step, begin)
+        try:
+            if _due(config.evaluation.every, step) or step == config.steps or run.stop.interrupted:
+                run.record.add(_evaluate(run, state))
+        except Preempted:
+            counters = counters | {"unwritten": run.record.take()}
+            break
+        if fault or _due(config.checkpoint_every, step):
+            _save(run, state, counters)
+        _tell_troubles(run)
+        if fault:
+            break
+    run.record.flush()
+    if int(state.step) > 0:
+        _save(run, state, counters)
+    return state, fault
 
 
-def _compile(setup: Setup, console: Console) -> Programs:
+def _save(run: _Run, state: TrainState, counters: dict) -> None:
+    """A checkpoint, after which not a line of its step is missing in the files."""
+    step = int(state.step)
+    try:
+        places = run.record.sync()
+    except OSError as error:
+        run.checkpoints.refuse(step, error)
+        return
+    host = counters | {"step": step, "places": places} | resume.identity(run.setup)
+    run.checkpoints.save(step, state, host)
+
+
+def _tell_troubles(run: _Run) -> None:
+    """One line for each new thing that could not be written; the run goes on."""
+    for trouble in (*run.record.troubles(), run.checkpoints.trouble):
+        if trouble and trouble not in run.told:
+            run.told.add(trouble)
+            run.console.event(trouble)
+
+
+def _compile(setup: Setup, console: Console, stop: Stop) -> Programs:
     begin = time.perf_counter()
     vocabulary = setup.vocabulary
     stages = configs.stages(setup.config).values()
@@ -183,7 +198,17 @@ def _compile(setup: Setup, console: Console) -> Programs:
             "top_k, top_p or min_p truncates the sampling distribution and the ratios do not know "
             "it: the gradient is biased by sampler_gap (sampling.correct_truncation corrects)"
         )
-    return programs
+    return _watched(programs, stop)
+
+
+def _watched(programs: Programs, stop: Stop) -> Programs:
+    """Sampling and evaluation, which change no state, end at SIGTERM."""
+
+    def watched(program):
+        return program._replace(call=stop.watched(program.call))
+
+    sample = {name: watched(program) for name, program in programs.sample.items()}
+    return programs._replace(sample=sample, evaluate=watched(programs.evaluate))
 
 
 def _reincarnates(config: Config, step: int) -> bool:
@@ -191,21 +216,20 @@ def _reincarnates(config: Config, step: int) -> bool:
     return config.reincarnation_step > 0 and step == config.reincarnation_step + 1
 
 
-def _step(setup, programs: Programs, record: _Record, state, counters, step: int, stop):
-    """One step of the run: the new state and counters, and what was not finite, if anything."""
-    config = setup.config
+def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: float):
+    """Learns from rollouts: the new state and counters, and what was not finite, if anything."""
+    config = run.setup.config
     stage = configs.stage_at(config, step)
-    begin = time.perf_counter()
-    rollouts, counters = _collect(setup, programs, state, step, counters)
     collected = time.perf_counter()
     replayed = config.batch_groups - configs.fresh_groups(config, step)
-    learn = programs.learn[stage].call
+    learn = run.programs.learn[stage].call
     state, device = learn(state, rollouts.rows, jnp.asarray(replayed, jnp.int32))
     dispatched = time.perf_counter()
-    record.flush()  # the step before, while the device learns
+    run.record.flush()  # the step before, while the device learns
     logging = time.perf_counter() - dispatched
     fault_F = np.asarray(state.fault_F)  # waits for the device
     end = time.perf_counter()
+    run.stop.agree()
     own, before = rollouts.metrics, counters["totals"]
     seconds = {
         "seconds/sample": collected - begin - own["seconds/grade"],
@@ -214,16 +238,14 @@ def _step(setup, programs: Programs, record: _Record, state, counters, step: int
     }
     totals = {
         "tokens": before["tokens"] + own["new_tokens"],
-        "flops": before["flops"] + _flops(setup, step, own["new_tokens"]),
+        "flops": before["flops"] + _flops(run.setup, step, own["new_tokens"]),
         "seconds": before["seconds"] + end - begin,
     }
     counters = counters | {"totals": totals}
     rows = configs.rollouts_until(config, step)
     speed = {"tokens_per_second": own.pop("new_tokens") / seconds["seconds/sample"]}
     host = {"step": step, "stage": stage, "rollouts": rows} | totals | own | seconds | speed
-    if _due(config.evaluation.every, step) or step == config.steps or stop():
-        host |= _evaluate(setup, programs, state)
-    record.hold(host, device, rollouts.samples[: config.samples_per_step])
+    run.record.hold(host, device, rollouts.samples[: config.samples_per_step])
     return state, counters, _describe_fault(state, fault_F)
 
 
@@ -239,9 +261,14 @@ def _due(every: int, step: int) -> bool:
 
 
 def _collect(
-    setup: Setup, programs: Programs, state: TrainState, step: int, counters: dict[str, Any]
+    run: _Run, state: TrainState, step: int, counters: dict[str, Any]
 ) -> tuple[Rollouts, dict[str, Any]]:
-    """Samples and grades the fresh rows of a step; and the counters, moved past its problems."""
+    """Samples and grades the fresh rows of a step; and the counters, moved past its problems.
+
+    Raises:
+      Preempted: the state is untouched.
+    """
+    setup = run.setup
     config, vocabulary = setup.config, setup.vocabulary
     stage = configs.stages(config)[configs.stage_at(config, step)]
     groups = configs.fresh_groups(config, step)
@@ -252,18 +279,19 @@ def _collect(
     row_B = np.arange(stage.fresh_groups * config.group_size, dtype=np.int32)
     inputs = (tokens_QP, length_Q, row_B, row_B < groups * config.group_size)
     key = jax.random.fold_in(jax.random.key(config.seed + 1), step)
-    sampled = programs.sample[stage.name].call(state.params, *map(jnp.asarray, inputs), key)
-    jax.block_until_ready(sampled)  # so that grading is not charged with sampling
+    # The program is waited for, so that grading is not charged with sampling.
+    sampled = run.programs.sample[stage.name].call(state.params, *map(jnp.asarray, inputs), key)
     graded = grade_rollouts(
         sampled, draw, vocabulary, config.group_size, first_group=before, pool=setup.grader
     )
     return graded, counters
 
 
-def _evaluate(setup: Setup, programs: Programs, state: TrainState) -> dict[str, float]:
+def _evaluate(run: _Run, state: TrainState) -> dict[str, float]:
     begin = time.perf_counter()
+    setup = run.setup
     figures = evaluate(
-        programs.evaluate,
+        run.programs.evaluate,
         state.params,
         setup.suites,
         setup.validation,
@@ -310,26 +338,3 @@ def _ledger(state: TrainState) -> list[dict[str, Any]]:
         for name, rows in zip(names, fates_U, strict=True)
         if rows
     ]
-
-
-@contextlib.contextmanager
-def _stop_on_interrupt(console: Console) -> Iterator[Callable[[], bool]]:
-    """A function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts at once."""
-    requested = False
-
-    def request(signum, frame):
-        nonlocal requested
-        if requested:
-            raise KeyboardInterrupt
-        requested = True
-        console.event("stopping after this step (Ctrl-C again stops at once)")
-
-    try:
-        previous = signal.signal(signal.SIGINT, request)
-    except ValueError:  # not the main thread: whoever runs us there handles signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: requested
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -1,6 +1,5 @@
 """What a run needs before its first step, loaded and checked; and the plan of it, for people."""
 
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ from remix_jax import sharding
 from remix_jax.config import Config
 from remix_jax.data.grader_pool import GraderPool
 from remix_jax.errors import InputError
-from remix_jax.learner.checkpoint import differing_fields
 from remix_jax.learner.prefixed import Prefixes, load_prefixes, prefix_plan
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.rollout import ProblemSet, Vocabulary, load_vocabulary, problem_set
@@ -102,33 +100,6 @@ def check_mesh(config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh |
         raise InputError(
             f"config.mesh.tensor = {tensor}: must divide the model's {sizes.kv_heads} key heads"
         )
-
-
-def claim(workdir: pathlib.Path, config: Config) -> None:
-    """Makes the directory of a run, or checks that it holds the same run, to be continued.
-
-    Raises:
-      InputError: it holds something else, which is left as it is, or cannot be written.
-    """
-    saved = workdir / "config.json"
-    text = configs.to_json(config)
-    try:
-        if saved.exists():
-            fields = differing_fields(saved.read_text(), text)
-            if fields:
-                raise InputError(
-                    f"{workdir} holds a run that differs in config.{', config.'.join(fields)}: "
-                    "name another --workdir, or give the same config to continue it"
-                )
-        elif workdir.exists() and any(workdir.iterdir()):
-            raise InputError(f"{workdir} is not empty and holds no run: name another --workdir")
-        else:
-            workdir.mkdir(parents=True, exist_ok=True)
-            saved.write_text(text)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"--workdir={workdir} cannot be used ({error})") from None
 
 
 def plan(setup: Setup) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """The record of a run: metrics.jsonl, samples.jsonl and TensorBoard, written as the run goes.
 
-Every line is strict JSON, complete when its `write` returns. JSON has no word for numbers that
-are not finite: they are written as the strings "NaN", "Infinity" and "-Infinity", so that an
+Every line is strict JSON, and on the disk as a whole or not at all, also where the disk is full:
+what could not be written is kept and written before the next line. JSON has no word for numbers
+that are not finite: they are written as the strings "NaN", "Infinity" and "-Infinity", so that an
 infinite ratio stays distinct from a missing one; `read_metrics` turns them back into floats
 (and pandas reads such a column as floats too).
 """
@@ -9,20 +10,18 @@ infinite ratio stays distinct from a missing one; `read_metrics` turns them back
 import contextlib
 import json
 import math
+import os
 import pathlib
 import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from tensorboardX import SummaryWriter
-
 from remix_jax.errors import InputError
+from remix_jax.reporting.tensorboard import Board
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-# Also drawn against fresh rollouts in TensorBoard, where steps of two methods cost differently.
-BY_ROLLOUTS = ("reward", "accuracy", "eval/mean")
 
 Metrics = dict[str, Any]
 
@@ -49,32 +48,70 @@ def _plain(value: Any) -> Any:
 
 
 class JsonLines:
-    """Appends objects to a file, one a line, flushed; a context manager that may close twice.
+    """Appends objects to a file, one a line; a context manager that may close twice.
 
     A half-written last line (the process was killed within a write) is cut off on opening, so
-    that a resumed run never glues its first line to it.
+    that a resumed run never glues its first line to it. Where the file system takes no more,
+    `trouble` says why, lines wait in memory, and each later write tries them all again.
     """
 
     def __init__(self, path: pathlib.Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _mend(path)
-        # A lone surrogate in a sampled text becomes \udcxx, which is JSON's own escape for it.
-        self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
+        self._file = path.open("ab", buffering=0)
+        self._size = self._file.seek(0, os.SEEK_END)
+        self._waiting = b""
+        self.trouble: str | None = None
 
     def write(self, item: Mapping[str, Any]) -> None:
         """Appends one object."""
-        self._file.write(json.dumps(_plain(item), ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        text = json.dumps(_plain(item), ensure_ascii=False, allow_nan=False) + "\n"
+        # A lone surrogate in a sampled text becomes \udcxx, which is JSON's own escape for it.
+        self._waiting += text.encode("utf-8", "backslashreplace")
+        try:
+            self._drain()
+            self.trouble = None
+        except OSError as error:
+            self.trouble = f"{self._file.name}: {error.strerror or error}"
+
+    def sync(self) -> int:
+        """Brings all lines to the disk; the length of the file, a place to continue from.
+
+        Raises:
+          OSError: the file system does not take them.
+        """
+        self._drain()
+        os.fsync(self._file.fileno())
+        return self._size
 
     def close(self) -> None:
-        """Closes the file. Harmless when repeated."""
-        self._file.close()
+        """Closes the file. Harmless when repeated. Raises OSError if lines are lost by it."""
+        if self._file.closed:
+            return
+        try:
+            self._drain()
+        finally:
+            self._file.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _drain(self) -> None:
+        """Writes what waits. On an error the file ends where it ended before."""
+        if not self._waiting:
+            return
+        try:
+            rest = memoryview(self._waiting)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(self._size)
+            raise
+        self._size += len(self._waiting)
+        self._waiting = b""
 
 
 def _mend(path: pathlib.Path) -> None:
@@ -116,9 +153,7 @@ class MetricsWriter:
     console's panel down. A run that continues appends to the file that is there.
 
     Args:
-      workdir: directory of the run; made if it is not there. TensorBoard reads
-        `workdir`/tensorboard: names without a folder under train/, and reward, accuracy and
-        eval/mean a second time under by_rollouts/, with fresh rollouts as their axis.
+      workdir: directory of the run; made if it is not there.
       console: a `remix_jax.reporting.console.Console`, or None for silence.
     """
 
@@ -126,13 +161,18 @@ class MetricsWriter:
         workdir = pathlib.Path(workdir)
         self._console = console
         self._lines = JsonLines(workdir / METRICS_FILE)
-        self._board = SummaryWriter(logdir=str(workdir / "tensorboard"))
+        self._board = Board(workdir, read_metrics(workdir))
         self._closing = contextlib.ExitStack()
         # Run in reverse order, each even if another fails: first give the screen back.
         self._closing.callback(self._lines.close)
         self._closing.callback(self._board.close)
         if console is not None:
             self._closing.callback(console.close)
+
+    @property
+    def trouble(self) -> str | None:
+        """What the file system does not take, None if it takes all."""
+        return self._lines.trouble or self._board.trouble
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Records one step: numbers (or scalar arrays) and strings by name.
@@ -141,17 +181,15 @@ class MetricsWriter:
           KeyError: without "step".
         """
         record = {key: _unwrap(value) for key, value in metrics.items()}
-        step = int(record["step"])
+        record["step"] = int(record["step"])
         self._lines.write(record)
-        for key, value in record.items():
-            if isinstance(value, str) or key == "step" or not math.isfinite(value):
-                continue
-            self._board.add_scalar(key if "/" in key else f"train/{key}", value, step)
-            if key in BY_ROLLOUTS and "rollouts" in record:
-                name = f"by_rollouts/{key.replace('/', '_')}"
-                self._board.add_scalar(name, value, int(record["rollouts"]))
+        self._board.write(record)
         if self._console is not None:
             self._console.update(record)
+
+    def sync(self) -> int:
+        """As `JsonLines.sync`."""
+        return self._lines.sync()
 
     def close(self) -> None:
         """Closes files and console. Harmless when repeated."""
@@ -168,28 +206,59 @@ def _unwrap(value: Any) -> float | str:
     return value if isinstance(value, str | int | float) else value.item()
 
 
-def truncate_after(workdir: str | pathlib.Path, step: int) -> None:
-    """Drops what a broken attempt wrote beyond `step` from metrics.jsonl and samples.jsonl.
+def cut(workdir: str | pathlib.Path, places: Mapping[str, int], step: int) -> list[str]:
+    """Drops what a broken attempt wrote beyond a checkpoint from metrics.jsonl and samples.jsonl.
 
-    Called before a run continues from a checkpoint of that step, so that no step is there twice.
-    A half-written last line goes too. Files without such lines are left untouched.
+    Args:
+      places: lengths in bytes by file name, as `sync` gave them when the checkpoint was made.
+      step: of the checkpoint.
+
+    Returns:
+      What is wrong with a file that does not reach to its place; it is cut by its steps instead.
 
     Raises:
-      InputError: a damaged line before the last.
+      InputError: a damaged line before the last in such a file.
     """
-    for name in (METRICS_FILE, SAMPLES_FILE):
+    notes = []
+    for name, place in places.items():
         path = pathlib.Path(workdir) / name
-        if not path.exists():
+        size = path.stat().st_size if path.exists() else 0
+        if _ends_line(path, place):
+            if size > place:
+                os.truncate(path, place)
             continue
-        _mend(path)
-        with path.open("rb") as lines:  # line by line: samples can be gigabytes
-            steps = [_parse(path, i, line)["step"] for i, line in enumerate(lines, start=1)]
-        if max(steps, default=0) <= step:
-            continue
-        spare = path.with_suffix(".tmp")
-        with path.open("rb") as lines, spare.open("wb") as kept:
-            kept.writelines(line for line, at in zip(lines, steps, strict=True) if at <= step)
-        spare.replace(path)
+        notes.append(
+            f"{path} was changed since the checkpoint of step {step} ({size:,} bytes, {place:,} "
+            "belong to it): what it holds of later steps is dropped, what is missing stays missing"
+        )
+        _cut_by_steps(path, step)
+    return notes
+
+
+def _ends_line(path: pathlib.Path, place: int) -> bool:
+    """Whether a line of the file ends there."""
+    if place == 0:
+        return True
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        file.seek(place - 1)
+        return file.read(1) == b"\n"
+
+
+def _cut_by_steps(path: pathlib.Path, step: int) -> None:
+    """Drops the lines of later steps, and a half-written last line."""
+    if not path.exists():
+        return
+    _mend(path)
+    with path.open("rb") as lines:  # line by line: samples can be gigabytes
+        steps = [_parse(path, i, line)["step"] for i, line in enumerate(lines, start=1)]
+    if max(steps, default=0) <= step:
+        return
+    spare = path.with_suffix(".tmp")
+    with path.open("rb") as lines, spare.open("wb") as kept:
+        kept.writelines(line for line, at in zip(lines, steps, strict=True) if at <= step)
+    spare.replace(path)
 
 
 def _parse(path: pathlib.Path, number: int, line: bytes) -> Metrics:

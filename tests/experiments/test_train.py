@@ -1,5 +1,6 @@
 """The real experiment: what it prints and leaves, Ctrl-C, continuing, faults, wrong input."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import types
 
 import jax
 import numpy as np
@@ -16,8 +16,9 @@ import pytest
 from remix_jax import config as configs
 from remix_jax.data import grader_pool
 from remix_jax.errors import InputError
-from remix_jax.learner import loop
+from remix_jax.learner import loop, resume
 from remix_jax.learner import programs as compiled
+from remix_jax.learner.setup import prepare
 from remix_jax.models import huggingface
 from tests.experiments.runs import figures, quiet, small_config
 
@@ -198,17 +199,29 @@ def test_interrupted_and_continued_is_uninterrupted(finished, tmp_path):
         assert (workdir / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_a_checkpoint_holds_the_cursor_and_the_size_of_its_training_set(finished):
+def test_a_checkpoint_holds_the_places_and_knows_its_training_set(finished):
     config, workdir, _ = finished
-    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    saved = json.loads(next(newest.glob("host/*")).read_text())
-    taken, known = configs.planned_rollouts(config), saved["problems"]
+    saved = json.loads((workdir / "checkpoints" / "6" / "host.json").read_text())
+    taken, known = configs.planned_rollouts(config), saved["problems"]["count"]
     assert saved["cursor"] == {"seed": 0, "epoch": taken // known, "position": taken % known}
-    setup = types.SimpleNamespace(
-        config=config, train=types.SimpleNamespace(problems=[None] * (known + 1))
-    )
-    with pytest.raises(InputError, match=rf"train\.jsonl: holds {known + 1:,} problems, the run"):
-        loop._continued(setup, None, saved)
+    assert saved["places"] == {
+        name: (workdir / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl")
+    }
+    assert saved["config"] == json.loads((workdir / "config.json").read_text())
+    assert saved["step"] == 6
+    setup, told = prepare(config), []
+    assert resume.identity(setup).items() <= saved.items()
+    resume._check(setup, 6, saved, told.append)
+    assert told == []
+    elsewhere = saved | {"made_with": saved["made_with"] | {"jax": "0.9"}}
+    resume._check(setup, 6, elsewhere, told.append)
+    assert "jax was 0.9" in told[0]
+    others = setup.train._replace(prompts=[*setup.train.prompts[:-1], [1, 2]])
+    with pytest.raises(InputError, match=rf"train\.jsonl: these are not the {known:,} training"):
+        resume._check(setup._replace(train=others), 6, saved, told.append)
+    config = dataclasses.replace(config, steps=5)
+    with pytest.raises(InputError, match=r"steps = 5: the run has done 6"):
+        resume._check(setup._replace(config=config), 6, saved, told.append)
 
 
 def test_grpo_runs_on_the_same_learner(tmp_path):
@@ -311,7 +324,7 @@ def test_another_run_is_not_written_over(finished):
     before = (workdir / "metrics.jsonl").read_bytes()
     changed = small_config(workdir.parent)
     changed.replay.share = 0.3
-    with pytest.raises(InputError, match=r"differs in config\.replay\.share"):
+    with pytest.raises(InputError, match=r"differs in config\.replay\.share \(0\.4, now 0\.3\)"):
         loop.run(changed, workdir, quiet(changed))
     assert (workdir / "metrics.jsonl").read_bytes() == before
     assert config.replay.share == 0.4

@@ -11,7 +11,13 @@ from tensorboardX.proto import event_pb2
 
 from remix_jax.errors import InputError
 from remix_jax.reporting.console import Console, count, duration, fine, number, percent
-from remix_jax.reporting.metrics import MetricsWriter, SamplesWriter, read_metrics, truncate_after
+from remix_jax.reporting.metrics import (
+    JsonLines,
+    MetricsWriter,
+    SamplesWriter,
+    cut,
+    read_metrics,
+)
 
 
 def step(index, **more):
@@ -213,22 +219,108 @@ def test_a_resumed_run_reads_as_one(tmp_path):
 
 
 def test_continuing_drops_what_came_after_the_checkpoint(tmp_path):
+    """By the places that the checkpoint knows: the first attempt got further, and was killed."""
+    places = {}
+    with MetricsWriter(tmp_path) as metrics, SamplesWriter(tmp_path) as samples:
+        for at in (1, 2, 3):
+            metrics.write(step(at, reward=at / 4))
+            samples.write({"step": at, "i": 0})
+            samples.write({"step": at, "i": 1})
+            if at == 2:
+                places = {"metrics.jsonl": metrics.sync(), "samples.jsonl": samples.sync()}
+    whole = {name: (tmp_path / name).read_bytes() for name in places}
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write('{"step": 4, "resp')
+    assert cut(tmp_path, places, 2) == []
+    for name, place in places.items():
+        assert (tmp_path / name).read_bytes() == whole[name][:place]
+    assert cut(tmp_path, places, 2) == []  # nothing to drop
+    assert cut(tmp_path / "new", dict.fromkeys(places, 0), 0) == []  # nothing there
+    with MetricsWriter(tmp_path) as metrics:
+        metrics.write(step(3, reward=0.75))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole["metrics.jsonl"]
+    assert cut(tmp_path, dict.fromkeys(places, 0), 0) == []
+    assert [(tmp_path / name).stat().st_size for name in places] == [0, 0]
+
+
+def test_continuing_cuts_a_changed_file_by_its_steps_and_says_so(tmp_path):
     metrics, samples = tmp_path / "metrics.jsonl", tmp_path / "samples.jsonl"
     metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
     samples.write_text('{"step": 1, "i": 0}\n{"step": 2}\n{"step": 2}\n{"step": 3}\n{"st')
     with pytest.warns(UserWarning, match="half-written"):
-        truncate_after(tmp_path, 2)
+        notes = cut(tmp_path, {"metrics.jsonl": 30, "samples.jsonl": 500}, 2)
     assert metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
     assert samples.read_text() == '{"step": 1, "i": 0}\n{"step": 2}\n{"step": 2}\n'
-    before = metrics.stat().st_ino
-    truncate_after(tmp_path, 2)  # nothing to drop
-    truncate_after(tmp_path / "new", 0)  # nothing there
-    assert metrics.stat().st_ino == before
+    assert ["36 bytes, 30 belong" in notes[0], "500 belong" in notes[1]] == [True, True]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "samples.jsonl"]
     metrics.write_text('{"step": "x"}\n{"step": 3}\n')
     with pytest.raises(InputError, match="line 1"):
-        truncate_after(tmp_path, 1)
+        cut(tmp_path, {"metrics.jsonl": 3}, 1)
     assert metrics.read_text() == '{"step": "x"}\n{"step": 3}\n'
+
+
+def test_tensorboard_shows_every_step_once_after_a_killed_attempt(tmp_path):
+    writer = MetricsWriter(tmp_path)  # killed: never closed, its events still in a buffer
+    for at in (1, 2, 3):
+        writer.write(step(at, reward=at / 4))
+    assert cut(tmp_path, {"metrics.jsonl": writer.sync() // 3 * 2 + 1}, 2)
+    with MetricsWriter(tmp_path) as second:
+        second.write(step(3, reward=0.5))
+    scalars = events(tmp_path / "tensorboard")
+    assert [scalars["train/reward", at] for at in (1, 2, 3)] == [0.25, 0.5, 0.5]
+    assert scalars["by_rollouts/reward", 154] == 0.5
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+@pytest.fixture
+def file_limit():
+    """Sets how large a file of this process may become: beyond it a write is cut short or fails."""
+    import resource
+    import signal
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda n: resource.setrlimit(resource.RLIMIT_FSIZE, (n, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_neither_ends_the_record_nor_leaves_half_a_line(tmp_path, file_limit):
+    lines = JsonLines(tmp_path / "lines.jsonl")
+    lines.write({"step": 1})
+    file_limit(20)
+    for at in (2, 3):
+        lines.write({"step": at})
+        assert "File too large" in lines.trouble
+        assert (tmp_path / "lines.jsonl").read_text() == '{"step": 1}\n'
+    with pytest.raises(OSError, match="too large"):
+        lines.sync()
+    file_limit(1000)
+    lines.write({"step": 4})
+    assert lines.trouble is None
+    assert lines.sync() == 48
+    text = (tmp_path / "lines.jsonl").read_text()
+    assert text == "".join(f'{{"step": {at}}}\n' for at in (1, 2, 3, 4))
+    file_limit(50)
+    lines.write({"step": 5})
+    with pytest.raises(OSError, match="too large"):
+        lines.close()
+    assert (tmp_path / "lines.jsonl").read_text() == text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_ends_tensorboard_alone(tmp_path, file_limit):
+    with MetricsWriter(tmp_path) as writer:
+        file_limit(10)
+        writer.write(step(1))
+        assert writer.trouble.startswith(f"{tmp_path}/metrics.jsonl: File too large")
+        file_limit(100_000)
+        writer.write(step(2))
+        assert writer.trouble.startswith("tensorboard: File too large")
+        assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2]
+    with MetricsWriter(tmp_path) as writer:
+        assert writer.trouble is None
+    assert ("train/reward", 1) in events(tmp_path / "tensorboard")
 
 
 def lines_of(console_steps, **settings):

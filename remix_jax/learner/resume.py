@@ -1,0 +1,203 @@
+"""The directory of a run: whose it is, what may have changed since, where it continues."""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from remix_jax import config as configs
+from remix_jax.config import Config
+from remix_jax.data import grading
+from remix_jax.errors import InputError
+from remix_jax.learner.checkpoint import Checkpoints, write_durably
+from remix_jax.learner.prefixed import check_continued, first_cursors
+from remix_jax.learner.record import FILES
+from remix_jax.learner.setup import Setup
+from remix_jax.learner.state import TrainState, has_precedent
+from remix_jax.reporting.metrics import cut
+
+CONFIG_FILE, _LOCK = "config.json", ".lock"
+
+# What a run that continues may change (docs/durability.md); a name ending in a dot is a section.
+MAY_CHANGE = (
+    *("steps", "checkpoint_every", "keep_checkpoints", "keep_every", "samples_per_step"),
+    *("evaluation.", "data.suites", "data.validation"),
+    *("micro_batch_size", "score_batch_size", "mesh."),  # equal up to rounding
+)
+
+
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path, config: Config) -> Iterator[None]:
+    """Makes the directory of a run, or takes one that holds the same run; nobody else gets it.
+
+    The lock ends with the process, however it ends.
+
+    Raises:
+      InputError: it holds something else, which is left as it is; another process trains there;
+        or it cannot be written.
+    """
+    if jax.process_index() > 0:
+        yield
+        return
+    with contextlib.ExitStack() as held:
+        try:
+            _check_free(workdir, config)
+            workdir.mkdir(parents=True, exist_ok=True)
+            _lock(held.enter_context((workdir / _LOCK).open("w")), workdir)
+            if not (workdir / CONFIG_FILE).exists():
+                write_durably(workdir / CONFIG_FILE, configs.to_json(config))
+        except (OSError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"--workdir={workdir} cannot be used ({error})") from None
+        yield
+
+
+def start(
+    setup: Setup, workdir: pathlib.Path, checkpoints: Checkpoints, tell: Callable[[str], None]
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state and the host's counters that training begins with: restored, or the first ones.
+
+    A restored state takes the place of the first one, whose memory is freed. metrics.jsonl and
+    samples.jsonl are cut to where they were at the checkpoint.
+
+    Raises:
+      InputError: the checkpoint belongs to another config or to other problems.
+    """
+    state = setup.state
+    found = checkpoints.newest(tell)
+    if found is None:
+        counters = _first_counters(setup)
+        if jax.process_index() == 0:
+            cut(workdir, counters["places"], 0)
+        return state, counters
+    step, counters = found
+    _check(setup, step, counters, tell)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()
+    state = checkpoints.restore(step, like)
+    if jax.process_index() == 0:
+        write_durably(workdir / CONFIG_FILE, configs.to_json(setup.config))
+        for note in cut(workdir, counters["places"], step):
+            tell(note)
+    tell(f"continuing after step {step}")
+    return state, counters
+
+
+def identity(setup: Setup) -> dict[str, Any]:
+    """What a checkpoint says of its run: config, problems, and what it was computed with."""
+    config = configs.to_json(setup.config)
+    return {
+        "config": json.loads(config),
+        "config_digest": _digest(config),
+        "problems": _problems_digest(setup),
+        "made_with": {
+            "jax": jax.__version__,
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "processes": jax.process_count(),
+            "grader": grading.version(),
+        },
+    }
+
+
+def changes(saved: dict[str, Any], config: Config, where: object) -> list[str]:
+    """Dotted names of the fields that differ from a saved config, each of which may.
+
+    Raises:
+      InputError: names every field that differs and must not.
+    """
+    old, new = _flatten(saved), _flatten(json.loads(configs.to_json(config)))
+    different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    fixed = [name for name in different if not _may_change(name)]
+    if fixed:
+        shown = ", ".join(f"config.{k} ({old.get(k)!r}, now {new.get(k)!r})" for k in fixed)
+        raise InputError(
+            f"{where} holds a run that differs in {shown}: name another --workdir, or give the "
+            "same config to continue it"
+        )
+    before = dataclasses.replace(config, steps=old.get("steps", config.steps))
+    if has_precedent(before) != has_precedent(config):
+        raise InputError(
+            f"config.steps = {config.steps}: {where} holds a run of {before.steps} steps, and only "
+            f"one of the two lengths reaches beyond kl.start = {config.kl.start}, where the "
+            "precedent anchor begins: name another --workdir"
+        )
+    return different
+
+
+def _check_free(workdir: pathlib.Path, config: Config) -> None:
+    saved = workdir / CONFIG_FILE
+    if saved.exists():
+        changes(json.loads(saved.read_text()), config, workdir)
+    elif workdir.exists():
+        ours = {_LOCK, f"{CONFIG_FILE}.tmp"}  # of an attempt that was killed at once
+        if any(path.name not in ours for path in workdir.iterdir()):
+            raise InputError(f"{workdir} is not empty and holds no run: name another --workdir")
+
+
+def _lock(file, workdir: pathlib.Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{workdir}: another process is training there") from None
+
+
+def _may_change(name: str) -> bool:
+    return any(name == free or (free[-1] == "." and name.startswith(free)) for free in MAY_CHANGE)
+
+
+def _first_counters(setup: Setup) -> dict[str, Any]:
+    """What a checkpoint holds beside the state: totals, the places among problems and in files."""
+    traces = 0.0 if setup.prefixes is None else setup.prefixes.flops
+    totals = {"tokens": 0, "flops": traces, "seconds": 0.0}
+    cursors = first_cursors(setup.config, setup.prefixes)
+    return {"totals": totals, "places": dict.fromkeys(FILES, 0)} | cursors
+
+
+def _check(setup: Setup, step: int, saved: dict[str, Any], tell: Callable[[str], None]) -> None:
+    """Whether a checkpoint is of this run, and what of it goes on differently."""
+    config = setup.config
+    changed = changes(saved["config"], config, "the checkpoint")
+    if config.steps < step:
+        raise InputError(f"config.steps = {config.steps}: the run has done {step} steps already")
+    now = identity(setup)
+    if saved["problems"] != now["problems"]:
+        raise InputError(
+            f"{config.data.train}: these are not the {saved['problems']['count']:,} training "
+            "problems, in the same prompts, that the run was started with: continue with those"
+        )
+    check_continued(config, setup.prefixes, saved)
+    if changed:
+        tell(f"changed since the checkpoint: config.{', config.'.join(changed)}")
+    for name, was in saved["made_with"].items():
+        if was != now["made_with"][name]:
+            tell(
+                f"{name} was {was}, now {now['made_with'][name]}: from here on the run is not "
+                "bitwise what it would have been"
+            )
+
+
+def _problems_digest(setup: Setup) -> dict[str, Any]:
+    """Of everything that training prompts and their grading depend on."""
+    train = setup.train
+    content = [train.prompts, [p.answers for p in train.problems], setup.vocabulary.eos_ids]
+    return {"count": len(train.problems), "digest": _digest(json.dumps(content))}
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix[:-1]: node}
+    return {k: v for name in node for k, v in _flatten(node[name], f"{prefix}{name}.").items()}
