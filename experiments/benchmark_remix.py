@@ -121,7 +121,9 @@ class Run:
         reward_B = np.array([len(x["response"]) % 7 for x in rollouts.samples], np.float32)
         rows = rollouts.rows.replace(reward_B=jnp.asarray(reward_B))
         self.clock.switch("update")
-        self.state, metrics = self.learn_program(self.state, rows, jnp.asarray(0, jnp.int32))
+        self.state, metrics = self.learn_program(
+            self.state, rows, jnp.asarray(0, jnp.int32), jnp.zeros(1), None
+        )
         jax.block_until_ready((self.state, metrics))
         self.clock.switch("other")
         laps = self.clock.take()

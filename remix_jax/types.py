@@ -28,6 +28,8 @@ class Rows(flax.struct.PyTreeNode):
     used_B: jax.Array  # int32, gradient passes so far
     signal_B: jax.Array  # bool, its group's rewards are not all equal (always true for PPO)
     valid_B: jax.Array  # bool, graded, so it may be trained on; False in empty slots
+    expert_B: jax.Array  # bool, an expert wrote it: log-probs of no sampler, NaN in their place
+    adv_BT: jax.Array | None = None  # at its collection, where a method or sampler reads it
 
     @property
     def response_slots(self) -> int:
@@ -57,8 +59,10 @@ def positions(mask_BS: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(mask_BS.astype(jnp.int32), axis=1) - 1, 0)
 
 
-def empty_rows(n: int, prompt_slots: int, response_slots: int) -> Rows:
-    """n empty slots."""
+def empty_rows(
+    n: int, prompt_slots: int, response_slots: int, with_advantage: bool = False
+) -> Rows:
+    """n empty slots, with room for advantages if asked for."""
 
     def zeros(*shape, dtype=jnp.float32):
         return jnp.zeros((n, *shape), dtype)
@@ -82,4 +86,6 @@ def empty_rows(n: int, prompt_slots: int, response_slots: int) -> Rows:
         used_B=counts(),
         signal_B=flags(),
         valid_B=flags(),
+        expert_B=flags(),
+        adv_BT=zeros(response_slots) if with_advantage else None,
     )

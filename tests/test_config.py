@@ -77,7 +77,7 @@ WRONG = [
     ("passes", 0, "must be 1 or more"),
     ("steps", 0, "must be 1 or more"),
     ("seed", -1, "must be in [0, 2^31)"),
-    ("objective.advantage", "gea", "one of gae, group_normalized, rloo, mean_baseline"),
+    ("objective.advantage", "gea", "one of gae, vtrace, group_normalized, rloo"),
     ("objective.aggregation", "token-sum", "one of token-mean"),
     ("objective.dual_clip", 0.5, "must be 0 (off) or above 1"),
     ("kl.estimator", "k4", "one of k1, k2, k3"),

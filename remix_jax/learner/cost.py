@@ -3,6 +3,7 @@
 from remix_jax.config import Config, Stage
 from remix_jax.learner.state import Learner
 from remix_jax.models import flops
+from remix_jax.rl import family
 
 
 def step_flops(
@@ -22,12 +23,17 @@ def step_flops(
     fresh, replayed = (
         groups * config.group_size for groups in (stage.fresh_groups, stage.replay_groups)
     )
-    total = flops.sampled(policy, stage.fresh_groups, fresh, slots[0], new_tokens)
-    scored = replayed
-    if config.kl.coef > 0:
-        scored += fresh + (config.batch_size if kl_weight < 1 else 0)
-    total += flops.scored(policy, scored, *slots, "token")
+    total = 0.0
+    if config.own_rows:
+        own = stage.fresh_groups * config.own_rows
+        total += flops.sampled(policy, stage.fresh_groups, own, slots[0], new_tokens)
     trained = stage.passes * config.batch_size
+    scored = replayed + (fresh if config.has_base else 0)
+    if config.kl.coef > 0 and kl_weight < 1:
+        scored += config.batch_size
+    if family.METHODS[config.objective.method].forward:  # once more before each mini-batch
+        scored += trained
+    total += flops.scored(policy, scored, *slots, "token")
     total += flops.trained(policy, trained, *slots, "token")
     if config.imitation.weight > 0:  # as many rows more in every mini-batch
         total += flops.trained(policy, trained, *slots, "token")

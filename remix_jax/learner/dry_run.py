@@ -118,11 +118,14 @@ def backward_bytes(learner: Learner, state: TrainState) -> int:
     one = jax.ShapeDtypeStruct((), jnp.float32)
 
     def kept(params, rows, frozen, weight, count):
+        index_B = jnp.arange(micro)
+        facts = losses.facts_of(learner, rows, frozen, index_B, weight, lambda rows: rows.logp_BT)
         loss = functools.partial(
             losses.policy_loss,
             learner=learner,
             rows=rows,
             frozen=frozen,
+            facts=facts.of(index_B),
             kl_weight=weight,
             count=count,
             ages=1,
@@ -158,7 +161,7 @@ def _missing(config: Config) -> list[str]:
     model = pathlib.Path(config.model.path)
     files = [model / name for name in (MODEL_CONFIG, "tokenizer.json", "tokenizer_config.json")]
     paths = [*map(str, files), config.data.train, *config.data.suites, config.data.validation]
-    paths += [config.prefix.bank] if config.prefix.bank else []
+    paths += [bank for bank in (config.prefix.bank, config.expert.bank) if bank]
     missing = [path for path in paths if not pathlib.Path(path).exists()]
     if not any(model.glob("*.safetensors")):
         missing.insert(0, f"{model}/*.safetensors")

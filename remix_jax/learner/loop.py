@@ -17,6 +17,7 @@ from remix_jax.learner import programs as compiled
 from remix_jax.learner import resume
 from remix_jax.learner.checkpoint import Checkpoints, SaveError, check_room
 from remix_jax.learner.cost import step_flops
+from remix_jax.learner.experts import expert_rows
 from remix_jax.learner.prefixed import draw_problems
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.record import Record
@@ -223,7 +224,10 @@ def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: floa
     collected = time.perf_counter()
     replayed = config.batch_groups - configs.fresh_groups(config, step)
     learn = run.programs.learn[stage].call
-    state, device = learn(state, rollouts.rows, jnp.asarray(replayed, jnp.int32))
+    numbers = jnp.asarray(configs.method_numbers(config, step))
+    state, device = learn(
+        state, rollouts.rows, jnp.asarray(replayed, jnp.int32), numbers, rollouts.expert
+    )
     dispatched = time.perf_counter()
     run.record.flush()  # the step before, while the device learns
     logging = time.perf_counter() - dispatched
@@ -243,7 +247,7 @@ def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: floa
     }
     counters = counters | {"totals": totals}
     rows = configs.rollouts_until(config, step)
-    speed = {"tokens_per_second": own.pop("new_tokens") / seconds["seconds/sample"]}
+    speed = {"tokens_per_second": own.pop("new_tokens") / max(seconds["seconds/sample"], 1e-9)}
     host = {"step": step, "stage": stage, "rollouts": rows} | totals | own | seconds | speed
     run.record.hold(host, device, rollouts.samples[: config.samples_per_step])
     return state, counters, _describe_fault(state, fault_F)
@@ -272,19 +276,24 @@ def _collect(
     config, vocabulary = setup.config, setup.vocabulary
     stage = configs.stages(config)[configs.stage_at(config, step)]
     groups = configs.fresh_groups(config, step)
-    before = configs.rollouts_until(config, step - 1) // config.group_size
+    before = configs.groups_until(config, step - 1)
     draw, counters = draw_problems(config, setup.train, setup.prefixes, counters, step)
+    expert = None
+    if setup.traces:
+        expert = expert_rows(draw, setup.traces, stage, before, config, vocabulary.pad_id)
+    if not config.own_rows:
+        return Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], expert), counters
     width = config.prompt_slots
     tokens_QP, length_Q = prompt_batch(draw.prompts, stage.fresh_groups, width, vocabulary.pad_id)
-    row_B = np.arange(stage.fresh_groups * config.group_size, dtype=np.int32)
-    inputs = (tokens_QP, length_Q, row_B, row_B < groups * config.group_size)
+    row_B = np.arange(stage.fresh_groups * config.own_rows, dtype=np.int32)
+    inputs = (tokens_QP, length_Q, row_B, row_B < groups * config.own_rows)
     key = jax.random.fold_in(jax.random.key(config.seed + 1), step)
     # The program is waited for, so that grading is not charged with sampling.
     sampled = run.programs.sample[stage.name].call(state.params, *map(jnp.asarray, inputs), key)
     graded = grade_rollouts(
-        sampled, draw, vocabulary, config.group_size, first_group=before, pool=setup.grader
+        sampled, draw, vocabulary, config.own_rows, first_group=before, pool=setup.grader
     )
-    return graded, counters
+    return graded._replace(expert=expert), counters
 
 
 def _evaluate(run: _Run, state: TrainState) -> dict[str, float]:

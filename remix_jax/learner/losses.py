@@ -1,6 +1,6 @@
 """The two losses of a step, on one micro-batch, with the sums that its metrics are made of.
 
-    policy:  Mix-PPG (PPO for fresh rows) - c_H entropy + beta KL-Convex
+    policy:  objective.method (Mix-PPG) - c_H entropy + beta KL-Convex
     critic:  clipped value loss
     imitation, where it is on: log-likelihood of earlier successes, added to the policy's
 
@@ -8,14 +8,15 @@ Each is a sum over the micro-batch divided by the count of the *whole* mini-batc
 of micro-batches add up to that of the mini-batch.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from remix_jax.learner.state import Learner
 from remix_jax.models import scoring
-from remix_jax.rl import constraints, masked, objectives
+from remix_jax.rl import constraints, family, masked, objectives
 from remix_jax.types import Rows, response_mask
 
 
@@ -32,6 +33,18 @@ class Frozen(NamedTuple):
     return_BT: jax.Array
 
 
+class Facts(NamedTuple):
+    """What the method knows beside the rows: its number, and the whole mini-batch."""
+
+    number: jax.Array
+    whole: Any = None  # scalars
+    row_B: jax.Array | None = None  # a number a row of the batch
+
+    def of(self, index_B: jax.Array) -> "Facts":
+        """The same for some rows of the batch."""
+        return self if self.row_B is None else self._replace(row_B=self.row_B[index_B])
+
+
 def loss_mask(rows: Rows, frozen: Frozen) -> jax.Array:
     """1.0 at the response tokens of the rows that are in the batch."""
     return response_mask(rows) * frozen.in_batch_B.astype(jnp.float32)[:, None]
@@ -43,21 +56,82 @@ def behaviour_logp(learner: Learner, rows: Rows) -> jax.Array:
     return rows.sampled_logp_BT if corrected else rows.logp_BT
 
 
+def fixed(learner: Learner) -> family.Fixed:
+    """The config's static numbers, as the methods take them."""
+    c = learner.config
+    o = c.objective
+    return family.Fixed(o.clip, o.dual_clip or None, c.replay.window, o.aggregation)
+
+
+def tokens(
+    learner: Learner, rows: Rows, frozen: Frozen, logp_BT: jax.Array, facts: Facts
+) -> family.Tokens:
+    """Rows as the method's loss sees them."""
+    return family.Tokens(
+        logp_BT=logp_BT,
+        behav_logp_BT=behaviour_logp(learner, rows),
+        prox_logp_BT=frozen.prox_logp_BT,
+        base_logp_BT=rows.base_logp_BT,
+        adv_BT=frozen.adv_BT,
+        mask_BT=loss_mask(rows, frozen),
+        reward_B=rows.reward_B,
+        group_B=rows.group_B,
+        age_B=frozen.age_B,
+        expert_B=rows.expert_B,
+        number=facts.number,
+        whole=facts.whole,
+        row_B=facts.row_B,
+    )
+
+
+def facts_of(
+    learner: Learner,
+    rows: Rows,
+    frozen: Frozen,
+    index_B: jax.Array,
+    number: jax.Array,
+    score: Callable[[Rows], jax.Array],
+) -> Facts:
+    """What the method asks of a whole mini-batch, at its first parameters.
+
+    Args:
+      rows, frozen: of the mini-batch.
+      index_B: where in the batch they are.
+      number: the method's.
+      score: log-probs of rows under those parameters; called for methods that read them.
+    """
+    c = learner.config
+    method = family.METHODS[c.objective.method]
+    if method.whole is None:
+        return Facts(number)
+    logp_BT = score(rows) if method.forward else rows.logp_BT
+    batch = tokens(learner, rows, frozen, logp_BT, Facts(number))
+    whole, row_B = method.whole(batch, fixed(learner))
+    if row_B is not None:
+        row_B = jnp.zeros((c.batch_size,)).at[index_B].set(row_B)
+    return jax.lax.stop_gradient(Facts(number, whole, row_B))
+
+
 def policy_loss(
     params: dict,
     learner: Learner,
     rows: Rows,
     frozen: Frozen,
+    facts: Facts,
     kl_weight: jax.Array,
     count: jax.Array,
     ages: int,
 ) -> tuple[jax.Array, dict]:
-    """ReMix's loss of a micro-batch (arXiv 2507.06892), summed and over `count`.
+    """The policy's loss of a micro-batch, summed and over `count`; ReMix's is (arXiv 2507.06892)
 
         L = L_MixPPG - c_H H + beta (lambda KL(pi || base) + (1 - lambda) KL(pi || precedent))
 
+    with another of `family.METHODS` in the place of L_MixPPG if the config says so. Entropy and KL
+    are of the rows that a policy of ours sampled: on an expert's they would estimate nothing.
+
     Args:
       params: of the policy, differentiated.
+      facts: of the whole mini-batch.
       kl_weight: lambda of this step.
       count: denominator of the whole mini-batch (`masked.count`).
       ages: length of the metrics by age (static).
@@ -68,47 +142,44 @@ def policy_loss(
     c = learner.config
     scores = scoring.score_responses(learner.policy, params, rows, c.sampling.temperature)
     logp_BT, mask_BT = scores.logp_BT, loss_mask(rows, frozen)
-    behav_logp_BT = behaviour_logp(learner, rows)
-    dual_clip = c.objective.dual_clip or None
-    policy_BT = objectives.mix_ppg(
-        logp_BT, behav_logp_BT, frozen.prox_logp_BT, frozen.adv_BT, c.objective.clip, dual_clip
-    )
+    batch = tokens(learner, rows, frozen, logp_BT, facts)
+    policy_BT = family.METHODS[c.objective.method].loss(batch, fixed(learner))
     kl_BT = jnp.zeros_like(logp_BT)
     if c.kl.coef > 0:
         kl_BT = constraints.kl_convex(
             logp_BT, rows.base_logp_BT, frozen.prev_logp_BT, kl_weight, c.kl.estimator
         )
 
-    def reduce(x_BT):
+    def reduce(x_BT, mask_BT=batch.own_BT):
         return masked.sum_and_count(x_BT, mask_BT, c.objective.aggregation)[0] / count
 
     parts = {
-        "loss_policy": reduce(policy_BT),
+        "loss_policy": reduce(policy_BT, mask_BT),
         "loss_kl": c.kl.coef * reduce(kl_BT),
         "loss_entropy": -c.objective.entropy_coef * reduce(scores.entropy_BT),
     }
     loss = parts["loss_policy"] + parts["loss_kl"] + parts["loss_entropy"]
     scores = jax.lax.stop_gradient(scores)
-    sums = diagnostics(learner, scores, rows, frozen, behav_logp_BT, mask_BT, ages)
+    batch = batch._replace(logp_BT=scores.logp_BT)
+    sums = diagnostics(learner, scores, batch, frozen, ages)
     return loss, {"loss": loss, **parts, **sums}
 
 
 def diagnostics(
     learner: Learner,
     scores: scoring.TokenScores,
-    rows: Rows,
+    batch: family.Tokens,
     frozen: Frozen,
-    behav_logp_BT: jax.Array,
-    mask_BT: jax.Array,
     ages: int,
 ) -> dict:
-    """Sums over tokens, by age of the row [A] where a ratio is concerned; maxima as "max_*"."""
+    """Sums over tokens, by age of the row [A] where a ratio is concerned; maxima as "max_*".
+
+    Of the rows that a policy of ours sampled: an expert's have no ratio.
+    """
     c = learner.config
-    logp_BT = scores.logp_BT
-    ratio_BT = masked.zero_masked(objectives.ratio(logp_BT, behav_logp_BT), mask_BT)
-    clipped_BT = objectives.is_clipped(
-        logp_BT, behav_logp_BT, frozen.prox_logp_BT, frozen.adv_BT, c.objective.clip
-    )
+    logp_BT, mask_BT = batch.logp_BT, batch.own_BT
+    ratio_BT = masked.zero_masked(objectives.ratio(logp_BT, batch.behav_logp_BT), mask_BT)
+    clipped_BT = _clipped(learner, batch)
     of_age_BA = (frozen.age_B[:, None] == jnp.arange(ages)[None, :]).astype(jnp.float32)
 
     def by_age(x_BT):
@@ -131,9 +202,24 @@ def diagnostics(
     }
     if c.kl.coef > 0:
         kl = constraints.ESTIMATORS[c.kl.estimator]
-        sums["kl_base"] = total(kl(logp_BT, rows.base_logp_BT))
+        sums["kl_base"] = total(kl(logp_BT, batch.base_logp_BT))
         sums["kl_prev"] = total(kl(logp_BT, frozen.prev_logp_BT))
     return sums
+
+
+def _clipped(learner: Learner, batch: family.Tokens) -> jax.Array:
+    """1 at tokens that have an advantage and, by the method's rules, no gradient."""
+    o = learner.config.objective
+    if o.method == "mix_ppg":
+        logps = (batch.logp_BT, batch.behav_logp_BT, batch.prox_logp_BT)
+        return objectives.is_clipped(*logps, batch.adv_BT, o.clip)
+    loss = family.METHODS[o.method].loss
+
+    def total(logp_BT):
+        loss_BT = loss(batch._replace(logp_BT=logp_BT), fixed(learner))
+        return masked.zero_masked(loss_BT, batch.mask_BT).sum()
+
+    return ((jax.grad(total)(batch.logp_BT) == 0) & (batch.adv_BT != 0)).astype(jnp.float32)
 
 
 def imitation_loss(params: dict, learner: Learner, rows: Rows, count: jax.Array) -> jax.Array:

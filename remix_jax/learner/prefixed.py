@@ -108,7 +108,7 @@ def draw_problems(
     groups = configs.fresh_groups(config, step)
     chosen: list[Prefix | None] = []
     if prefixes is not None:
-        before = configs.rollouts_until(config, step - 1) // config.group_size
+        before = configs.groups_until(config, step - 1)
         count = prefixed_units(before, before + groups, config.prefix.share)
         places, cursor = take(Cursor(**saved["prefix_cursor"]), len(prefixes.items), count)
         chosen = [prefixes.items[i] for i in places]

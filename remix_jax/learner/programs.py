@@ -63,12 +63,13 @@ def build(
     )
     sample, learn = {}, {}
     for stage in stages:
-        sample[stage.name] = rollouts(
-            prompt_slots=config.prompt_slots,
-            prompts=stage.fresh_groups,
-            group_size=config.group_size,
-            settings=sampler_settings(config),
-        )
+        if config.own_rows:
+            sample[stage.name] = rollouts(
+                prompt_slots=config.prompt_slots,
+                prompts=stage.fresh_groups,
+                group_size=config.own_rows,
+                settings=sampler_settings(config),
+            )
         learn[stage.name] = _compile_learn(learner, stage)
     e = config.evaluation
     prompts = max(e.batch_size // e.samples, 1)
@@ -117,11 +118,17 @@ def compile_sampler(
 def _compile_learn(learner: Learner, stage: Stage) -> Program:
     config = learner.config
     state = abstract_state(learner)
-    rows = stage.fresh_groups * config.group_size
     slots = (config.prompt_slots, config.data.response_tokens)
-    fresh = jax.eval_shape(lambda: empty_rows(rows, *slots))
+
+    def rows(per_group):
+        n = stage.fresh_groups * per_group
+        return jax.eval_shape(lambda: empty_rows(n, *slots)) if n else None
+
+    fresh, expert = rows(config.own_rows), rows(config.expert_rows)
     replayed = _abstract((), jnp.int32)
-    return _finish(learn.lower(state, fresh, replayed, learner=learner, stage=stage))
+    numbers = _abstract((stage.passes,), jnp.float32)
+    arguments = (state, fresh, replayed, numbers, expert)
+    return _finish(learn.lower(*arguments, learner=learner, stage=stage))
 
 
 @functools.cache

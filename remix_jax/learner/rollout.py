@@ -57,9 +57,10 @@ class Draw(NamedTuple):
 class Rollouts(NamedTuple):
     """The fresh rows of a step, and what the host knows of them."""
 
-    rows: types.Rows
+    rows: types.Rows | None  # None where nothing is sampled
     metrics: dict[str, float]
     samples: list[dict]
+    expert: types.Rows | None = None  # rows of the same groups that an expert wrote
 
 
 def load_vocabulary(directory: str) -> Vocabulary:
@@ -215,4 +216,5 @@ def _rows(sampled: Sampled, reward_B, n: int, group_size: int, first_group: int)
         used_B=jnp.asarray(np.zeros_like(row_B)),
         signal_B=jnp.asarray(np.zeros(row_B.shape, bool)),
         valid_B=jnp.asarray(row_B < n),
+        expert_B=jnp.asarray(np.zeros(row_B.shape, bool)),
     )

@@ -11,12 +11,14 @@ from remix_jax import sharding
 from remix_jax.config import Config
 from remix_jax.data.grader_pool import GraderPool
 from remix_jax.errors import InputError
+from remix_jax.learner.experts import Traces, with_traces
 from remix_jax.learner.prefixed import Prefixes, load_prefixes, prefix_plan
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.rollout import ProblemSet, Vocabulary, load_vocabulary, problem_set
 from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import DecoderConfig
+from remix_jax.rl import family
 
 _SKIPPED_SHOWN = 5  # malformed rows told in the plan
 
@@ -33,6 +35,7 @@ class Setup(NamedTuple):
     validation: list[ProblemSet]  # one, or none
     state: TrainState
     grader: GraderPool  # its processes start when an answer needs one
+    traces: Traces  # an expert's, of every training problem; or none
 
 
 def prepare(config: Config) -> Setup:
@@ -45,6 +48,7 @@ def prepare(config: Config) -> Setup:
     vocabulary = load_vocabulary(config.model.path)
     data = config.data
     train = problem_set(data.train, vocabulary, config, skip_malformed=data.on_bad_row == "skip")
+    train, held = with_traces(train, config, vocabulary)
     prefixes = load_prefixes(config, train, vocabulary)
     suites = [problem_set(path, vocabulary, config) for path in data.suites]
     validation = [problem_set(path, vocabulary, config) for path in (data.validation,) if path]
@@ -53,7 +57,7 @@ def prepare(config: Config) -> Setup:
     learner = make_learner(config, policy)
     state = init_state(learner, params, config)
     return Setup(
-        config, learner, vocabulary, train, prefixes, suites, validation, state, GraderPool()
+        config, learner, vocabulary, train, prefixes, suites, validation, state, GraderPool(), held
     )
 
 
@@ -105,10 +109,10 @@ def check_mesh(config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh |
 def plan(setup: Setup) -> dict[str, object]:
     """What the run will do, for people: printed before the first step."""
     c = setup.config
-    rows = configs.planned_rollouts(c)
+    groups = configs.groups_until(c, c.steps)
     lines = method_plan(c) | {
         "parameters": parameters(setup.state),
-        "training problems": f"{len(setup.train.problems):,} ({_epochs(setup, rows)})",
+        "training problems": f"{len(setup.train.problems):,} ({_epochs(setup, groups)})",
         "held-out problems": ", ".join(f"{s.name} {len(s.problems)}" for s in setup.suites),
     }
     if setup.prefixes is not None:
@@ -172,8 +176,13 @@ def memory_plan(setup: Setup, programs: Programs) -> dict[str, object]:
 
 
 def _method(c: Config) -> str:
-    base = {"gae": "PPO", "group_normalized": "GRPO"}.get(c.objective.advantage)
-    base = base or c.objective.advantage
+    o = c.objective
+    if o.method != "mix_ppg":
+        method = family.METHODS[o.method]
+        number = method.number
+        value = number.default if number and o.setting is None else o.setting
+        return f"{method.title}{f', {number.name} {value:g}' if number else ''}"
+    base = {"gae": "PPO", "group_normalized": "GRPO"}.get(o.advantage, o.advantage)
     mixes = c.replay.share > 0 or c.passes > 1
     return f"{'ReMix-' if mixes else ''}{base}"
 
@@ -206,8 +215,7 @@ def _passes(c: Config) -> str:
     return f"{mixing:.2f} expected in the mix stage (m = {c.passes})" + (", then 1" if ends else "")
 
 
-def _epochs(setup: Setup, rows: int) -> str:
-    prompts = rows / setup.config.group_size
+def _epochs(setup: Setup, prompts: int) -> str:
     return f"{prompts / len(setup.train.problems):.2f} epochs"
 
 

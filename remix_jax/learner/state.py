@@ -79,7 +79,7 @@ def init_state(learner: Learner, params: dict, config: Config) -> TrainState:
         critic_opt_state=critic_opt_state,
         learning_rate=jnp.asarray(config.optimizer.learning_rate, jnp.float32),
         critic_learning_rate=jnp.asarray(config.critic.optimizer.learning_rate, jnp.float32),
-        base_params=copy(params) if config.kl.coef > 0 else None,
+        base_params=copy(params) if config.has_base else None,
         prev_params=copy(params) if has_precedent(config) else None,
         replay=init_replay(config),
         key=jax.random.key(config.seed),
@@ -109,6 +109,7 @@ def init_replay(config: Config) -> replay.ReplayState:
         config.prompt_slots,
         config.data.response_tokens,
         max_uses=trained_in * config.passes,
+        with_advantage=config.stores_advantage,
     )
 
 

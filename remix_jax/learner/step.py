@@ -21,7 +21,7 @@ from remix_jax.learner import losses
 from remix_jax.learner.losses import Frozen
 from remix_jax.learner.state import Learner, TrainState
 from remix_jax.models import scoring
-from remix_jax.rl import masked, replay, schedules
+from remix_jax.rl import advantages, family, masked, objectives, replay, schedules
 from remix_jax.types import Rows, response_mask
 
 
@@ -46,15 +46,24 @@ class _Carry(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("learner", "stage"), donate_argnames=("state",))
 def learn(
-    state: TrainState, fresh: Rows, replayed_groups: jax.Array, *, learner: Learner, stage: Stage
+    state: TrainState,
+    fresh: Rows | None,
+    replayed_groups: jax.Array,
+    number_M: jax.Array,
+    expert: Rows | None = None,
+    *,
+    learner: Learner,
+    stage: Stage,
 ) -> tuple[TrainState, dict]:
     """One learning phase.
 
     Args:
       state: donated.
       fresh: rows of stage.fresh_groups groups, sampled by `state.params`; `base_logp_BT`,
-        `version_B`, `used_B` and `signal_B` are filled in here.
+        `version_B`, `used_B` and `signal_B` are filled in here. None where all are an expert's.
       replayed_groups: groups to replay, at most stage.replay_groups.
+      number_M: the method's number in each pass (`config.method_numbers`).
+      expert: an expert's rows of the same groups, None without.
       learner, stage: static.
 
     Returns:
@@ -63,13 +72,15 @@ def learn(
     """
     step = state.step + 1
     key_replay, key_shuffle = jax.random.split(jax.random.fold_in(state.key, step))
-    fresh = _complete(learner, state, fresh, step)
+    fresh = _complete(learner, state, _join(learner, stage, fresh, expert), step, number_M[0])
     ring, fresh_slots = replay.add(state.replay, fresh)
     kl_weight = _kl_weight(learner, step)
     frozen = _assemble(learner, stage, ring, fresh, fresh_slots, step, key_replay, replayed_groups)
     rows = replay.take(ring, frozen.slots_B)
     frozen = _score(learner, stage, state, rows, frozen, kl_weight)
-    frozen, value_metrics = _advantages(learner, rows, frozen)
+    frozen, fresh_adv_BT, value_metrics = _advantages(learner, rows, frozen, number_M[0])
+    ring = _keep_advantages(learner, ring, frozen, fresh_adv_BT)
+    frozen = _leave_out_equal_groups(learner, rows, frozen)
     carry = _Carry(
         state.params,
         state.opt_state,
@@ -83,16 +94,20 @@ def learn(
     update = functools.partial(_update, learner, stage, kl_weight, rates, frozen, step)
     batches = _mini_batches(learner, stage, key_shuffle)
     keys = jax.random.split(jax.random.fold_in(key_shuffle, 1), batches.shape[0])
-    carry, sums = jax.lax.scan(update, carry, (batches, keys))
+    numbers = jnp.repeat(number_M, batches.shape[0] // stage.passes)
+    carry, sums = jax.lax.scan(update, carry, (batches, keys, numbers))
     metrics = _reduce(learner, sums) | value_metrics
     if state.prev_params is None:
         metrics.pop("kl_prev", None)
+    own_B = frozen.in_batch_B & ~rows.expert_B
+    if expert is not None:
+        metrics["n_expert"] = (frozen.in_batch_B & rows.expert_B).sum()
     metrics |= {
         "kl_weight": kl_weight,
-        "n_fresh": (frozen.in_batch_B & (frozen.age_B == 0)).sum(),
-        "n_replayed": (frozen.in_batch_B & (frozen.age_B > 0)).sum(),
-        "sampler_gap": masked.mean(fresh.sampled_logp_BT - fresh.logp_BT, response_mask(fresh)),
-        "row_ratio_B": carry.row_ratio_R[fresh_slots],
+        "n_fresh": (own_B & (frozen.age_B == 0)).sum(),
+        "n_replayed": (own_B & (frozen.age_B > 0)).sum(),
+        "sampler_gap": masked.mean(fresh.sampled_logp_BT - fresh.logp_BT, _own_mask(fresh)),
+        "row_ratio_B": _own(learner, carry.row_ratio_R[fresh_slots]),
     }
     state = TrainState(
         params=carry.params,
@@ -109,6 +124,30 @@ def learn(
         fault_F=carry.fault_F,
     )
     return state, metrics
+
+
+def _join(learner: Learner, stage: Stage, fresh: Rows | None, expert: Rows | None) -> Rows:
+    """Groups of sampled rows and behind them, in each group, those of the expert."""
+    if fresh is None or expert is None:
+        rows = expert if fresh is None else fresh
+        assert rows is not None
+        return rows
+
+    def join(x, y):
+        x, y = (a.reshape(stage.fresh_groups, -1, *a.shape[1:]) for a in (x, y))
+        return jnp.concatenate([x, y], axis=1).reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(join, fresh, expert)
+
+
+def _own(learner: Learner, x_B):
+    """The rows that were sampled, of groups as `_join` makes them."""
+    c = learner.config
+    return x_B.reshape(-1, c.group_size)[:, : c.own_rows].reshape(-1)
+
+
+def _own_mask(rows: Rows):
+    return response_mask(rows) * (~rows.expert_B).astype(jnp.float32)[:, None]
 
 
 def _kl_weight(learner: Learner, step):
@@ -139,15 +178,17 @@ def _logps(learner: Learner, params, rows: Rows):
     return _in_chunks(score, rows, learner.config.score_batch_size)
 
 
-def _complete(learner: Learner, state: TrainState, fresh: Rows, step) -> Rows:
+def _complete(learner: Learner, state: TrainState, fresh: Rows, step, number) -> Rows:
     """Fresh rows with what the learner knows of them: base log-probs (once a row), age, signal."""
     base_logp_BT = jnp.zeros_like(fresh.logp_BT)
     if state.base_params is not None:
         base_logp_BT = _logps(learner, state.base_params, fresh)
     signal_B = jnp.ones_like(fresh.valid_B)
     if not learner.config.has_critic:
-        signal_B = _group_advantage(learner, fresh, fresh.valid_B) != 0
+        signal_B = _group_advantage(learner, fresh, fresh.valid_B, number) != 0
+    adv_BT = jnp.zeros_like(base_logp_BT) if learner.config.stores_advantage else None
     return fresh.replace(
+        adv_BT=adv_BT,
         base_logp_BT=base_logp_BT,
         version_B=jnp.full_like(fresh.version_B, step),
         used_B=jnp.zeros_like(fresh.used_B),
@@ -166,7 +207,9 @@ def _assemble(
     slots, in_batch = fresh_slots, fresh.valid_B
     if stage.replay_groups > 0:
         window, room = c.replay.window, stage.replay_groups
-        old_slots, taken = replay.sample(ring, key, step, window, room, replayed_groups)
+        old_slots, taken = replay.sample(
+            ring, key, step, window, room, replayed_groups, c.replay.sampler
+        )
         slots = jnp.concatenate([old_slots, slots])
         in_batch = jnp.concatenate([taken, in_batch])
     order_B = jnp.argsort(~in_batch, stable=True)[: c.batch_size]
@@ -205,39 +248,87 @@ def _score(
     return frozen._replace(prox_logp_BT=prox_logp_BT, prev_logp_BT=prev_logp_BT, value_BT=value_BT)
 
 
-def _group_advantage(learner: Learner, rows: Rows, counted_B):
-    """[B] by the group estimator of the config, among the rows that count."""
-    estimator = ADVANTAGES[learner.config.objective.advantage]
-    return estimator(rows.reward_B, rows.group_B, mask_B=counted_B.astype(jnp.float32))
+def _group_advantage(learner: Learner, rows: Rows, counted_B, number):
+    """[B] by the group estimator of the config, or of the method, among the rows that count."""
+    objective = learner.config.objective
+    method = family.METHODS[objective.method]
+    if not method.expert_in_group:
+        counted_B = counted_B & ~rows.expert_B
+    mask_B = counted_B.astype(jnp.float32)
+    if method.own_advantage is not None:
+        return method.own_advantage(rows.reward_B, rows.group_B, mask_B, number)
+    estimator = ADVANTAGES[objective.advantage]
+    return estimator(rows.reward_B, rows.group_B, mask_B=mask_B)
 
 
-def _advantages(learner: Learner, rows: Rows, frozen: Frozen) -> tuple[Frozen, dict]:
-    """Advantages of pi_k for every row of the batch, old or new, and the critic's quality."""
+def _critic_advantage(learner: Learner, rows: Rows, frozen: Frozen, mask_BT):
+    """Advantages and returns by the critic, of pi_k or, for methods that want it, as stored."""
+    objective = learner.config.objective
+    last_BT = jnp.arange(rows.response_slots)[None, :] == rows.response_len_B[:, None] - 1
+    reward_BT = jnp.where(last_BT, rows.reward_B[:, None], 0.0)
+    discounts = (objective.gamma, objective.lam)
+    if objective.advantage == "vtrace":
+        ratio_BT = objectives.ratio(frozen.prox_logp_BT, losses.behaviour_logp(learner, rows))
+        return advantages.vtrace(reward_BT, frozen.value_BT, ratio_BT, mask_BT, *discounts)
+    return advantages.gae(reward_BT, frozen.value_BT, mask_BT, *discounts)
+
+
+def _advantages(learner: Learner, rows: Rows, frozen: Frozen, number):
+    """Advantages of pi_k for every row of the batch, old or new; and the critic's quality.
+
+    Returns:
+      The batch with them; the same before whitening, to be kept with fresh rows; metrics.
+    """
     objective = learner.config.objective
     mask_BT = losses.loss_mask(rows, frozen)
     if learner.critic is None:
-        adv_B = _group_advantage(learner, rows, frozen.in_batch_B)
-        return frozen._replace(adv_BT=adv_B[:, None] * mask_BT), {}
-    last_BT = jnp.arange(rows.response_slots)[None, :] == rows.response_len_B[:, None] - 1
-    reward_BT = jnp.where(last_BT, rows.reward_B[:, None], 0.0)
-    adv_BT, return_BT = ADVANTAGES["gae"](
-        reward_BT, frozen.value_BT, mask_BT, objective.gamma, objective.lam
-    )
+        adv_B = _group_advantage(learner, rows, frozen.in_batch_B, number)
+        adv_BT = adv_B[:, None] * mask_BT
+        return frozen._replace(adv_BT=adv_BT), adv_BT, {}
+    adv_BT, return_BT = _critic_advantage(learner, rows, frozen, mask_BT)
     error_BT, spread_BT = adv_BT, return_BT - masked.mean(return_BT, mask_BT)
     error_BT = error_BT - masked.mean(error_BT, mask_BT)
     unexplained = masked.mean(jnp.square(error_BT), mask_BT)
     variance = masked.mean(jnp.square(spread_BT), mask_BT)
     metrics = {"explained_variance": 1 - masked.divide(unexplained, variance)}
+    if family.METHODS[objective.method].stored_advantage and rows.adv_BT is not None:
+        adv_BT = jnp.where((frozen.age_B > 0)[:, None], rows.adv_BT, adv_BT)
+    collected_BT = adv_BT
     if objective.whiten:
         adv_BT = masked.whiten(adv_BT, mask_BT)
-    return frozen._replace(adv_BT=adv_BT, return_BT=return_BT), metrics
+    return frozen._replace(adv_BT=adv_BT, return_BT=return_BT), collected_BT, metrics
+
+
+def _keep_advantages(learner: Learner, ring: replay.ReplayState, frozen: Frozen, adv_BT):
+    """The ring with the advantages of fresh rows, for methods and samplers that read them later."""
+    if ring.rows.adv_BT is None:
+        return ring
+    fresh_B = frozen.in_batch_B & (frozen.age_B == 0)
+    slots_B = jnp.where(fresh_B, frozen.slots_B, replay.capacity(ring))
+    kept_RT = ring.rows.adv_BT.at[slots_B].set(adv_BT, mode="drop")
+    return ring.replace(rows=ring.rows.replace(adv_BT=kept_RT))
+
+
+def _leave_out_equal_groups(learner: Learner, rows: Rows, frozen: Frozen) -> Frozen:
+    """The batch without groups of equal rewards, where the method leaves them out."""
+    if not family.METHODS[learner.config.objective.method].drops_equal_groups:
+        return frozen
+    counted_B = frozen.in_batch_B.astype(jnp.float32)
+    varied_B = advantages.varied(rows.reward_B, rows.group_B, counted_B)
+    return frozen._replace(in_batch_B=frozen.in_batch_B & varied_B)
 
 
 def _mini_batches(learner: Learner, stage: Stage, key):
-    """Row numbers [passes * mini-batches, micro-batches, rows]: a new shuffle each pass."""
+    """Row numbers [passes * mini-batches, micro-batches, rows]: a new shuffle each pass.
+
+    Rows are shuffled one by one, or by groups for methods that compare the rows of a group.
+    """
     c = learner.config
     keys = jax.random.split(key, stage.passes)
-    order = jax.vmap(lambda k: jax.random.permutation(k, c.batch_size))(keys)
+    unit = c.group_size if family.METHODS[c.objective.method].whole_groups else 1
+    order = jax.vmap(lambda k: jax.random.permutation(k, c.batch_size // unit))(keys)
+    if unit > 1:
+        order = order[..., None] * unit + jnp.arange(unit)
     return order.reshape(-1, c.mini_batch_size // c.micro_batch_size, c.micro_batch_size)
 
 
@@ -252,19 +343,27 @@ def _update(
     drawn,
 ):
     """One mini-batch: gradients of its micro-batches added up, then one step of each optimizer."""
-    index, key = drawn
+    index, key, number = drawn
     mode = learner.config.objective.aggregation
     chosen = jax.tree.map(lambda x: x[index.reshape(-1)], frozen)
     mini_rows = replay.take(carry.replay, chosen.slots_B)
     count = masked.count(losses.loss_mask(mini_rows, chosen), mode)
     count = jnp.where(count > 0, count, 1.0)
+    facts = losses.facts_of(
+        learner,
+        mini_rows,
+        chosen,
+        index.reshape(-1),
+        number,
+        functools.partial(_logps, learner, carry.params),
+    )
 
     def backward(micro_index):
         part = jax.tree.map(lambda x: x[micro_index], frozen)
         rows = replay.take(carry.replay, part.slots_B)
         ages = learner.config.replay.window + 1 if stage.replay_groups > 0 else 1
         grads, sums = jax.grad(losses.policy_loss, has_aux=True)(
-            carry.params, learner, rows, part, kl_weight, count, ages
+            carry.params, learner, rows, part, facts.of(micro_index), kl_weight, count, ages
         )
         critic_grads = None
         if learner.critic is not None:

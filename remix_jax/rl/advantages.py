@@ -118,7 +118,10 @@ def mean_baseline(
 
 
 def asymre(
-    reward_B: jax.Array, group_B: jax.Array, shift: float = -0.1, mask_B: jax.Array | None = None
+    reward_B: jax.Array,
+    group_B: jax.Array,
+    shift: float | jax.Array = -0.1,
+    mask_B: jax.Array | None = None,
 ) -> jax.Array:
     """R - (mean over the group + dV), AsymRE (arXiv 2506.20520).
 
@@ -161,6 +164,14 @@ def group_normalized(
     several_B = group.size_B > 1
     std_B = jnp.where(several_B, jnp.sqrt(group.variance_B), jnp.ones_like(reward_B))
     return jnp.where(several_B, group.centred_B, group.reward_B) / (std_B + eps)
+
+
+def varied(reward_B: jax.Array, group_B: jax.Array, mask_B: jax.Array | None = None) -> jax.Array:
+    """True for the rows whose group has rewards that are not all equal.
+
+    Args: as `group_normalized`.
+    """
+    return _group(reward_B, group_B, mask_B).variance_B > 0
 
 
 class _Group(NamedTuple):

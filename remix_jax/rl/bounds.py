@@ -28,7 +28,7 @@ def bapo_bounds(
     behav_logp_BT: jax.Array,
     adv_BT: jax.Array,
     mask_BT: jax.Array,
-    target: float = 0.4,
+    target: float | jax.Array = 0.4,
     low: tuple[float, float] = (0.6, 0.9),
     high: tuple[float, float] = (1.2, 3.0),
     low_step: float = 0.02,
@@ -71,12 +71,14 @@ def m2po_threshold(
     behav_logp_BT: jax.Array,
     adv_BT: jax.Array,
     mask_BT: jax.Array,
-    target: float = 0.04,
+    target: float | jax.Array = 0.04,
 ) -> jax.Array:
-    """M2PO's bound on (log r)^2 (arXiv 2510.01161): the largest that keeps their mean <= target.
+    """M2PO's bound on (log r)^2 (arXiv 2510.01161), which keeps their mean <= target.
 
     Over the tokens that PPO's clip would concern: A > 0 and r > 1, or A < 0 and r < 1. Tokens above
-    the bound are dropped, equal ones are kept or dropped together. 0 if all of them must go.
+    the bound are dropped, as few as possible; equal ones are kept or dropped together. The bound
+    lies midway between the largest that is kept and the smallest that is dropped, where the
+    rounding of another forward pass does not matter; inf if none is dropped.
     """
     chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT, mask_BT])
     logp_BT, behav_logp_BT, adv_BT = masked.live(mask_BT, logp_BT, behav_logp_BT, adv_BT)
@@ -87,7 +89,9 @@ def m2po_threshold(
     mean_n = jnp.cumsum(square_n) / jnp.arange(1, square_n.size + 1)
     last_of_equals_n = jnp.append(square_n[1:] > square_n[:-1], True)
     fits_n = (mean_n <= target) & last_of_equals_n
-    return jax.lax.stop_gradient(jnp.where(fits_n, square_n, 0.0).max())
+    kept = jnp.where(fits_n, square_n, -1.0).max()  # -1: not one
+    next_up = jnp.where(square_n > kept, square_n, jnp.inf).min()
+    return jax.lax.stop_gradient((jnp.maximum(kept, 0.0) + next_up) / 2)
 
 
 def effective_sample_size(

@@ -15,7 +15,7 @@ def luffy(
     adv_BT: jax.Array,
     mask_BT: jax.Array,
     expert_B: jax.Array,
-    gamma: float = 0.1,
+    gamma: float | jax.Array = 0.1,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> jax.Array:

@@ -26,8 +26,8 @@ def ppo(
     logp_BT: jax.Array,
     behav_logp_BT: jax.Array,
     adv_BT: jax.Array,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: float | jax.Array = 0.2,
+    clip_high: float | jax.Array = 0.2,
     dual_clip: float | None = None,
 ) -> jax.Array:
     """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated.

@@ -46,7 +46,7 @@ def cispo(
 
 
 def truncated_weight(
-    logp_BT: jax.Array, behav_logp_BT: jax.Array, mask_BT: jax.Array, cap: float = 2.0
+    logp_BT: jax.Array, behav_logp_BT: jax.Array, mask_BT: jax.Array, cap: float | jax.Array = 2.0
 ) -> jax.Array:
     """Truncated importance sampling (TIS): min(w, C), w = pi / mu. A factor of any token loss.
 
@@ -57,7 +57,7 @@ def truncated_weight(
 
 
 def masked_weight(
-    logp_BT: jax.Array, behav_logp_BT: jax.Array, mask_BT: jax.Array, cap: float = 2.0
+    logp_BT: jax.Array, behav_logp_BT: jax.Array, mask_BT: jax.Array, cap: float | jax.Array = 2.0
 ) -> jax.Array:
     """Masked importance sampling: w 1[w <= C]; beyond the cap a token is left out.
 
@@ -75,7 +75,7 @@ def decoupled_ppo(
     mask_BT: jax.Array,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
-    cap: float = 5.0,
+    cap: float | jax.Array = 5.0,
 ) -> jax.Array:
     """Decoupled PPO (Hilton et al. 2022; AReaL, arXiv 2505.24298).
 

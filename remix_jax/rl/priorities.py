@@ -1,14 +1,26 @@
-"""Replay by priority: what a row is worth being drawn again (PTR-PPO, arXiv 2112.03798).
+"""Replay by priority: which groups of the ring are worth being drawn again.
 
-Priorities are numbers >= 0 a row, or a group; `draw_probabilities` makes them a distribution over
-the slots of the ring for `jax.random.choice`. The drawn rows are trained on by any objective.
+`replay.sampler` names an entry of SAMPLERS: a priority >= 0 for each row, and an order in which
+groups of these priorities are drawn. The drawn rows are trained on by any objective.
+
+PTR-PPO (arXiv 2112.03798) draws in proportion to max |A|, mean |A| or the scaled reward of a
+trajectory. HiPPO (Pattern Recognition 162, 2025) replays highlights; only its abstract was at hand,
+so this is the plain reading of it: the groups of the highest reward first. Its penalty reward is
+not built.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from remix_jax.rl import masked
+from remix_jax.types import Rows, response_mask
+
+EXPONENT = 0.6
+"""alpha of PTR-PPO's samplers: Schaul et al. 2016, for proportional priorities."""
 
 
 def max_advantage(adv_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
@@ -56,3 +68,60 @@ def draw_probabilities(priority_B: jax.Array, valid_B: jax.Array, exponent: floa
     share_B = jnp.where(largest > 0, masked.divide(priority_B, largest), jnp.ones_like(priority_B))
     weight_B = jnp.where(real_B, share_B**exponent, jnp.zeros_like(share_B))
     return masked.divide(weight_B, weight_B.sum())
+
+
+def uniform(key: jax.Array, priority_g: jax.Array) -> jax.Array:
+    """A lottery: the groups of the smallest numbers are drawn; whatever their priorities, [g]."""
+    return jax.random.uniform(key, priority_g.shape)
+
+
+def proportional(key: jax.Array, priority_g: jax.Array) -> jax.Array:
+    """Draws one after the other without replacement, each with `draw_probabilities` of the rest.
+
+        lottery_g = E_g / P(g),  E_g exponential of mean 1      (Efraimidis and Spirakis 2006)
+
+    Groups of priority 0 come last.
+    """
+    weight_g = draw_probabilities(priority_g, jnp.ones_like(priority_g), EXPONENT)
+    wait_g = jax.random.exponential(key, weight_g.shape)
+    # A weight of 0 waits longer than any other, in an order of its own.
+    return jnp.where(weight_g > 0, wait_g / jnp.maximum(weight_g, 1e-30), 1e30 * (1 + wait_g))
+
+
+def highest_first(key: jax.Array, priority_g: jax.Array) -> jax.Array:
+    """The groups of the highest priority, equal ones in random order."""
+    order_g = jnp.lexsort((jax.random.uniform(key, priority_g.shape), -priority_g))
+    return jnp.argsort(order_g).astype(jnp.float32)
+
+
+class Sampler(NamedTuple):
+    """What makes a row worth being drawn, and how groups are drawn by it."""
+
+    priority: Callable[[Rows], jax.Array] | None  # [R]; None: all alike
+    lottery: Callable[[jax.Array, jax.Array], jax.Array]
+    stored_advantage: bool = False
+
+
+def _max_advantage(rows: Rows) -> jax.Array:
+    assert rows.adv_BT is not None, "Config.stores_advantage"
+    return max_advantage(rows.adv_BT, response_mask(rows))
+
+
+def _mean_advantage(rows: Rows) -> jax.Array:
+    assert rows.adv_BT is not None, "Config.stores_advantage"
+    return mean_advantage(rows.adv_BT, response_mask(rows))
+
+
+def _reward(rows: Rows) -> jax.Array:
+    """Of rows with a signal: a group of equal rewards teaches nothing."""
+    return scaled_reward(rows.reward_B, rows.valid_B) * rows.signal_B
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "uniform": Sampler(None, uniform),
+    "max_advantage": Sampler(_max_advantage, proportional, stored_advantage=True),
+    "mean_advantage": Sampler(_mean_advantage, proportional, stored_advantage=True),
+    "reward": Sampler(_reward, proportional),
+    "highlights": Sampler(_reward, highest_first),
+}
+"""PTR-PPO's are max_advantage, mean_advantage and reward; HiPPO's is highlights."""

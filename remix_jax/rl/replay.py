@@ -9,6 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from remix_jax.rl import masked, priorities
 from remix_jax.types import Rows, empty_rows
 
 ZERO_SIGNAL = 0
@@ -25,11 +26,16 @@ class ReplayState(flax.struct.PyTreeNode):
 
 
 def init(
-    groups: int, group_size: int, prompt_slots: int, response_slots: int, max_uses: int
+    groups: int,
+    group_size: int,
+    prompt_slots: int,
+    response_slots: int,
+    max_uses: int,
+    with_advantage: bool = False,
 ) -> ReplayState:
     """An empty ring for `groups` groups; uses beyond `max_uses` are counted as max_uses."""
     return ReplayState(
-        rows=empty_rows(groups * group_size, prompt_slots, response_slots),
+        rows=empty_rows(groups * group_size, prompt_slots, response_slots, with_advantage),
         cursor=jnp.zeros((), jnp.int32),
         fates_U=jnp.zeros((max_uses + 2,), jnp.int32),
         group_size=group_size,
@@ -65,9 +71,15 @@ def take(state: ReplayState, slots_B: jax.Array) -> Rows:
 
 
 def sample(
-    state: ReplayState, key: jax.Array, step: jax.Array, window: int, slots: int, groups: jax.Array
+    state: ReplayState,
+    key: jax.Array,
+    step: jax.Array,
+    window: int,
+    slots: int,
+    groups: jax.Array,
+    sampler: str = "uniform",
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws whole groups, uniformly and without replacement, among those of the last steps.
+    """Draws whole groups without replacement among those of the last steps; uniformly by default.
 
     A group is eligible when 1 <= age <= window, age = step - version, and a row of it is valid.
     With fewer eligible groups than asked for all of them come: nothing is duplicated.
@@ -78,6 +90,7 @@ def sample(
       window: N, oldest age allowed.
       slots: groups that the result has room for (static).
       groups: groups wanted, at most `slots` (may be traced).
+      sampler: a key of `priorities.SAMPLERS`; a group's priority is the mean of its valid rows'.
 
     Returns:
       slots_B: slots of slots * group_size rows; taken_B: which of them are drawn and valid.
@@ -86,7 +99,13 @@ def sample(
     valid_gG = state.rows.valid_B.reshape(by_group)
     age_g = step - state.rows.version_B.reshape(by_group)[:, 0]
     eligible_g = valid_gG.any(axis=1) & (age_g >= 1) & (age_g <= window)
-    lottery_g = jnp.where(eligible_g, jax.random.uniform(key, eligible_g.shape), 2.0)
+    priority, lottery = priorities.SAMPLERS[sampler][:2]
+    priority_g = jnp.zeros(eligible_g.shape)
+    if priority is not None:
+        priority_gG = jnp.where(valid_gG, priority(state.rows).reshape(by_group), 0.0)
+        priority_g = masked.divide(priority_gG.sum(axis=1), valid_gG.sum(axis=1))
+        priority_g = jnp.where(eligible_g, priority_g, 0.0)
+    lottery_g = jnp.where(eligible_g, lottery(key, priority_g), jnp.inf)
     drawn_g = jnp.argsort(lottery_g)[:slots]
     taken_g = eligible_g[drawn_g] & (jnp.arange(drawn_g.shape[0]) < groups)
     member_G = jnp.arange(state.group_size)
@@ -129,8 +148,12 @@ def clear(state: ReplayState) -> ReplayState:
 
 
 def fates(rows: Rows, buckets: int) -> jax.Array:
-    """Valid rows by fate, [zero signal, used 0 times, used once, ...], length `buckets`."""
+    """Valid rows by fate, [zero signal, used 0 times, used once, ...], length `buckets`.
+
+    Rows that an expert wrote are not counted: they were not generated.
+    """
     fate_B = jnp.minimum(rows.used_B + 1, buckets - 1)
     fate_B = jnp.where(rows.signal_B, fate_B, ZERO_SIGNAL)
     hit_BU = fate_B[:, None] == jnp.arange(buckets)[None, :]
-    return (hit_BU & rows.valid_B[:, None]).sum(axis=0).astype(jnp.int32)
+    counted_B = rows.valid_B & ~rows.expert_B
+    return (hit_BU & counted_B[:, None]).sum(axis=0).astype(jnp.int32)

@@ -42,8 +42,8 @@ def gspo(
     behav_logp_BT: jax.Array,
     adv_BT: jax.Array,
     mask_BT: jax.Array,
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
+    clip_low: float | jax.Array = 3e-4,
+    clip_high: float | jax.Array = 4e-4,
 ) -> jax.Array:
     """Group sequence policy optimisation (GSPO, arXiv 2507.18071), in its token form.
 
@@ -68,7 +68,7 @@ def agro_advantage(
     mask_BT: jax.Array,
     reward_B: jax.Array,
     group_B: jax.Array,
-    beta: float = 0.1,
+    beta: float | jax.Array = 0.1,
 ) -> jax.Array:
     """AGRO's advantage (arXiv 2503.19612): the regularised reward against its group's mean, [B].
 
@@ -90,7 +90,7 @@ def opmd(
     behav_logp_BT: jax.Array,
     adv_BT: jax.Array,
     mask_BT: jax.Array,
-    tau: float = 0.1,
+    tau: float | jax.Array = 0.1,
 ) -> jax.Array:
     """Online policy mirror descent (Kimi k1.5, arXiv 2501.12599): loss = -sg(c) l.
 

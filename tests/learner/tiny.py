@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from remix_jax import types
-from remix_jax.config import Config, Stage, fresh_groups, stage_at, stages
+from remix_jax.config import Config, Stage, fresh_groups, method_numbers, stage_at, stages
 from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
 from remix_jax.learner.step import learn
 from remix_jax.models.decoder import Decoder, DecoderConfig
@@ -108,11 +108,13 @@ def stage_of(config: Config, step: int) -> Stage:
     return stages(config)[stage_at(config, step)]
 
 
-def advance(learner, state, config, step, rows=None):
+def advance(learner, state, config, step, rows=None, expert=None):
     """One learning phase."""
     rows = fresh_rows(config, state, step) if rows is None else rows
     replayed = jnp.asarray(config.batch_groups - fresh_groups(config, step), jnp.int32)
-    return learn(state, rows, replayed, learner=learner, stage=stage_of(config, step))
+    numbers = jnp.asarray(method_numbers(config, step))
+    stage = stage_of(config, step)
+    return learn(state, rows, replayed, numbers, expert, learner=learner, stage=stage)
 
 
 def host(tree):

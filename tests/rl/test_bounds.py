@@ -59,10 +59,11 @@ def test_bapo_per_micro_batch_would_be_another_algorithm(x64):
 @pytest.mark.parametrize(
     ("log_ratios", "target", "threshold"),
     [
-        ((0.125, 0.25, 0.5), 0.04, 0.0625),  # means of the squares: 0.0156, 0.0391, 0.109
-        ((0.125, 0.25, 0.5), 0.11, 0.25),
-        ((0.125, 0.25, 0.5), 0.005, 0.0),
-        ((0.125, 0.25, 0.25), 0.04, 0.015625),  # 0.0391, 0.0469: equal ones go together
+        # means of the squares 0.0156, 0.0625, 0.25 so far: 0.0156, 0.0391, 0.109
+        ((0.125, 0.25, 0.5), 0.04, (0.0625 + 0.25) / 2),
+        ((0.125, 0.25, 0.5), 0.11, np.inf),
+        ((0.125, 0.25, 0.5), 0.005, 0.015625 / 2),
+        ((0.125, 0.25, 0.25), 0.04, (0.015625 + 0.0625) / 2),  # equal ones go together
     ],
 )
 def test_m2po_threshold_by_hand(log_ratios, target, threshold, compiled, x64):
@@ -85,7 +86,20 @@ def test_m2po_threshold_by_trial(seed, target, x64):
     expected = family.m2po_threshold(token_rows.without_garbage(rows), target)
     assert expected > 0
     actual = bounds.m2po_threshold(*(rows[name] for name in NAMES), target=target)
-    np.testing.assert_allclose(actual, expected, rtol=1e-12)
+    log_ratio_BT = rows["logp"] - rows["behav_logp"]
+    concerned_BT = (rows["mask"] == 1) & (log_ratio_BT * rows["adv"] > 0)
+    squares = np.square(log_ratio_BT)[concerned_BT]
+    assert expected < actual <= np.inf
+    assert not np.any((squares > expected * (1 + 1e-12)) & (squares < actual))
+
+
+def test_m2po_drops_nothing_of_rounding(x64):
+    """Ratios of 1 but for rounding: another pass may round otherwise, and no token may go."""
+    noise = 1e-7 * np.random.default_rng(0).normal(size=9)
+    first = by_hand([(x, 1.0) for x in noise])
+    threshold = bounds.m2po_threshold(*first)
+    loss_BT = off_policy.m2po(first[0] + 1e-6, *first[1:], threshold=threshold)
+    assert np.all(np.asarray(loss_BT)[first[3] == 1] != 0)
 
 
 def test_effective_sample_size(compiled, x64):

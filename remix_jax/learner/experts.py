@@ -1,0 +1,99 @@
+"""Rows of an expert: verified traces of a bank, beside or instead of what the policy samples.
+
+They have no log-probs of a sampler: NaN stands in their place, so that whatever reads them by
+mistake is not finite and stops the run. `Rows.expert_B` marks them.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from remix_jax import types
+from remix_jax.config import Config, Stage
+from remix_jax.data import traces
+from remix_jax.data.problems import Problem
+from remix_jax.data.traces import Trace
+from remix_jax.errors import InputError
+from remix_jax.learner.rollout import Draw, ProblemSet, Vocabulary, prompt_batch
+from remix_jax.rl import expert, family
+
+Traces = Mapping[tuple, tuple[int, ...]]
+"""Token ids of a verified response by (text, answers) of the problem."""
+
+
+def with_traces(
+    train: ProblemSet, config: Config, vocabulary: Vocabulary
+) -> tuple[ProblemSet, Traces]:
+    """The training problems that `expert.bank` has a trace of, and their traces.
+
+    A trace longer than data.response_tokens does not count. Without a bank: all problems, none.
+
+    Raises:
+      InputError: no usable bank, or none of its traces is of a training problem.
+    """
+    bank = config.expert.bank
+    if not bank:
+        return train, {}
+    held = traces.load(bank, traces.fingerprint(vocabulary.tokenizer))
+    found = traces.traces_of(held, train.problems)
+    limit = config.data.response_tokens
+    kept = [i for i, t in enumerate(found) if t is not None and len(t.response) <= limit]
+    if not kept:
+        raise InputError(
+            f"config.expert.bank = {bank!r}: has no trace of up to {limit} tokens for any of the "
+            f"{len(train.problems):,} problems of {train.name}"
+        )
+    problems = [train.problems[i] for i in kept]
+    prompts = [train.prompts[i] for i in kept]
+    responses = {_key(t): t.response for i in kept if (t := found[i]) is not None}
+    return train._replace(problems=problems, prompts=prompts), responses
+
+
+def expert_rows(
+    draw: Draw, traces: Traces, stage: Stage, first_group: int, config: Config, pad_id: int
+) -> types.Rows:
+    """A row a group: the trace of its problem, with reward 1; empty rows up to the stage's groups.
+
+    Args:
+      draw: the groups of the step.
+      first_group: number of the first one in the run.
+
+    Raises:
+      InputError: the method needs log-probs that these rows do not have.
+    """
+    slots, n = stage.fresh_groups, len(draw.problems)
+    width, length = config.prompt_slots, config.data.response_tokens
+    valid_B = np.arange(slots) < n
+    if family.METHODS[config.objective.method].experts == "refused":
+        expert.require_behaviour(config.objective.method, ~valid_B, valid_B)
+    prompt_BP, prompt_len_B = prompt_batch(draw.prompts, slots, width, pad_id)
+    response_BT = np.full((slots, length), pad_id, np.int32)
+    response_len_B = np.zeros(slots, np.int32)
+    for b, problem in enumerate(draw.problems):
+        ids = traces[_key(problem)]
+        response_BT[b, : len(ids)] = ids
+        response_len_B[b] = len(ids)
+    unknown_BT = np.full((slots, length), np.nan, np.float32)
+    row_B = np.arange(slots, dtype=np.int32)
+    rows = types.Rows(
+        tokens_BS=np.concatenate([prompt_BP, response_BT], axis=1),
+        prompt_len_B=prompt_len_B,
+        response_len_B=response_len_B,
+        logp_BT=unknown_BT,
+        sampled_logp_BT=unknown_BT,
+        base_logp_BT=np.zeros_like(unknown_BT),
+        reward_B=valid_B.astype(np.float32),
+        group_B=first_group + row_B,
+        version_B=np.zeros_like(row_B),
+        used_B=np.zeros_like(row_B),
+        signal_B=np.zeros(slots, bool),
+        valid_B=valid_B,
+        expert_B=np.ones(slots, bool),
+    )
+    return jax.tree.map(jnp.asarray, rows)
+
+
+def _key(item: Problem | Trace) -> tuple:
+    return item.problem, item.answers
