@@ -31,13 +31,18 @@ ADVANTAGES: dict[str, Callable[..., Any]] = {
 CRITIC_ADVANTAGES = ("gae", "vtrace")
 OWN_ADVANTAGE = "method"  # the estimator that belongs to objective.method
 
+DTYPES = ("float32", "bfloat16")
+ATTENTIONS = ("auto", "plain", "splash", "cudnn")
+
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Model:
     """The policy that is finetuned; the critic starts from the same weights."""
 
     path: str = ""  # Hugging Face model directory
-    dtype: str = "float32"  # parameters and matrix products: float32 or bfloat16
+    dtype: str = "float32"  # of parameters and matrix products: float32 or bfloat16
+    compute_dtype: str = ""  # of matrix products where it is another; sums stay float32
+    attention: str = "auto"  # for long rows: plain, splash (TPU), cudnn (GPU); auto: by device
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -139,6 +144,22 @@ class Optimizer:
     beta2: float = 0.999
     weight_decay: float = 0.0
     grad_clip: float = 1.0  # [R] largest global norm
+    first_moment_dtype: str = ""  # empty: that of the parameters
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class Memory:
+    """What is cut, computed again or kept smaller so that long rows of large models fit.
+
+    Off, as it is here, nothing is: small models run faster so (docs/scaling.md).
+    """
+
+    micro_batch_tokens: int = 0  # slots of a device's rows in a pass; 0: by the numbers of rows
+    logit_slots: int = 0  # response slots whose logits exist at once; 0: all
+    logit_entries: int = 0  # entries of the vocabulary, likewise
+    remat: bool = False  # layers run again in the backward pass
+    scan_layers: bool = False  # one layer compiled and looped over
+    anchors_dtype: str = ""  # of both anchors; empty: that of the parameters
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -210,6 +231,7 @@ class Config:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     critic: Critic = dataclasses.field(default_factory=Critic)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    memory: Memory = dataclasses.field(default_factory=Memory)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
 
     @property
@@ -305,6 +327,29 @@ def planned_rollouts(config: Config) -> int:
     return rollouts_until(config, config.steps)
 
 
+def micro_batch_rows(config: Config, shards: int = 1) -> int:
+    """Rows of a backward pass, on `shards` devices that rows are spread over.
+
+    By a budget of tokens they are as many as fit a device, and divide a mini-batch.
+    """
+    fitting = _fitting_rows(config, shards)
+    if not fitting:
+        return config.micro_batch_size
+    most = min(fitting, config.mini_batch_size)
+    return next(n for n in range(most, 0, -1) if config.mini_batch_size % n == 0)
+
+
+def score_rows(config: Config, shards: int = 1) -> int:
+    """Rows of a forward pass without gradient, likewise."""
+    return _fitting_rows(config, shards) or config.score_batch_size
+
+
+def _fitting_rows(config: Config, shards: int) -> int:
+    """Rows within the budget of tokens a device; 0 without one."""
+    slots = config.data.prompt_tokens + config.data.response_tokens
+    return shards * (config.memory.micro_batch_tokens // slots)
+
+
 def set_name(path: str) -> str:
     """What a problem set is called: its file's name, or NAME of a prepared .../NAME/1.0.0."""
     place = pathlib.PurePath(path)
@@ -377,6 +422,7 @@ def validate(config: Config) -> None:
 def _rules(c: Config):
     """(field, value, holds, what would be right) of every rule."""
     yield from _size_rules(c)
+    yield from _memory_rules(c)
     yield from _method_rules(c)
     yield from _family_rules(c)
     for name, optimizer in (("optimizer", c.optimizer), ("critic.optimizer", c.critic.optimizer)):
@@ -385,6 +431,8 @@ def _rules(c: Config):
         yield f"{name}.grad_clip", clip, clip > 0, "must be above 0"
         yield f"{name}.beta1", optimizer.beta1, 0 <= optimizer.beta1 < 1, "must be in [0, 1)"
         yield f"{name}.beta2", optimizer.beta2, 0 <= optimizer.beta2 < 1, "must be in [0, 1)"
+        moment = optimizer.first_moment_dtype
+        yield f"{name}.first_moment_dtype", moment, moment in ("", *DTYPES), _dtype_or_empty()
         yield f"{name}.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, ">= 0"
     e = c.evaluation
     yield "evaluation.every", e.every, e.every >= 0, "must be 0 (first and last) or more"
@@ -424,8 +472,20 @@ def _size_rules(c: Config):
     rule = f"must divide mini_batch_size = {c.mini_batch_size}"
     yield "micro_batch_size", c.micro_batch_size, divides, rule
     yield "model.path", c.model.path, c.model.path != "", "must name a model directory"
-    dtypes = ("float32", "bfloat16")
-    yield "model.dtype", c.model.dtype, c.model.dtype in dtypes, f"one of {', '.join(dtypes)}"
+    m = c.model
+    yield "model.dtype", m.dtype, m.dtype in DTYPES, f"one of {', '.join(DTYPES)}"
+    yield (
+        "model.compute_dtype",
+        m.compute_dtype,
+        m.compute_dtype in ("", *DTYPES),
+        _dtype_or_empty(),
+    )
+    yield (
+        "model.attention",
+        m.attention,
+        m.attention in ATTENTIONS,
+        f"one of {', '.join(ATTENTIONS)}",
+    )
     yield "data.train", c.data.train, c.data.train != "", "must name a problem file"
     yield "data.suites", c.data.suites, len(c.data.suites) > 0, "must name a held-out file or more"
     names = [set_name(path) for path in (*c.data.suites, c.data.validation) if path]
@@ -437,6 +497,27 @@ def _size_rules(c: Config):
     for field in ("prompt_tokens", "response_tokens"):
         value = getattr(c.data, field)
         yield f"data.{field}", value, value >= 1, "must be 1 or more"
+
+
+def _memory_rules(c: Config):
+    m = c.memory
+    slots = c.data.prompt_tokens + c.data.response_tokens
+    room = m.micro_batch_tokens == 0 or m.micro_batch_tokens >= slots
+    rule = f"must be 0 (off) or hold a row of prompt and response, {slots} tokens"
+    yield "memory.micro_batch_tokens", m.micro_batch_tokens, room, rule
+    for field in ("logit_slots", "logit_entries"):
+        yield (
+            f"memory.{field}",
+            getattr(m, field),
+            getattr(m, field) >= 0,
+            "must be 0 (all) or more",
+        )
+    known = m.anchors_dtype in ("", *DTYPES)
+    yield "memory.anchors_dtype", m.anchors_dtype, known, _dtype_or_empty()
+
+
+def _dtype_or_empty() -> str:
+    return f"empty, or one of {', '.join(DTYPES)}"
 
 
 def _method_rules(c: Config):

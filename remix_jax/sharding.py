@@ -24,6 +24,7 @@ from remix_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that rows are divided over
+STREAM = (ROWS, "tensor")  # [B, S, D] between layers, which is what a backward pass keeps
 REST = -1  # as an axis' size: what the other axes leave of the devices
 
 # (path, axes of the last dimensions); the first rule whose expression is found in the path decides.
@@ -187,6 +188,12 @@ def path_text(path: Sequence[Any]) -> str:
 
 
 # --- inside programs -------------------------------------------------------------------------
+
+
+def in_use() -> AbstractMesh | None:
+    """The mesh that is traced over, None without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
 
 
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:

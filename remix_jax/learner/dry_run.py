@@ -87,7 +87,7 @@ def memory_plan(
     extra.append(cache_bytes(sizes, config.evaluation.batch_size, config))
     lines["evaluation: cache"] = size_text(extra[-1])
     gradients = tree_bytes((state.params, state.critic_params))
-    added_up = config.mini_batch_size > config.micro_batch_size
+    added_up = config.mini_batch_size > configs.micro_batch_rows(config)
     gradients *= 2 if added_up else 1  # the sum so far, and those of one micro-batch
     lines["learning: gradients"] = size_text(gradients)
     saved = backward_bytes(learner, state)
@@ -110,7 +110,7 @@ def backward_bytes(learner: Learner, state: TrainState) -> int:
     The critic's pass comes after the policy's and keeps no more: it has no logits.
     """
     config = learner.config
-    micro = config.micro_batch_size
+    micro = configs.micro_batch_rows(config)
     rows = jax.eval_shape(
         lambda: empty_rows(micro, config.prompt_slots, config.data.response_tokens)
     )

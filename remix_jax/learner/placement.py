@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from remix_jax import sharding
-from remix_jax.config import Config
+from remix_jax.config import Config, micro_batch_rows
 from remix_jax.learner import dry_run
 from remix_jax.learner.setup import check_mesh, size_text, tree_bytes
 from remix_jax.learner.state import TrainState
@@ -49,7 +49,8 @@ def parts(config: Config, state: TrainState) -> dict[str, Any]:
     Gradients and micro-batches live only while the learning phase runs.
     """
     slots = (config.data.prompt_tokens, config.data.response_tokens)
-    micro = jax.eval_shape(lambda: empty_rows(config.micro_batch_size, *slots))
+    shards = sharding.row_shards(sharding.planned_mesh(config.mesh.sizes))
+    micro = jax.eval_shape(lambda: empty_rows(micro_batch_rows(config, shards), *slots))
     found: dict[str, Any] = {
         "Policy": {"params": state.params},
         "Policy's optimizer": {"opt_state": state.opt_state},

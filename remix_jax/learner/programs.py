@@ -157,5 +157,5 @@ def _abstract(shape, dtype):
 def _abstract_params(policy: Decoder):
     tokens = jnp.zeros((1, 2), jnp.int32)
     init = jax.eval_shape(policy.init, jax.random.key(0), tokens, tokens, tokens)
-    dtype = jnp.dtype(policy.config.dtype)
+    dtype = jnp.dtype(policy.config.param_dtype)
     return jax.tree.map(lambda x: _abstract(x.shape, dtype), init["params"])

@@ -89,8 +89,8 @@ def check_mesh(config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh |
     shards, tensor = sharding.row_shards(mesh), mesh.shape["tensor"]
     samples = config.evaluation.samples
     rows = (
-        ("micro_batch_size", config.micro_batch_size, shards),
-        ("score_batch_size", config.score_batch_size, shards),
+        ("micro_batch_size", configs.micro_batch_rows(config, shards), shards),
+        ("score_batch_size", configs.score_rows(config, shards), shards),
         ("evaluation.batch_size", config.evaluation.batch_size, shards * samples),
     )
     for field, value, unit in rows:

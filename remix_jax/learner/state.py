@@ -1,5 +1,6 @@
 """Everything that changes while training, as one pytree, and the events that replace parts."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -9,7 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from remix_jax.config import Config, Optimizer, compiled_part, stage_at, stages
-from remix_jax.models.decoder import Decoder
+from remix_jax.models import attention
+from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.models.execution import Execution
 from remix_jax.rl import replay
 
 
@@ -44,7 +47,9 @@ class Learner(NamedTuple):
 def make_optimizer(settings: Optimizer) -> optax.GradientTransformation:
     """AdamW up to the learning rate: the step applies that, and the bound on the norm."""
     return optax.chain(
-        optax.scale_by_adam(b1=settings.beta1, b2=settings.beta2),
+        optax.scale_by_adam(
+            b1=settings.beta1, b2=settings.beta2, mu_dtype=settings.first_moment_dtype or None
+        ),
         optax.add_decayed_weights(settings.weight_decay),
     )
 
@@ -55,11 +60,30 @@ def make_learner(config: Config, policy: Decoder) -> Learner:
     Equal for runs that differ in seed, learning rate or length: they share compiled programs.
     """
     config = compiled_part(config)
+    policy = Decoder(executed(policy.config, config))
     if not config.has_critic:
         return Learner(config, policy, None, make_optimizer(config.optimizer), None)
     critic = Decoder(policy.config, head="value")
     critic_optimizer = make_optimizer(config.critic.optimizer)
     return Learner(config, policy, critic, make_optimizer(config.optimizer), critic_optimizer)
+
+
+def executed(sizes: DecoderConfig, config: Config) -> DecoderConfig:
+    """A decoder's sizes with the way that the config wants it run, on the devices that are here."""
+    model, memory = config.model, config.memory
+    dtype = model.compute_dtype or model.dtype
+    kernel = model.attention
+    if kernel == "auto":
+        kernel = attention.chosen(jax.default_backend(), dtype)
+    execution = Execution(
+        param_dtype=model.dtype,
+        scan_layers=memory.scan_layers,
+        remat=memory.remat,
+        attention=kernel,
+        logit_slots=memory.logit_slots,
+        logit_entries=memory.logit_entries,
+    )
+    return dataclasses.replace(sizes, dtype=dtype, execution=execution)
 
 
 def init_state(learner: Learner, params: dict, config: Config) -> TrainState:
@@ -79,8 +103,8 @@ def init_state(learner: Learner, params: dict, config: Config) -> TrainState:
         critic_opt_state=critic_opt_state,
         learning_rate=jnp.asarray(config.optimizer.learning_rate, jnp.float32),
         critic_learning_rate=jnp.asarray(config.critic.optimizer.learning_rate, jnp.float32),
-        base_params=copy(params) if config.has_base else None,
-        prev_params=copy(params) if has_precedent(config) else None,
+        base_params=anchor(learner, params) if config.has_base else None,
+        prev_params=anchor(learner, params) if has_precedent(config) else None,
         replay=init_replay(config),
         key=jax.random.key(config.seed),
         step=jnp.zeros((), jnp.int32),
@@ -131,7 +155,7 @@ def reincarnate(learner: Learner, state: TrainState) -> TrainState:
     if learner.config.reset_optimizer:
         opt_state = learner.optimizer.init(state.params)
     return state.replace(
-        base_params=None if state.base_params is None else copy(state.params),
+        base_params=None if state.base_params is None else anchor(learner, state.params),
         opt_state=opt_state,
         replay=replay.clear(state.replay),
     )
@@ -142,6 +166,12 @@ def fault_names(params: dict, critic_params: dict | None) -> list[str]:
     names = ["policy loss", "value loss"]
     names += [f"gradient of policy {path}" for path in _paths(params)]
     return names + [f"gradient of critic {path}" for path in _paths(critic_params)]
+
+
+def anchor(learner: Learner, params: dict) -> dict:
+    """A copy of the policy in the dtype that anchors are kept in."""
+    dtype = learner.config.memory.anchors_dtype
+    return jax.tree.map(lambda x: jnp.array(x, dtype or x.dtype, copy=True), params)
 
 
 def copy(tree: dict) -> dict:

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from remix_jax.config import ADVANTAGES, Stage
+from remix_jax import sharding
+from remix_jax.config import ADVANTAGES, Stage, micro_batch_rows, score_rows
 from remix_jax.learner import losses
 from remix_jax.learner.losses import Frozen
 from remix_jax.learner.state import Learner, TrainState
@@ -117,13 +118,21 @@ def learn(
         learning_rate=state.learning_rate,
         critic_learning_rate=state.critic_learning_rate,
         base_params=state.base_params,
-        prev_params=None if state.prev_params is None else state.params,
+        prev_params=_precedent(learner, state),
         replay=carry.replay,
         key=state.key,
         step=step,
         fault_F=carry.fault_F,
     )
     return state, metrics
+
+
+def _precedent(learner: Learner, state: TrainState):
+    """The policy at step start, as the next step's anchor."""
+    if state.prev_params is None:
+        return None
+    dtype = learner.config.memory.anchors_dtype
+    return jax.tree.map(lambda x: x.astype(dtype or x.dtype), state.params)
 
 
 def _join(learner: Learner, stage: Stage, fresh: Rows | None, expert: Rows | None) -> Rows:
@@ -169,13 +178,18 @@ def _in_chunks(score, rows, chunk: int):
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], scored)
 
 
+def _chunk(learner: Learner) -> int:
+    """Rows that are scored at once."""
+    return score_rows(learner.config, sharding.row_shards(sharding.in_use()))
+
+
 def _logps(learner: Learner, params, rows: Rows):
     temperature = learner.config.sampling.temperature
 
     def score(chunk):
         return scoring.score_responses(learner.policy, params, chunk, temperature).logp_BT
 
-    return _in_chunks(score, rows, learner.config.score_batch_size)
+    return _in_chunks(score, rows, _chunk(learner))
 
 
 def _complete(learner: Learner, state: TrainState, fresh: Rows, step, number) -> Rows:
@@ -244,7 +258,7 @@ def _score(
     value_BT = frozen.value_BT
     if learner.critic is not None and state.critic_params is not None:
         score = functools.partial(scoring.score_values, learner.critic, state.critic_params)
-        value_BT = _in_chunks(score, rows, learner.config.score_batch_size)
+        value_BT = _in_chunks(score, rows, _chunk(learner))
     return frozen._replace(prox_logp_BT=prox_logp_BT, prev_logp_BT=prev_logp_BT, value_BT=value_BT)
 
 
@@ -329,7 +343,8 @@ def _mini_batches(learner: Learner, stage: Stage, key):
     order = jax.vmap(lambda k: jax.random.permutation(k, c.batch_size // unit))(keys)
     if unit > 1:
         order = order[..., None] * unit + jnp.arange(unit)
-    return order.reshape(-1, c.mini_batch_size // c.micro_batch_size, c.micro_batch_size)
+    micro = micro_batch_rows(c, sharding.row_shards(sharding.in_use()))
+    return order.reshape(-1, c.mini_batch_size // micro, micro)
 
 
 def _update(

@@ -9,6 +9,7 @@ key head, X = M * T, E head dimension. T is the number of slots that are queried
 """
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -16,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remix_jax.models.products import attention, attention_step, lookup, matmul
-
-_MASKED = -1e30  # finite: a query that may see nothing gets uniform weights, never NaN
+from remix_jax import sharding
+from remix_jax.models import attention
+from remix_jax.models.execution import DEFAULTS, Execution
+from remix_jax.models.products import attention_step, lookup, matmul
 
 # Of every layer: keys [B, K, E, S] (the layout in which a CPU multiplies them without copying them
 # first) and values [B, K, S, E].
@@ -58,6 +60,12 @@ class DecoderConfig:
     qk_norm: bool
     max_positions: int
     dtype: str = "float32"
+    execution: Execution = DEFAULTS
+
+    @property
+    def param_dtype(self) -> str:
+        """Of the parameters."""
+        return self.execution.param_dtype or self.dtype
 
 
 def rope_frequencies(config: DecoderConfig) -> np.ndarray:
@@ -159,22 +167,28 @@ class Layer(nn.Module):
         self.up = Linear(c.width, c.ffn_width, c.dtype)
         self.down = Linear(c.ffn_width, c.width, c.dtype)
 
-    def __call__(self, x_BSD, bias_BTS, cos_BSE, sin_BSE):
-        """The output at the last T slots [B, T, D], and the keys and values [B, K, S, E] of all."""
+    def __call__(self, x_BSD, visible, cos_BSE, sin_BSE, kind: str, queries: tuple[int, int]):
+        """The output at some slots [B, T, D], and the keys and values [B, K, S, E] of all.
+
+        Args:
+          visible, kind: as `attention.visibility` gives it, for that kernel.
+          queries: the first slot that is queried, and T (static).
+        """
         B, S, D = x_BSD.shape
-        T = bias_BTS.shape[1]
+        first, T = queries
         rope = cos_BSE.reshape(B * S, -1), sin_BSE.reshape(B * S, -1)
         normed_ND = self.attn_norm(x_BSD.reshape(B * S, D))
         k_NKE, v_NKE = self._keys_values(normed_ND, *rope)
         k_BKSE, v_BKSE = _heads_first(k_NKE, B), _heads_first(v_NKE, B)
 
         def queried(x):
-            return x.reshape(B, S, -1)[:, S - T :].reshape(B * T, -1) if T < S else x
+            return x.reshape(B, S, -1)[:, first : first + T].reshape(B * T, -1) if T < S else x
 
+        c = self.config
         q_NHE = self._queries(queried(normed_ND), *map(queried, rope))
-        q_BKXE = _heads_first(q_NHE, B).reshape(B, k_BKSE.shape[1], -1, self.config.head_dim)
-        out_BKXE = attention(q_BKXE, k_BKSE, v_BKSE, bias_BTS, self.config.dtype)
-        out_BTHE = out_BKXE.reshape(B, -1, T, self.config.head_dim).transpose(0, 2, 1, 3)
+        q_BKMTE = _heads_first(q_NHE, B).reshape(B, c.kv_heads, -1, T, c.head_dim)
+        out = attention.attend(kind, q_BKMTE, k_BKSE, v_BKSE, visible, first, c.dtype)
+        out_BTHE = out.reshape(B, -1, T, c.head_dim).transpose(0, 2, 1, 3)
         x_ND = queried(x_BSD.reshape(B * S, D)) + self.o(out_BTHE.reshape(B * T, -1))
         return self._mlp(x_ND).reshape(B, T, D), (k_BKSE, v_BKSE)
 
@@ -254,9 +268,13 @@ class Decoder(nn.Module):
         tied = self.config.tied_embeddings
         return (self.embed.logits(x_ND) if tied else self.lm_head(x_ND)).reshape(B, T, -1)
 
+    def head_weights(self) -> jax.Array:
+        """The projection [D, V] of `project` (head "lm")."""
+        return self.embed.embedding.T if self.config.tied_embeddings else self.lm_head.kernel
+
     def prefill(self, tokens_QP, positions_QP, mask_QP) -> tuple[jax.Array, Cache]:
         """Output of the final norm at the last slot [Q, D], and the cache of all P slots."""
-        x_Q1D, cache = self._run(tokens_QP, positions_QP, mask_QP, last=1)
+        x_Q1D, cache = self._run(tokens_QP, positions_QP, mask_QP, last=1, keep=True)
         cache = jax.tree.map(lambda x: x.astype(self.config.dtype), cache)
         return x_Q1D[:, 0], tuple((k_QKPE.swapaxes(2, 3), v_QKPE) for k_QKPE, v_QKPE in cache)
 
@@ -265,7 +283,7 @@ class Decoder(nn.Module):
 
         `seen_BS` is true at the slots of the cache that the row's token sees, `slot` among them.
         """
-        bias_BS = jnp.where(seen_BS, 0.0, _MASKED)
+        bias_BS = jnp.where(seen_BS, 0.0, attention.MASKED)
         rope = self._rope(positions_B)
         x_BD, new = self.embed(tokens_B), []
         for layer, old in zip(self.layers, cache, strict=True):
@@ -273,17 +291,66 @@ class Decoder(nn.Module):
             new.append(layer_cache)
         return self.final_norm(x_BD), tuple(new)
 
-    def _run(self, tokens_BS, positions_BS, mask_BS, last):
+    def _run(self, tokens_BS, positions_BS, mask_BS, last, keep: bool = False):
+        """Final-norm outputs at the last `last` slots, and all keys and values if kept."""
         B, S = tokens_BS.shape
-        causal_SS = jnp.tril(jnp.ones((S, S), bool))
-        bias_BSS = jnp.where(causal_SS[None] & (mask_BS != 0)[:, None], 0.0, _MASKED)
-        rope = self._rope(positions_BS)
-        x_BTD, cache = self.embed(tokens_BS.reshape(-1)).reshape(B, S, -1), []
-        for i, layer in enumerate(self.layers):
-            T = S if last is None or i + 1 < len(self.layers) else last
-            x_BTD, layer_cache = layer(x_BTD, bias_BSS[:, S - T :], *rope)
+        kind = attention.for_slots(self.config.execution.attention, S)
+        padding = attention.padded_slots(kind, S) - S
+        if padding:
+            behind = ((0, 0), (0, padding))
+            tokens_BS, positions_BS, mask_BS = (
+                jnp.pad(x, behind) for x in (tokens_BS, positions_BS, mask_BS)
+            )
+        queried = S if last is None else last
+        visible, rope = attention.visibility(kind, mask_BS), self._rope(positions_BS)
+        x_BSD = self.embed(tokens_BS.reshape(-1)).reshape(B, S + padding, -1)
+        every = {"visible": visible, "cos_BSE": rope[0], "sin_BSE": rope[1], "kind": kind}
+        whole, last_slots = (0, S + padding), (S - queried, queried)
+        run = self._unrolled if self._is_plain() else self._recomputed
+        x_BTD, cache = run(x_BSD, every, whole, last_slots, keep)
+        return self.final_norm(x_BTD), cache
+
+    def _is_plain(self) -> bool:
+        execution = self.config.execution
+        return self.is_initializing() or not (execution.scan_layers or execution.remat)
+
+    def _unrolled(self, x_BSD, every, whole, last, keep):
+        cache = []
+        for layer in self.layers[:-1]:
+            x_BSD, layer_cache = layer(x_BSD, queries=whole, **every)
             cache.append(layer_cache)
-        return self.final_norm(x_BTD), tuple(cache)
+        x_BTD, layer_cache = self.layers[-1](x_BSD, queries=last, **every)
+        return x_BTD, (*cache, layer_cache) if keep else None
+
+    def _recomputed(self, x_BSD, every, whole, last, keep):
+        """`_unrolled` with layers rematerialised, scanned or both, over the same parameters."""
+        execution, kind = self.config.execution, every.pop("kind")
+        params = [layer.variables["params"] for layer in self.layers]
+
+        def block(queries, x_BSD, params, every):
+            layer = Layer(self.config, parent=None)
+            options = {"kind": kind, "queries": queries}
+            x_BTD, cache = layer.apply({"params": params}, x_BSD, **every, **options)
+            return sharding.constrain(x_BTD, *sharding.STREAM), cache if keep else None
+
+        def run(queries):
+            function = functools.partial(block, queries)
+            # In a scan nothing can be merged with the forward pass, and the barriers would cost.
+            apart = not execution.scan_layers
+            return jax.checkpoint(function, prevent_cse=apart) if execution.remat else function
+
+        x_BSD, cache = sharding.constrain(x_BSD, *sharding.STREAM), []
+        if execution.scan_layers and len(params) > 1:
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params[:-1])
+            x_BSD, caches = jax.lax.scan(lambda x, p: run(whole)(x, p, every), x_BSD, stacked)
+            indices = range(len(params) - 1) if keep else ()
+            cache = [jax.tree.map(lambda leaf, i=i: leaf[i], caches) for i in indices]
+        else:
+            for own in params[:-1]:
+                x_BSD, layer_cache = run(whole)(x_BSD, own, every)
+                cache.append(layer_cache)
+        x_BTD, layer_cache = run(last)(x_BSD, params[-1], every)
+        return x_BTD, (*cache, layer_cache) if keep else None
 
     def _rope(self, positions):
         angle = positions.astype(jnp.float32)[..., None] * rope_frequencies(self.config).reshape(

@@ -314,7 +314,8 @@ def _named(model: Decoder, params: dict) -> dict[str, tuple[ParamPath, jax.Array
 def _config_json(config: DecoderConfig, dtype: str, like: str | os.PathLike | None) -> dict:
     raw = plain_config(config)
     if like is not None:
-        other = dataclasses.replace(read_config(like), dtype=config.dtype)
+        other = read_config(like)
+        other = dataclasses.replace(other, dtype=config.dtype, execution=config.execution)
         for field in dataclasses.fields(config):
             ours, theirs = getattr(config, field.name), getattr(other, field.name)
             if ours != theirs:

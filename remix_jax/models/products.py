@@ -19,7 +19,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 ONE_HOT_VOCABULARY = 4096  # beyond it, a scatter is cheaper than a product with one-hot rows
 
 
-def _einsum(subscripts: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+def einsum(subscripts: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
+    """jnp.einsum of operands rounded to `dtype`, summed in float32."""
     # float32 is to mean float32 on accelerators too, whose default is to round the operands.
     exact = lax.Precision.HIGHEST if dtype == "float32" else None
     return jnp.einsum(
@@ -37,7 +38,7 @@ def matmul(x_ND: jax.Array, w_DF: jax.Array, dtype: str) -> jax.Array:
 
     The weights may have any dtype, which their gradient gets too.
     """
-    return _einsum("nd,df->nf", x_ND, w_DF, dtype)
+    return einsum("nd,df->nf", x_ND, w_DF, dtype)
 
 
 def _matmul_forward(x_ND, w_DF, dtype):
@@ -47,8 +48,8 @@ def _matmul_forward(x_ND, w_DF, dtype):
 
 def _matmul_backward(dtype, residuals, dy_NF):
     x_ND, w_DF = residuals
-    dx_ND = _einsum("nf,df->nd", dy_NF, w_DF, dtype)
-    plain = partial(_einsum, "nd,nf->df", dtype=dtype)
+    dx_ND = einsum("nf,df->nd", dy_NF, w_DF, dtype)
+    plain = partial(einsum, "nd,nf->df", dtype=dtype)
     # A CPU has no fast product that sums over the leading axis of both operands, unless the result
     # is float32 and wide: there it pays to lay out the transpose first.
     wide = dtype == "float32" and x_ND.shape[1] <= dy_NF.shape[1]
@@ -62,7 +63,7 @@ def _product_of_copy(x_ND, dy_NF, dtype):
     x_DN = with_layout_constraint(x_ND.T, Layout((0, 1)))
     # The barrier keeps a transpose of the result (tied embeddings) from being folded into the
     # product, where it would undo the layout.
-    return lax.optimization_barrier(_einsum("dn,nf->df", x_DN, dy_NF, dtype))
+    return lax.optimization_barrier(einsum("dn,nf->df", x_DN, dy_NF, dtype))
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -107,24 +108,24 @@ def _attention_forward(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype):
     q, k, v = q_BKXE.astype(dtype), k_BKSE.astype(dtype), v_BKSE.astype(dtype)
     B, K, X, _ = q.shape
     _, T, S = bias_BTS.shape
-    score = _einsum("bkxe,bkse->bkxs", q, k, dtype).reshape(B, K, X // T, T, S)
+    score = einsum("bkxe,bkse->bkxs", q, k, dtype).reshape(B, K, X // T, T, S)
     exp, inverse = _exponentials(score + bias_BTS[:, None, None])
     exp = exp.reshape(B, K, X, S).astype(dtype)
     inverse = inverse.reshape(B, K, X, 1)
     # Dividing after the product: [X, E] numbers instead of [X, S], here and in the gradient.
-    out = _einsum("bkxs,bkse->bkxe", exp, v, dtype) * inverse
+    out = einsum("bkxs,bkse->bkxe", exp, v, dtype) * inverse
     return out, (q, k, v, exp, inverse, out)
 
 
 def _attention_backward(dtype, residuals, dout):
     q, k, v, exp, inverse, out = residuals
     dsum = dout * inverse
-    dv = _einsum("bkxs,bkxe->bkse", exp, dsum, dtype)
-    dexp = _einsum("bkxe,bkse->bkxs", dsum, v, dtype)
+    dv = einsum("bkxs,bkxe->bkse", exp, dsum, dtype)
+    dexp = einsum("bkxe,bkse->bkxs", dsum, v, dtype)
     # The softmax's own term, sum_s weight_s dweight_s, equals out . dout.
     dscore = exp * (dexp - (dsum * out).sum(-1, keepdims=True))
-    dq = _einsum("bkxs,bkse->bkxe", dscore, k, dtype)
-    dk = _einsum("bkxs,bkxe->bkse", dscore, q, dtype)
+    dq = einsum("bkxs,bkse->bkxe", dscore, k, dtype)
+    dk = einsum("bkxs,bkxe->bkse", dscore, q, dtype)
     return dq, dk, dv, None
 
 
@@ -133,9 +134,9 @@ attention.defvjp(_attention_forward, _attention_backward)
 
 def attention_step(q_BKME, k_BKES, v_BKSE, bias_BS, dtype: str) -> jax.Array:
     """`attention` for one query a row, from a cache that keeps the keys transposed. [B, K, M, E]"""
-    score = _einsum("bkme,bkes->bkms", q_BKME, k_BKES, dtype)
+    score = einsum("bkme,bkes->bkms", q_BKME, k_BKES, dtype)
     exp, inverse = _exponentials(score + bias_BS[:, None, None])
-    return _einsum("bkms,bkse->bkme", exp, v_BKSE, dtype) * inverse
+    return einsum("bkms,bkse->bkme", exp, v_BKSE, dtype) * inverse
 
 
 def _exponentials(score):

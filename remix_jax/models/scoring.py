@@ -5,7 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from remix_jax import sharding
 from remix_jax.models.decoder import Decoder
+from remix_jax.models.head import Pieces, logp_and_entropy
 from remix_jax.types import Rows, positions, token_mask
 
 
@@ -27,8 +29,9 @@ def token_logps(
       mask_BT: marks real tokens.
     """
     real_BT = mask_BT > 0
-    logits_BTV = model.apply({"params": params}, tokens_BT, positions(real_BT), real_BT)
-    logp_BT = _select(logits_BTV[:, :-1], tokens_BT[:, 1:]).logp_BT
+    inputs = (tokens_BT, positions(real_BT), real_BT)
+    x_BTD = model.apply({"params": params}, *inputs, method="hidden")
+    logp_BT = _scores(model, params, x_BTD[:, :-1], tokens_BT[:, 1:], 1.0).logp_BT
     scored_BT = real_BT[:, 1:] & real_BT[:, :-1]
     return jnp.pad(jnp.where(scored_BT, logp_BT, 0.0), ((0, 0), (1, 0)))
 
@@ -40,10 +43,8 @@ def score_responses(model: Decoder, params: dict, rows: Rows, temperature: float
     any truncation, so that a fresh row's ratio is 1.
     """
     x_BTD = _states_before_tokens(model, params, rows)
-    logits_BTV = model.apply({"params": params}, x_BTD, method="project")
-    if temperature != 1.0:
-        logits_BTV = logits_BTV / temperature
-    return _select(logits_BTV, rows.tokens_BS[:, -rows.response_slots :])
+    tokens_BT = rows.tokens_BS[:, -rows.response_slots :]
+    return _scores(model, params, x_BTD, tokens_BT, temperature)
 
 
 def score_values(critic: Decoder, params: dict, rows: Rows) -> jax.Array:
@@ -61,6 +62,24 @@ def _states_before_tokens(model, params, rows: Rows):
     tokens_BS = rows.tokens_BS[:, :-1]
     inputs = (tokens_BS, positions(mask_BS), mask_BS)
     return model.apply({"params": params}, *inputs, method="hidden", last=rows.response_slots)
+
+
+def _scores(model, params, x_BTD, tokens_BT, temperature: float) -> TokenScores:
+    """Of tokens, given the final hidden states that predict them: by all logits, or in pieces."""
+    execution, T, V = model.config.execution, tokens_BT.shape[1], model.config.vocab_size
+    cut = 0 < execution.logit_slots < T or 0 < execution.logit_entries < V
+    if cut:
+        head_DV = model.apply({"params": params}, method="head_weights")
+        mesh = sharding.in_use()
+        shards = 1 if mesh is None else mesh.shape["tensor"]
+        pieces = Pieces(execution.logit_slots, execution.logit_entries, shards)
+        dtype = model.config.dtype
+        scores = logp_and_entropy(x_BTD, head_DV, tokens_BT, temperature, dtype, pieces)
+        return TokenScores(*scores)
+    logits_BTV = model.apply({"params": params}, x_BTD, method="project")
+    if temperature != 1.0:
+        logits_BTV = logits_BTV / temperature
+    return _select(logits_BTV, tokens_BT)
 
 
 def _select(logits_BTV, tokens_BT) -> TokenScores:
