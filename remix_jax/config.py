@@ -346,7 +346,7 @@ def score_rows(config: Config, shards: int = 1) -> int:
 
 def _fitting_rows(config: Config, shards: int) -> int:
     """Rows within the budget of tokens a device; 0 without one."""
-    slots = config.data.prompt_tokens + config.data.response_tokens
+    slots = config.prompt_slots + config.data.response_tokens
     return shards * (config.memory.micro_batch_tokens // slots)
 
 
@@ -501,7 +501,7 @@ def _size_rules(c: Config):
 
 def _memory_rules(c: Config):
     m = c.memory
-    slots = c.data.prompt_tokens + c.data.response_tokens
+    slots = c.prompt_slots + c.data.response_tokens
     room = m.micro_batch_tokens == 0 or m.micro_batch_tokens >= slots
     rule = f"must be 0 (off) or hold a row of prompt and response, {slots} tokens"
     yield "memory.micro_batch_tokens", m.micro_batch_tokens, room, rule

@@ -1,0 +1,57 @@
+"""Budgets of tokens, and what is kept in fewer bits than the parameters."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from remix_jax import config as configs
+from remix_jax.errors import InputError
+from remix_jax.learner import step
+from tests.learner.tiny import P, T, advance, grouped, host, make_config, stage_of, start
+
+
+def trained(**changes):
+    config = grouped(steps=3, reincarnation_step=0, **changes)
+    learner, state = start(config)
+    state, metrics = advance(learner, state, config, 1)
+    return state, host(metrics)
+
+
+def test_a_budget_of_tokens_is_a_number_of_rows():
+    config = make_config(memory__micro_batch_tokens=3 * (P + T) + 1)
+    assert configs.score_rows(config) == 3
+    assert configs.micro_batch_rows(config) == 2, "3 does not divide a mini-batch of 4"
+    assert configs.micro_batch_rows(config, shards=4) == 4, "no more than the mini-batch"
+    config.memory.micro_batch_tokens = P + T - 1
+    config.model.path, config.data.train, config.data.suites = "model", "a.json", ("b.json",)
+    with pytest.raises(InputError, match=f"hold a row of prompt and response, {P + T} tokens"):
+        configs.validate(config)
+    config.memory.micro_batch_tokens = P + T
+    learner, _ = start(config)
+    batches = step._mini_batches(learner, stage_of(config, 1), jax.random.key(0))
+    assert batches.shape == (config.passes * 2, 4, 1)
+
+
+def test_float32_masters_with_products_moments_and_anchors_of_bfloat16():
+    small = {
+        "memory__micro_batch_tokens": P + T,
+        "model__compute_dtype": "bfloat16",
+        "memory__anchors_dtype": "bfloat16",
+        "optimizer__first_moment_dtype": "bfloat16",
+    }
+    state, metrics = trained(**small)
+    exact, exact_metrics = trained()
+
+    def dtypes(tree):
+        return {str(x.dtype) for x in jax.tree.leaves(tree)}
+
+    assert dtypes(state.params) == {"float32"}
+    assert dtypes(state.base_params) == dtypes(state.prev_params) == {"bfloat16"}
+    assert dtypes(state.opt_state[0].mu) == {"bfloat16"}
+    assert dtypes(state.opt_state[0].nu) == {"float32"}
+    assert dtypes(exact.base_params) == dtypes(exact.opt_state[0].mu) == {"float32"}
+    for name in ("loss", "entropy"):
+        assert metrics[name] == pytest.approx(exact_metrics[name], rel=0.1, abs=5e-3), name
+    # Steps smaller than a bfloat16 weight can take are not lost.
+    policy = jax.tree.leaves(state.params)
+    assert any((x != x.astype(jnp.bfloat16).astype(jnp.float32)).any() for x in policy)
