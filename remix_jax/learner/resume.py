@@ -28,7 +28,9 @@ CONFIG_FILE, _LOCK = "config.json", ".lock"
 MAY_CHANGE = (
     *("steps", "checkpoint_every", "keep_checkpoints", "keep_every", "samples_per_step"),
     *("evaluation.", "data.suites", "data.validation"),
-    *("micro_batch_size", "score_batch_size", "mesh."),  # equal up to rounding
+    *("micro_batch_size", "score_batch_size", "mesh.", "model.attention"),  # equal up to rounding
+    *(f"memory.{name}" for name in ("micro_batch_tokens", "logit_slots", "logit_entries")),
+    *("memory.remat", "memory.scan_layers"),
 )
 
 
