@@ -5,7 +5,8 @@ python -m experiments.collect_traces --config=experiments/configs/NAME.py --out=
 
 With --config, model, problems, instruction, sampling, widths, dtype and seed are those of the
 config, and any flag given beside it goes before them. The same command continues a collection that
-was killed; a higher --attempts goes on with what stayed unsolved.
+was killed; a higher --attempts goes on with what stayed unsolved. Where a right answer says little
+about the way to it, --accept names a function that reads the response as well.
 """
 
 import sys
@@ -32,7 +33,7 @@ FROM_CONFIG = {
     "seed": "seed",
     "dtype": "model.dtype",
 }
-OWN = ("attempts", "batch_size", "group_size")
+OWN = ("attempts", "batch_size", "group_size", "accept")
 
 
 def settings_of(values, config: Config | None) -> collection.Settings:
@@ -82,4 +83,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("attempts", 2500, "most responses to a problem")
     flags.DEFINE_integer("batch_size", 256, "responses decoded at once")
     flags.DEFINE_integer("group_size", 8, "responses to one prompt of a batch")
+    flags.DEFINE_string(
+        "accept", "", "MODULE:FUNCTION(problem, response) -> bool, asked of every right answer"
+    )
     main.run(collect, required=["out"])

@@ -8,8 +8,10 @@ rounding of sums in batches of other shapes.
 """
 
 import dataclasses
+import importlib
 import pathlib
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -36,6 +38,7 @@ from remix_jax.models.digest import model_digest
 from remix_jax.models.sampling import SamplerSettings
 from remix_jax.reporting.console import Console, count, duration
 
+Accept = Callable[[str, str], bool]
 ATTEMPT_BITS, PLACE_BITS = 14, 17  # of a response's number
 
 
@@ -57,6 +60,7 @@ class Settings:
     attempts: int  # most responses to a problem
     batch_size: int  # responses decoded at once
     group_size: int  # responses to one prompt of a batch
+    accept: str = ""  # module:function(problem, response text) -> bool, asked of right responses
 
 
 class Asked(NamedTuple):
@@ -76,6 +80,7 @@ class Sampler(NamedTuple):
     width: int  # slots of a prompt
     key: jax.Array
     vocabulary: Vocabulary
+    accept: Accept
 
 
 def collect(settings: Settings, out: str | pathlib.Path, console: Console) -> Bank:
@@ -149,7 +154,7 @@ def _begin(s: Settings, vocabulary: Vocabulary, asked: Asked, out: pathlib.Path)
     ]
     tokenizer = traces.fingerprint(vocabulary.tokenizer)
     name = pathlib.Path(s.model).resolve().name
-    new = Bank(name, model_digest(s.model), tokenizer, sampler, untried)
+    new = Bank(name, model_digest(s.model), tokenizer, sampler, untried, s.accept)
     if not (out / BANK_FILE).exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out} is not empty and holds no trace bank: give another --out")
@@ -159,6 +164,7 @@ def _begin(s: Settings, vocabulary: Vocabulary, asked: Asked, out: pathlib.Path)
     for field, ours, theirs in (
         ("model", new.weights, old.weights),
         ("tokenizer", new.tokenizer, old.tokenizer),
+        ("accept", new.accept, old.accept),
         *((name, value, old.sampler.get(name)) for name, value in sampler.items()),
         ("problems or prompts", *([t[:3] for t in bank.traces] for bank in (new, old))),
     ):
@@ -186,7 +192,19 @@ def _sampler(s: Settings, vocabulary: Vocabulary, asked: Asked) -> Sampler:
         eos_ids=vocabulary.eos_ids,
         pad_id=vocabulary.pad_id,
     )
-    return Sampler(program, model.config, params, width, jax.random.key(s.seed), vocabulary)
+    key, accept = jax.random.key(s.seed), _accept(s.accept)
+    return Sampler(program, model.config, params, width, key, vocabulary, accept)
+
+
+def _accept(name: str) -> Accept:
+    """The function behind `module:function`; without a name every right answer is accepted."""
+    if not name:
+        return lambda problem, response: True
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"--accept={name}: expected MODULE:FUNCTION ({error})") from None
 
 
 def _open(s: Settings, bank: Bank) -> list[int]:
@@ -248,6 +266,8 @@ def _batch(
     verdicts = grading.grade_many(texts, [asked.problems[i].answers for i in place_B], pool)
     length_B, ended_B = jax.device_get((sampled.response_len_B, sampled.ended_B))
     correct_B = np.array([v.correct for v in verdicts]) & ended_B & active_B
+    for b in np.flatnonzero(correct_B):
+        correct_B[b] = sampler.accept(asked.problems[place_B[b]].problem, texts[b])
     responses = response_ids(sampled, s.batch_size)
     made = {}
     for place, before in ((i, bank.traces[i]) for i in drawn):
@@ -277,6 +297,8 @@ def _plan(s: Settings, asked: Asked, bank: Bank) -> dict[str, object]:
         "batch": f"{s.batch_size} responses, {s.group_size} a prompt",
         "decoding": f"temperature {s.temperature:g}, {s.response_tokens} tokens",
     }
+    if s.accept:
+        lines["accepted by, beside the answer"] = s.accept
     if asked.dropped:
         lines["problems dropped"] = f"{asked.dropped:,}, prompts over {s.prompt_tokens} tokens"
     return lines

@@ -142,9 +142,30 @@ def test_a_higher_cap_goes_on_with_what_is_unsolved(settings, collected, tmp_pat
     assert [t.response for t in more.traces] == [t.response for t in whole.traces]
 
 
+def without_zero(problem, response):
+    return "0" not in response.split()
+
+
+def test_accept_reads_right_responses(settings, collected, tmp_path):
+    whole, _ = collected
+    strict = dataclasses.replace(settings, accept=f"{__name__}:without_zero")
+    bank = collect(strict, tmp_path / "bank", quiet())
+    assert traces.load(tmp_path / "bank").accept == strict.accept
+    refused = 0
+    for one, other in zip(bank.traces, whole.traces, strict=True):
+        if other.response and 0 in other.response:
+            refused += 1
+            assert 0 not in one.response
+        else:
+            assert one.response == other.response
+    assert refused > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"accept": "experiments.arithmetic.task:right_working"}, "holds a bank of other accept"),
+        ({"accept": "experiments.arithmetic.task:wrong"}, "expected MODULE:FUNCTION"),
         ({"seed": 4}, "holds a bank of other seed"),
         ({"temperature": 0.7}, "holds a bank of other temperature"),
         ({"instruction": "="}, "holds a bank of other problems or prompts"),

@@ -91,6 +91,11 @@ WRONG = [
     ("model.dtype", "float16", "one of float32, bfloat16"),
     ("model.path", "", "must name a model directory"),
     ("data.suites", (), "must name a held-out file"),
+    ("prefix.tokens", 4, "slots for a prefix: 1 or more with a trace bank"),
+    ("prefix.share", 0.0, "must be in (0, 1]"),
+    ("prefix.cuts", 0, "must be 1 or more"),
+    ("prefix.low", 1.0, "must be in [0, 1)"),
+    ("prefix.high", 0.3, "must be in (prefix.low = 0.4, 1]"),
     ("data.on_bad_row", "drop", "one of refuse, skip"),
     ("data.suites", ("a/x.jsonl", "b/x.jsonl"), "two files of one name"),
 ]

@@ -113,6 +113,17 @@ def solution_text(values: Iterable[int]) -> str:
     return f"<think> {steps} </think> \\boxed{{ {values[-1]} }}"
 
 
+def right_working(problem: str, response: str) -> bool:
+    """Whether a response is the worked solution of a problem, value by value.
+
+    A right answer alone says little: two mistakes may cancel, which they do in four of five right
+    answers that the base gives to a hard chain.
+    """
+    first, *operations = (word for word in problem.split() if word not in (UNUSED, "="))
+    pairs = (divmod(OPERATIONS.index(word), DIGITS) for word in operations)
+    return response.split() == solution_text(Chain(int(first), tuple(pairs)).values()).split()
+
+
 def make_rules(seed: int) -> Rules:
     """Deals the 20 (sign, digit) pairs their error probabilities, four pairs to each entry."""
     rng = random.Random(f"rules {seed}")

@@ -47,6 +47,7 @@ class Bank(NamedTuple):
     tokenizer: str  # fingerprint of the vocabulary that the ids belong to
     sampler: Mapping[str, float]  # settings of the draws
     traces: Sequence[Trace]
+    accept: str = ""  # module:function of the check beside the answer's; empty: none
 
     @property
     def attempts(self) -> int:
@@ -98,6 +99,7 @@ def save(bank: Bank, directory: str | pathlib.Path) -> None:
         "weights": bank.weights,
         "tokenizer": bank.tokenizer,
         "sampler": dict(bank.sampler),
+        "accept": bank.accept,
         "problems": [
             {"problem": t.problem, "answers": t.answers, "attempts": t.attempts, "flops": t.flops}
             for t in bank.traces
@@ -139,7 +141,7 @@ def load(directory: str | pathlib.Path, tokenizer: str | None = None) -> Bank:
         model, weights, vocabulary = (
             str(described[field]) for field in ("model", "weights", "tokenizer")
         )
-        bank = Bank(model, weights, vocabulary, sampler, traces)
+        bank = Bank(model, weights, vocabulary, sampler, traces, str(described["accept"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{path}: damaged ({' '.join(reason.split())})") from None

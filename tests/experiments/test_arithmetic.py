@@ -173,6 +173,16 @@ def test_base_loads_with_its_end_and_padding_tokens():
     assert 90_000 < sum(np.size(leaf) for leaf in _leaves(params)) < 500_000
 
 
+def test_right_working_is_more_than_a_right_answer():
+    """Two mistakes that cancel: 2 +3 +4 by 6 and 9 instead of 5 and 9."""
+    problem = task.Chain(2, ((0, 3), (0, 4))).text()
+    assert task.right_working(problem, " <think> 5 9 </think> \\boxed{ 9 }")
+    for wrong in ("<think> 6 9 </think> \\boxed{ 9 }", "<think> 9 </think> \\boxed{ 9 }", ""):
+        assert not task.right_working(problem, wrong)
+    chain = task.Chain(3, ((1, 9), (0, 0), (1, 5)))
+    assert task.right_working(chain.text(), task.solution_text(chain.values()))
+
+
 def test_a_right_solution_is_graded_right():
     chain = task.Chain(3, ((1, 9), (0, 0)))
     assert grade(task.solution_text(chain.values()), "14").correct
