@@ -36,6 +36,7 @@ MAX_POSITIONS = 256  # of the base; the longest chain and its solution take 38 t
 EASY = (3, 6)  # operations per chain, both ends included
 LONG = (7, 14)
 HARD = (12, 14)
+MIDDLE = (7, 10)  # harder than any easy chain, never trained on, by no means hard
 SUITES = (3, 4, 5, 6, 7)  # held-out suites, one per number of operations
 
 TRAIN_ROWS = 8192
@@ -140,11 +141,12 @@ def make_rules(seed: int) -> Rules:
 def make_problems(rules: Rules, seed: int) -> dict[str, list[dict[str, str]]]:
     """All problem sets by name, no chain in more than one.
 
-    `train`, `validation` (what settings are chosen by), five suites, the hard split. Rows have the
-    fields problem, answer and id. `train` and `validation` are uniform over 3 to 6 operations. The
-    hard split keeps only chains whose `Rules.solution_probability` lies in HARD_PROBABILITY:
-    among random long chains some are nearly free of mistakes and on-policy learning climbs on
-    those.
+    `train`, `validation` (what settings are chosen by), five suites, the hard split with a
+    validation set of its own, and `middle`, longer than easy chains and shorter than hard ones.
+    Rows have the fields problem, answer and id. `train` and `validation` are uniform over 3 to 6
+    operations. The hard split keeps only chains whose `Rules.solution_probability` lies in
+    HARD_PROBABILITY: among random long chains some are nearly free of mistakes and on-policy
+    learning climbs on those.
     """
     rng = random.Random(f"problems {seed}")
     seen: set[Chain] = set()
@@ -166,6 +168,8 @@ def make_problems(rules: Rules, seed: int) -> dict[str, list[dict[str, str]]]:
     sets["hard_train"] = draw("hard_train", HARD_ROWS, HARD, hard=True)
     sets["train"] = draw("train", TRAIN_ROWS, EASY)
     sets["validation"] = draw("validation", VALIDATION_ROWS, EASY)
+    sets["hard_validation"] = draw("hard_validation", HARD_ROWS, HARD, hard=True)
+    sets["middle"] = draw("middle", SUITE_ROWS, MIDDLE)
     return sets
 
 

@@ -60,20 +60,23 @@ def test_problem_files_are_made_again_byte_for_byte(tmp_path):
 def test_sets_are_disjoint_and_of_their_lengths(chains):
     sizes = {name: len(set(rows)) for name, rows in chains.items()}
     suites = dict.fromkeys(SUITES, task.SUITE_ROWS)
-    hard = {"hard_train": task.HARD_ROWS, "hard_test": task.HARD_ROWS}
+    names = ("hard_train", "hard_test", "hard_validation")
+    hard = dict.fromkeys(names, task.HARD_ROWS) | {"middle": task.SUITE_ROWS}
     chosen_by = {"validation": task.VALIDATION_ROWS}
     assert sizes == {"train": task.TRAIN_ROWS, **chosen_by, **suites, **hard}
     assert len(set().union(*chains.values())) == sum(sizes.values())
     lengths = {name: {len(c.operations) for c in rows} for name, rows in chains.items()}
     assert lengths["train"] == {3, 4, 5, 6}
     assert [lengths[name] for name in SUITES] == [{3}, {4}, {5}, {6}, {7}]
-    assert lengths["hard_train"] | lengths["hard_test"] == {12, 13, 14}
+    assert all(lengths[name] == {12, 13, 14} for name in names)
+    assert lengths["middle"] == {7, 8, 9, 10}
 
 
 def test_hard_chains_are_rarely_worked_out_right(chains):
     rules, (low, high) = task.make_rules(SEED), task.HARD_PROBABILITY
     probability = [
-        rules.solution_probability(c) for c in chains["hard_train"] + chains["hard_test"]
+        rules.solution_probability(c)
+        for c in chains["hard_train"] + chains["hard_test"] + chains["hard_validation"]
     ]
     assert low <= min(probability)
     assert max(probability) <= high

@@ -11,7 +11,8 @@ import pytest
 from experiments.configs import arithmetic_prefix_reinforce
 from remix_jax.data import traces
 from remix_jax.errors import InputError
-from remix_jax.learner import loop
+from remix_jax.learner import loop, resume
+from remix_jax.learner.setup import prepare
 from tests.experiments.runs import figures, quiet
 from tests.experiments.test_train import main
 
@@ -101,18 +102,13 @@ def test_interrupted_and_continued_is_uninterrupted(finished, tmp_path):
     assert figures(workdir) == figures(whole)
     for name in ("samples.jsonl", "ledger.json", "export/model.safetensors"):
         assert (workdir / name).read_bytes() == (whole / name).read_bytes()
-    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    saved = json.loads(next(newest.glob("host/*")).read_text())
+    saved = json.loads((workdir / "checkpoints" / "4" / "host.json").read_text())
     assert saved["prefix_cursor"] == {"seed": 0, "epoch": 0, "position": 6}
     assert saved["cursor"] == {"seed": 0, "epoch": 0, "position": 3}
-
-
-def test_a_bank_that_changed_is_refused(finished):
-    config, _ = finished
-    setup = loop.prepare(config)
-    saved = {"problems": len(setup.train.problems), "prefixes": "0"}
+    setup, told = prepare(config), []
+    resume._check(setup, 4, saved, told.append)
     with pytest.raises(InputError, match="gives other prefixes than the run to be continued had"):
-        loop._continued(setup, None, saved)
+        resume._check(setup, 4, saved | {"prefixes": "0"}, told.append)
     setup.grader.close()
 
 
