@@ -99,7 +99,9 @@ def test_a_prefix_enters_loss_and_gradient_as_context_alone():
     )  # fmt: skip
     count = rows.response_len_B.sum().astype(jnp.float32)
     ours = jax.value_and_grad(
-        lambda params: losses.policy_loss(params, learner, rows, frozen, 1.0, count, 1),
+        lambda params: losses.policy_loss(
+            params, learner, rows, frozen, losses.Facts(jnp.zeros(())), 1.0, count, 1
+        ),
         has_aux=True,
     )
     (loss, sums), grads = jax.jit(ours)(state.params)
