@@ -1,0 +1,9 @@
+"""BAPO (arXiv 2510.18927)."""
+
+from experiments.configs.family import base
+from remix_jax.config import Config
+
+
+def get_config() -> Config:
+    """The replay of the base."""
+    return base.of("bapo")

@@ -1,0 +1,9 @@
+"""TOPR (arXiv 2503.14286)."""
+
+from experiments.configs.family import base
+from remix_jax.config import Config
+
+
+def get_config() -> Config:
+    """The replay of the base."""
+    return base.of("topr")

@@ -1,0 +1,206 @@
+"""Every method of the off-policy family on the arithmetic task: accuracy at equal fresh rollouts.
+
+    python -m experiments.family                            all of it
+    python -m experiments.family --methods=bapo,m2po,grpo   some of it
+    python -m experiments.family --collect=DIR              the bank of traces alone
+
+Each method is its preset in experiments/configs/family. Every one gets the same grid of learning
+rates on the first --tuning seeds; the rate with the best validation accuracy, averaged over the
+run, then gets all seeds. Reported are held-out suites, which no choice has seen. All start from the
+shipped base. Runs that are complete in the workdir are not repeated.
+"""
+
+import dataclasses
+import importlib
+import pathlib
+import pkgutil
+import tempfile
+import time
+from collections.abc import Sequence
+
+from absl import flags
+
+from experiments import main, trials
+from experiments.arithmetic.task import PROMPT_TOKENS
+from experiments.configs import arithmetic_remix_grpo, arithmetic_remix_ppo
+from experiments.configs import family as presets
+from experiments.configs.family import base
+from experiments.methods import METHODS, with_rollouts
+from experiments.trials import Trial
+from remix_jax import collection
+from remix_jax.config import Config
+from remix_jax.data.traces import BANK_FILE
+from remix_jax.errors import InputError
+from remix_jax.reporting import comparison, family_report
+from remix_jax.reporting.console import Console
+from remix_jax.rl import family
+
+ROLLOUTS = (1024, 2048, 4096)
+REFERENCES = ("ppo", "remix-ppo", "grpo", "remix-grpo")
+TRACED = 640  # problems of the bank: the first of the training file
+ATTEMPTS = 64  # most responses to one of them
+PRESETS = tuple(
+    module.name for module in pkgutil.iter_modules(presets.__path__) if module.name != "base"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is trained, and how often."""
+
+    methods: tuple[str, ...]
+    learning_rates: tuple[float, ...]
+    seeds: int
+    tuning: int  # seeds that a rate is chosen by
+
+    def trial(self, method: str, learning_rate: float, seed: int) -> Trial:
+        """One run of a method."""
+        config = config_of(method)
+        optimizer = dataclasses.replace(config.optimizer, learning_rate=learning_rate)
+        config = dataclasses.replace(config, optimizer=optimizer, seed=seed)
+        return Trial(f"{method}/lr{learning_rate:g}/seed{seed}", config)
+
+
+def config_of(method: str) -> Config:
+    """The preset of a method of the family, or a reference at as many rollouts."""
+    if method in REFERENCES:
+        full = arithmetic_remix_grpo if method.endswith("grpo") else arithmetic_remix_ppo
+        return base.evaluated(
+            with_rollouts(METHODS[method].change(full.get_config()), base.ROLLOUTS)
+        )
+    return importlib.import_module(f"experiments.configs.family.{method}").get_config()
+
+
+def described(method: str) -> dict[str, str]:
+    """A method's entry in family.json."""
+    config = config_of(method)
+    reference = method in REFERENCES
+    entry = family.METHODS[config.objective.method]
+    sampler = config.replay.sampler
+    label = METHODS[method].label if reference else entry.title
+    labels = {"ptr_ppo": "PTR-PPO", "hippo": "HiPPO (plain reading)"}
+    parts = [f"{config.replay.share:.0%} of {config.replay.window}"] if config.replay.share else []
+    parts += [f"{config.passes} passes"] if config.passes > 1 else []
+    parts += ["1 expert row a group"] if config.expert_rows and config.own_rows else []
+    parts += ["traces alone"] if not config.own_rows else []
+    parts += [f"sampler {sampler}"] if sampler != "uniform" else []
+    return {
+        "name": method,
+        "label": labels.get(method, label),
+        "base": "critic" if config.has_critic else "groups",
+        "rows": ", ".join(parts) or "fresh, once",
+        "kind": "reference" if reference else "family",
+    }
+
+
+def collect_traces(directory: pathlib.Path) -> None:
+    """The bank that the presets' expert rows come from, unless it is there."""
+    if (directory / BANK_FILE).exists():
+        return
+    config = base.get_config()
+    lines = pathlib.Path(config.data.train).read_text(encoding="utf-8").splitlines(keepends=True)
+    with tempfile.TemporaryDirectory() as folder:
+        problems = pathlib.Path(folder) / "problems.jsonl"
+        problems.write_text("".join(lines[:TRACED]), encoding="utf-8")
+        settings = collection.Settings(
+            model=config.model.path,
+            problems=str(problems),
+            instruction=config.data.instruction,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_p=0.0,
+            prompt_tokens=PROMPT_TOKENS,
+            response_tokens=config.data.response_tokens,
+            seed=0,
+            dtype=config.model.dtype,
+            attempts=ATTEMPTS,
+            batch_size=TRACED,
+            group_size=1,
+        )
+        collection.collect(settings, directory, Console(0))
+
+
+def compare(plan: Plan, workdir: pathlib.Path, workers: int) -> dict:
+    """Trains what the plan asks for; the content of family.json, without `about`."""
+    tuning = range(plan.tuning) if len(plan.learning_rates) > 1 else range(plan.seeds)
+    grid = [(m, r, s) for m in plan.methods for r in plan.learning_rates for s in tuning]
+    records = _train(plan, grid, workdir, workers)
+    data = {
+        "rollouts": list(ROLLOUTS),
+        "learning_rates": list(plan.learning_rates),
+        "selection_seeds": list(tuning),
+        "methods": [described(method) for method in plan.methods],
+        "trials": records,
+    }
+    chosen = {m: family_report.best_learning_rate(data, m) for m in plan.methods}
+    more = [(m, r, s) for m, r in chosen.items() for s in range(plan.seeds) if s not in tuning]
+    data["trials"] = records + _train(plan, more, workdir, workers)
+    return data
+
+
+def _train(
+    plan: Plan, wanted: Sequence[tuple[str, float, int]], workdir: pathlib.Path, workers: int
+) -> list[dict]:
+    made = [plan.trial(*key) for key in wanted]
+    metrics = trials.run(made, workdir / "runs", workers)
+    return [
+        comparison.trial(
+            metrics[trial.name], method=method, learning_rate=rate, seed=seed, base="shipped"
+        )
+        for (method, rate, seed), trial in zip(wanted, made, strict=True)
+    ]
+
+
+def make_plan(values) -> Plan:
+    """The plan that the flags ask for.
+
+    Raises:
+      InputError: an unknown method or a wrong number.
+    """
+    known = (*REFERENCES, *PRESETS)
+    methods = tuple(values.methods)
+    if not methods or any(method not in known for method in methods):
+        raise InputError(f"--methods={','.join(methods)}: each must be one of {', '.join(known)}")
+    try:
+        rates = tuple(dict.fromkeys(float(rate) for rate in values.learning_rates))
+    except ValueError:
+        rates = ()
+    if not rates or min(rates) <= 0:
+        raise InputError(f"--learning_rates={','.join(values.learning_rates)}: numbers above 0")
+    if values.tuning > values.seeds:
+        raise InputError(f"--tuning={values.tuning}: must be --seeds={values.seeds} or less")
+    return Plan(methods, rates, values.seeds, values.tuning)
+
+
+def experiment() -> None:
+    """The experiment behind the flags."""
+    begin = time.perf_counter()
+    values = flags.FLAGS
+    if values.collect:
+        collect_traces(pathlib.Path(values.collect))
+        return
+    workdir = pathlib.Path(values.workdir)
+    workers = values.workers or trials.default_workers()
+    plan = make_plan(values)
+    try:
+        data = compare(plan, workdir, workers)
+    except trials.Stopped:
+        print("stopped; the same command continues")
+        return
+    about = trials.about(config_of("m2po"), time.perf_counter() - begin, workers)
+    family_report.write(data | {"about": about}, workdir)
+    print(f"table and figure: {workdir}/family.md, .json, .png")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("methods", [*REFERENCES, *PRESETS], "references and presets")
+    flags.DEFINE_list("learning_rates", ["1e-4", "3e-4"], "the grid")
+    flags.DEFINE_integer("seeds", 3, "seeds of each method at its best rate", lower_bound=1)
+    flags.DEFINE_integer("tuning", 1, "seeds that a rate is chosen by", lower_bound=1)
+    flags.DEFINE_integer("workers", 0, "runs at a time; 0: one a core on a CPU, else one")
+    flags.DEFINE_string(
+        "collect", "", "make the bank of traces in this directory, and nothing else"
+    )
+    flags.DEFINE_string("workdir", "runs/family", "a directory a run, and the table")
+    main.run(experiment)
