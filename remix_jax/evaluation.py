@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from remix_jax.config import Config
@@ -13,6 +12,7 @@ from remix_jax.data.grader_pool import GraderPool
 from remix_jax.data.problems import Problem
 from remix_jax.learner.programs import Program
 from remix_jax.learner.rollout import ProblemSet, Vocabulary, decode, prompt_batch
+from remix_jax.sharding import put
 
 
 class Response(NamedTuple):
@@ -53,8 +53,8 @@ def respond(
     tokens_QP, length_Q = prompt_batch(list(prompts), shape.prompts, shape.width, vocabulary.pad_id)
     ids_B = np.zeros(shape.prompts * shape.group_size, np.int32)
     ids_B[: len(row_ids)] = row_ids
-    inputs = (tokens_QP, length_Q, ids_B, np.arange(len(ids_B)) < len(row_ids))
-    sampled = sampler.call(params, *map(jnp.asarray, inputs), key)
+    inputs = (tokens_QP, length_Q, ids_B, np.arange(len(ids_B)) < len(row_ids), key)
+    sampled = sampler.call(params, *(put(x, sampler.mesh) for x in inputs))
     texts = decode(vocabulary, sampled, len(row_ids))
     answers = [problem.answers for problem in problems for _ in range(shape.group_size)]
     verdicts = grading.grade_many(texts, answers, pool)

@@ -148,9 +148,9 @@ def _dividing(axes: Any, n: int, mesh: Mesh | AbstractMesh) -> Any:
     """Of a dimension's axes the first ones, as many as divide it evenly; None for none."""
     kept: list[str] = []
     for axis in _names(axes):
-        if n % math.prod(mesh.shape[a] for a in (*kept, axis)):
+        if n % math.prod(mesh.shape.get(a, 1) for a in (*kept, axis)):
             break
-        kept += [axis] if mesh.shape[axis] > 1 else []
+        kept += [axis] if mesh.shape.get(axis, 1) > 1 else []
     return (tuple(kept) if len(kept) > 1 else kept[0]) if kept else None
 
 
@@ -177,6 +177,15 @@ def abstract(tree: Any, mesh: Mesh | None) -> Any:
     )
 
 
+def abstract_whole(tree: Any, mesh: Mesh | None) -> Any:
+    """`abstract`, with every array whole on every device."""
+    if mesh is None:
+        return tree
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole(mesh)), tree
+    )
+
+
 def whole(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, P())
@@ -196,12 +205,28 @@ def in_use() -> AbstractMesh | None:
     return None if mesh.empty else mesh
 
 
+class Places(NamedTuple):
+    """Where a matrix lies between its uses, and during one."""
+
+    kept: P
+    used: P  # gathered over fsdp
+
+
+def places(path: Sequence[str], shape: Sequence[int]) -> Places | None:
+    """Of a parameter, by `rules`; None without a mesh."""
+    mesh = in_use()
+    if mesh is None:
+        return None
+    kept = spec_of("/".join(("", *path)), shape, mesh)
+    return Places(kept, P(*(None if axes == "fsdp" else axes for axes in kept)))
+
+
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     """Pins the first dimensions of x to axes of the mesh that is traced over; the others whole.
 
     A dimension that its axes do not divide is divided all the same, the last part being shorter.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    if in_use() is None:
         return x
     return jax.lax.with_sharding_constraint(x, P(*axes))
 
@@ -213,8 +238,8 @@ def by_rows(tree: Any) -> Any:
 
 def by_rules(tree: Any) -> Any:
     """Places a tree of parameters, or of their gradients, as `rules` say."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    mesh = in_use()
+    if mesh is None:
         return tree
     return jax.tree_util.tree_map_with_path(
         lambda path, x: constrain(x, *spec_of(f"/{path_text(path)}", x.shape, mesh)), tree
@@ -224,11 +249,14 @@ def by_rules(tree: Any) -> Any:
 # --- between host and devices ----------------------------------------------------------------
 
 
-def put(x: np.ndarray, mesh: Mesh | None) -> jax.Array:
-    """A host array that every process has, whole on every device."""
+def put(x: np.ndarray | jax.Array, mesh: Mesh | None) -> jax.Array:
+    """A host array or a key that every process has, whole on every device."""
     if mesh is None:
         return jax.numpy.asarray(x)
-    return jax.make_array_from_callback(x.shape, whole(mesh), lambda index: x[index])
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.device_put(x, whole(mesh))
+    value = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, whole(mesh), lambda index: value[index])
 
 
 # --- for people ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ ALLOWED = {
     "data": BASE,
     "reporting": BASE,
     "learner": BASE | {"config", "rl", "models", "data", "evaluation", "reporting", "sharding"},
-    "evaluation": BASE | {"config", "data", "learner"},
+    "evaluation": BASE | {"config", "data", "learner", "sharding"},
     "collection": BASE | {"data", "learner", "models", "reporting"},
     "benchmarks": BASE | {"data", "evaluation", "learner", "models", "reporting"},
 }

@@ -7,7 +7,6 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from remix_jax import config as configs
@@ -31,6 +30,7 @@ from remix_jax.reporting.console import Console
 from remix_jax.reporting.metrics import MetricsWriter, SamplesWriter, read_metrics
 from remix_jax.rl import replay
 from remix_jax.rl.schedules import kl_convex_weight
+from remix_jax.sharding import put
 
 
 class FaultError(RuntimeError):
@@ -190,7 +190,8 @@ def _compile(setup: Setup, console: Console, stop: Stop) -> Programs:
     begin = time.perf_counter()
     vocabulary = setup.vocabulary
     stages = configs.stages(setup.config).values()
-    programs = compiled.build(setup.learner, stages, vocabulary.eos_ids, vocabulary.pad_id)
+    ends = vocabulary.eos_ids, vocabulary.pad_id
+    programs = compiled.build(setup.learner, stages, *ends, setup.mesh)
     console.print_plan(memory_plan(setup, programs), title="Memory of a device")
     console.event(f"compiled in {time.perf_counter() - begin:.0f} s")
     settings = compiled.sampler_settings(setup.config)
@@ -224,10 +225,9 @@ def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: floa
     collected = time.perf_counter()
     replayed = config.batch_groups - configs.fresh_groups(config, step)
     learn = run.programs.learn[stage].call
-    numbers = jnp.asarray(configs.method_numbers(config, step))
-    state, device = learn(
-        state, rollouts.rows, jnp.asarray(replayed, jnp.int32), numbers, rollouts.expert
-    )
+    numbers_M = np.asarray(configs.method_numbers(config, step), np.float32)
+    counts = (put(x, run.setup.mesh) for x in (np.asarray(replayed, np.int32), numbers_M))
+    state, device = learn(state, rollouts.rows, *counts, rollouts.expert)
     dispatched = time.perf_counter()
     run.record.flush()  # the step before, while the device learns
     logging = time.perf_counter() - dispatched
@@ -281,17 +281,25 @@ def _collect(
     expert = None
     if setup.traces:
         expert = expert_rows(draw, setup.traces, stage, before, config, vocabulary.pad_id)
+        expert = jax.tree.map(lambda x: put(x, setup.mesh), expert)
     if not config.own_rows:
         return Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], expert), counters
     width = config.prompt_slots
     tokens_QP, length_Q = prompt_batch(draw.prompts, stage.fresh_groups, width, vocabulary.pad_id)
     row_B = np.arange(stage.fresh_groups * config.own_rows, dtype=np.int32)
-    inputs = (tokens_QP, length_Q, row_B, row_B < groups * config.own_rows)
     key = jax.random.fold_in(jax.random.key(config.seed + 1), step)
+    inputs = (tokens_QP, length_Q, row_B, row_B < groups * config.own_rows, key)
     # The program is waited for, so that grading is not charged with sampling.
-    sampled = run.programs.sample[stage.name].call(state.params, *map(jnp.asarray, inputs), key)
+    sampler = run.programs.sample[stage.name].call
+    sampled = sampler(state.params, *(put(x, setup.mesh) for x in inputs))
     graded = grade_rollouts(
-        sampled, draw, vocabulary, config.own_rows, first_group=before, pool=setup.grader
+        sampled,
+        draw,
+        vocabulary,
+        config.own_rows,
+        first_group=before,
+        pool=setup.grader,
+        mesh=setup.mesh,
     )
     return graded._replace(expert=expert), counters
 

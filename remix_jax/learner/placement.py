@@ -48,7 +48,7 @@ def parts(config: Config, state: TrainState) -> dict[str, Any]:
 
     Gradients and micro-batches live only while the learning phase runs.
     """
-    slots = (config.data.prompt_tokens, config.data.response_tokens)
+    slots = (config.prompt_slots, config.data.response_tokens)
     shards = sharding.row_shards(sharding.planned_mesh(config.mesh.sizes))
     micro = jax.eval_shape(lambda: empty_rows(micro_batch_rows(config, shards), *slots))
     found: dict[str, Any] = {

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from remix_jax import sharding
 from remix_jax.config import Config, Stage
 from remix_jax.learner.state import Learner, TrainState, init_state, reincarnate
 from remix_jax.learner.step import learn
@@ -32,6 +34,7 @@ class Program(NamedTuple):
 
     call: jax.stages.Compiled
     memory: Memory
+    mesh: Mesh | None  # what it was compiled for; host arrays go there by `sharding.put`
 
 
 class Programs(NamedTuple):
@@ -50,9 +53,13 @@ def sampler_settings(config: Config) -> sampling.SamplerSettings:
 
 
 def build(
-    learner: Learner, stages: Iterable[Stage], eos_ids: tuple[int, ...], pad_id: int
+    learner: Learner,
+    stages: Iterable[Stage],
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    mesh: Mesh | None = None,
 ) -> Programs:
-    """Compiles sampling and learning for each stage, and evaluation."""
+    """Compiles sampling and learning for each stage, and evaluation, for a mesh or one device."""
     config = learner.config
     rollouts = functools.partial(
         compile_sampler,
@@ -60,6 +67,7 @@ def build(
         response_slots=config.data.response_tokens,
         eos_ids=eos_ids,
         pad_id=pad_id,
+        mesh=mesh,
     )
     sample, learn = {}, {}
     for stage in stages:
@@ -70,7 +78,7 @@ def build(
                 group_size=config.own_rows,
                 settings=sampler_settings(config),
             )
-        learn[stage.name] = _compile_learn(learner, stage)
+        learn[stage.name] = _compile_learn(learner, stage, mesh)
     e = config.evaluation
     prompts = max(e.batch_size // e.samples, 1)
     settings = sampling.SamplerSettings(temperature=e.temperature)
@@ -80,7 +88,7 @@ def build(
         group_size=e.samples,
         settings=settings,
     )
-    return Programs(sample, learn, _compile_reincarnation(learner), evaluate)
+    return Programs(sample, learn, _compile_reincarnation(learner, mesh), evaluate)
 
 
 @functools.cache
@@ -94,30 +102,35 @@ def compile_sampler(
     *,
     eos_ids: tuple[int, ...],
     pad_id: int,
+    mesh: Mesh | None = None,
 ) -> Program:
     """`sampling.sample` for `prompts` prompts of `prompt_slots` and answers of `response_slots`."""
     rows = prompts * group_size
-    lowered = sampling.sample.lower(
-        policy,
-        _abstract_params(policy),
+    inputs = (
         _abstract((prompts, prompt_slots), jnp.int32),
         _abstract((prompts,), jnp.int32),
         _abstract((rows,), jnp.int32),
         _abstract((rows,), jnp.bool_),
         jax.eval_shape(lambda: jax.random.key(0)),
-        group_size=group_size,
-        max_new_tokens=response_slots,
-        settings=settings,
-        eos_ids=eos_ids,
-        pad_id=pad_id,
     )
-    return _finish(lowered)
+    with sharding.over(mesh):
+        lowered = sampling.sample.lower(
+            policy,
+            sharding.abstract(_abstract_params(policy), mesh),
+            *sharding.abstract_whole(inputs, mesh),
+            group_size=group_size,
+            max_new_tokens=response_slots,
+            settings=settings,
+            eos_ids=eos_ids,
+            pad_id=pad_id,
+        )
+    return _finish(lowered, mesh)
 
 
 @functools.cache
-def _compile_learn(learner: Learner, stage: Stage) -> Program:
+def _compile_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> Program:
     config = learner.config
-    state = abstract_state(learner)
+    state = sharding.abstract(abstract_state(learner), mesh)
     slots = (config.prompt_slots, config.data.response_tokens)
 
     def rows(per_group):
@@ -127,21 +140,25 @@ def _compile_learn(learner: Learner, stage: Stage) -> Program:
     fresh, expert = rows(config.own_rows), rows(config.expert_rows)
     replayed = _abstract((), jnp.int32)
     numbers = _abstract((stage.passes,), jnp.float32)
-    arguments = (state, fresh, replayed, numbers, expert)
-    return _finish(learn.lower(*arguments, learner=learner, stage=stage))
+    given = sharding.abstract_whole((fresh, replayed, numbers, expert), mesh)
+    with sharding.over(mesh):
+        return _finish(learn.lower(state, *given, learner=learner, stage=stage), mesh)
 
 
 @functools.cache
-def _compile_reincarnation(learner: Learner) -> Program:
-    return _finish(reincarnate.lower(learner, abstract_state(learner)))
+def _compile_reincarnation(learner: Learner, mesh: Mesh | None) -> Program:
+    state = sharding.abstract(abstract_state(learner), mesh)
+    with sharding.over(mesh):
+        return _finish(reincarnate.lower(learner, state), mesh)
 
 
-def _finish(lowered: jax.stages.Lowered) -> Program:
+def _finish(lowered: jax.stages.Lowered, mesh: Mesh | None) -> Program:
     compiled = lowered.compile()
     analysis = compiled.memory_analysis()
     if analysis is None:  # a backend may not tell
-        return Program(compiled, Memory(0, 0))
-    return Program(compiled, Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes))
+        return Program(compiled, Memory(0, 0), mesh)
+    memory = Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes)
+    return Program(compiled, memory, mesh)
 
 
 def abstract_state(learner: Learner) -> TrainState:

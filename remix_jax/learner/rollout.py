@@ -7,8 +7,8 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from remix_jax import types
 from remix_jax.config import Config, set_name
@@ -18,6 +18,7 @@ from remix_jax.data.problems import Problem, load_problems
 from remix_jax.data.prompts import encode_prompts, pad_left
 from remix_jax.models import huggingface
 from remix_jax.models.sampling import Sampled
+from remix_jax.sharding import put
 
 
 class ProblemSet(NamedTuple):
@@ -118,6 +119,7 @@ def grade_rollouts(
     group_size: int,
     first_group: int,
     pool: GraderPool,
+    mesh: Mesh | None = None,
 ) -> Rollouts:
     """Grades the responses and makes rows of them.
 
@@ -128,6 +130,7 @@ def grade_rollouts(
       draw: the groups that were really sampled.
       first_group: number of the first group in the run.
       pool: compares the answers that need algebra.
+      mesh: of the learning phase.
     """
     n = len(draw.problems) * group_size
     begin = time.perf_counter()
@@ -168,7 +171,8 @@ def grade_rollouts(
         | _prefix_text(vocabulary, prefix_of_row[b])
         for b in range(n)
     ]
-    return Rollouts(_rows(sampled, reward_B, n, group_size, first_group), metrics, samples)
+    rows = _rows(sampled, reward_B, n, group_size, first_group, mesh)
+    return Rollouts(rows, metrics, samples)
 
 
 def prefix_metrics(reward_B: np.ndarray, prefixes: list[Prefix | None]) -> dict[str, float]:
@@ -200,7 +204,9 @@ def _prefix_text(vocabulary: Vocabulary, prefix: Prefix | None) -> dict[str, str
     return {} if prefix is None else {"prefix": vocabulary.tokenizer.decode(prefix.ids)}
 
 
-def _rows(sampled: Sampled, reward_B, n: int, group_size: int, first_group: int) -> types.Rows:
+def _rows(
+    sampled: Sampled, reward_B, n: int, group_size: int, first_group: int, mesh: Mesh | None
+) -> types.Rows:
     """Rows of the graded responses; what the learner fills in is zero (NumPy: no compilation)."""
     row_B = np.arange(reward_B.shape[0], dtype=np.int32)
     return types.Rows(
@@ -209,12 +215,12 @@ def _rows(sampled: Sampled, reward_B, n: int, group_size: int, first_group: int)
         response_len_B=sampled.response_len_B,
         logp_BT=sampled.logp_BT,
         sampled_logp_BT=sampled.sampled_logp_BT,
-        base_logp_BT=jnp.asarray(np.zeros(sampled.logp_BT.shape, np.float32)),
-        reward_B=jnp.asarray(reward_B),
-        group_B=jnp.asarray((first_group + row_B // group_size).astype(np.int32)),
-        version_B=jnp.asarray(np.zeros_like(row_B)),
-        used_B=jnp.asarray(np.zeros_like(row_B)),
-        signal_B=jnp.asarray(np.zeros(row_B.shape, bool)),
-        valid_B=jnp.asarray(row_B < n),
-        expert_B=jnp.asarray(np.zeros(row_B.shape, bool)),
+        base_logp_BT=put(np.zeros(sampled.logp_BT.shape, np.float32), mesh),
+        reward_B=put(reward_B, mesh),
+        group_B=put((first_group + row_B // group_size).astype(np.int32), mesh),
+        version_B=put(np.zeros_like(row_B), mesh),
+        used_B=put(np.zeros_like(row_B), mesh),
+        signal_B=put(np.zeros(row_B.shape, bool), mesh),
+        valid_B=put(row_B < n, mesh),
+        expert_B=put(np.zeros(row_B.shape, bool), mesh),
     )

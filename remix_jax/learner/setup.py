@@ -15,7 +15,7 @@ from remix_jax.learner.experts import Traces, with_traces
 from remix_jax.learner.prefixed import Prefixes, load_prefixes, prefix_plan
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.rollout import ProblemSet, Vocabulary, load_vocabulary, problem_set
-from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
+from remix_jax.learner.state import Learner, TrainState, make_learner, place_state
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import DecoderConfig
 from remix_jax.rl import family
@@ -34,6 +34,7 @@ class Setup(NamedTuple):
     suites: list[ProblemSet]
     validation: list[ProblemSet]  # one, or none
     state: TrainState
+    mesh: Mesh | None  # None: one device
     grader: GraderPool  # its processes start when an answer needs one
     traces: Traces  # an expert's, of every training problem; or none
 
@@ -52,12 +53,25 @@ def prepare(config: Config) -> Setup:
     prefixes = load_prefixes(config, train, vocabulary)
     suites = [problem_set(path, vocabulary, config) for path in data.suites]
     validation = [problem_set(path, vocabulary, config) for path in (data.validation,) if path]
-    check_width(config, huggingface.read_config(config.model.path).max_positions)
-    policy, params = huggingface.load(config.model.path, dtype=config.model.dtype)
+    sizes = huggingface.read_config(config.model.path)
+    check_width(config, sizes.max_positions)
+    mesh = sharding.make_mesh(config.mesh.sizes)
+    check_mesh(config, sizes, mesh)
+    policy, params = huggingface.load(config.model.path, dtype=config.model.dtype, mesh=mesh)
     learner = make_learner(config, policy)
-    state = init_state(learner, params, config)
+    state = place_state(learner, params, config, mesh)
     return Setup(
-        config, learner, vocabulary, train, prefixes, suites, validation, state, GraderPool(), held
+        config,
+        learner,
+        vocabulary,
+        train,
+        prefixes,
+        suites,
+        validation,
+        state,
+        mesh,
+        GraderPool(),
+        held,
     )
 
 
@@ -125,7 +139,7 @@ def plan(setup: Setup) -> dict[str, object]:
         lines["problems dropped"] = f"{dropped:,} with prompts over {c.data.prompt_tokens} tokens"
     if setup.train.skipped:
         lines["training rows skipped"] = _some(setup.train.skipped)
-    lines["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    lines["device"] = _devices(setup.mesh)
     return lines
 
 
@@ -147,8 +161,8 @@ def parameters(state: TrainState) -> int:
     return sum(x.size for x in jax.tree.leaves(state.params))
 
 
-def state_bytes(state: TrainState) -> dict[str, int]:
-    """What stays on a device, by part; the state may be abstract."""
+def state_bytes(state: TrainState, mesh: Mesh | AbstractMesh | None = None) -> dict[str, int]:
+    """What stays on a device of the mesh, by part; the state may be abstract."""
     parts = {
         "policy": state.params,
         "policy's optimizer": state.opt_state,
@@ -156,13 +170,17 @@ def state_bytes(state: TrainState) -> dict[str, int]:
         "anchors": (state.base_params, state.prev_params),
         "replay": state.replay,
     }
-    return {name: tree_bytes(part) for name, part in parts.items() if tree_bytes(part)}
+    held = {
+        name: sharding.device_bytes(part, mesh) if mesh else tree_bytes(part)
+        for name, part in parts.items()
+    }
+    return {name: bytes_ for name, bytes_ in held.items() if bytes_}
 
 
 def memory_plan(setup: Setup, programs: Programs) -> dict[str, object]:
     """Bytes on one device: what stays, and what each compiled program takes on top."""
-    state = setup.state
-    lines: dict[str, object] = {k: size_text(v) for k, v in state_bytes(state).items()}
+    kept = state_bytes(setup.state, setup.mesh)
+    lines: dict[str, object] = {k: size_text(v) for k, v in kept.items()}
     for phase, by_stage in (("sampling", programs.sample), ("learning", programs.learn)):
         for stage, program in by_stage.items():
             lines[f"{phase}, {stage} stage: temporary"] = size_text(program.memory.temporary)
@@ -171,7 +189,7 @@ def memory_plan(setup: Setup, programs: Programs) -> dict[str, object]:
         p.memory.temporary
         for p in (*programs.sample.values(), *programs.learn.values(), programs.evaluate)
     )
-    lines["peak, about"] = size_text(tree_bytes(state) + peak)
+    lines["peak, about"] = size_text(sum(kept.values()) + peak)
     return lines
 
 
@@ -213,6 +231,14 @@ def _passes(c: Config) -> str:
         return "1"
     ends = 0 < c.reincarnation_step < c.steps
     return f"{mixing:.2f} expected in the mix stage (m = {c.passes})" + (", then 1" if ends else "")
+
+
+def _devices(mesh: Mesh | None) -> str:
+    if mesh is None:
+        return f"1 x {jax.devices()[0].device_kind}"
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    processes = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}{processes})"
 
 
 def _epochs(setup: Setup, prompts: int) -> str:

@@ -8,7 +8,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from remix_jax import sharding
 from remix_jax.config import Config, Optimizer, compiled_part, stage_at, stages
 from remix_jax.models import attention
 from remix_jax.models.decoder import Decoder, DecoderConfig
@@ -112,6 +114,15 @@ def init_state(learner: Learner, params: dict, config: Config) -> TrainState:
     )
 
 
+def place_state(learner: Learner, params: dict, config: Config, mesh: Mesh | None) -> TrainState:
+    """`init_state` on a mesh, each array made where it will lie; `params` are donated."""
+    if mesh is None:
+        return init_state(learner, params, config)
+    make = functools.partial(init_state, learner, config=config)
+    where = sharding.shardings(jax.eval_shape(make, params), mesh)
+    return jax.jit(make, out_shardings=where, donate_argnums=0)(params)
+
+
 def init_critic(critic: Decoder, params: dict) -> dict:
     """The policy's body, copied, under a value head of zeros: the first value of any state is 0."""
     width = critic.config.width
@@ -154,11 +165,12 @@ def reincarnate(learner: Learner, state: TrainState) -> TrainState:
     opt_state = state.opt_state
     if learner.config.reset_optimizer:
         opt_state = learner.optimizer.init(state.params)
-    return state.replace(
+    state = state.replace(
         base_params=None if state.base_params is None else anchor(learner, state.params),
         opt_state=opt_state,
         replay=replay.clear(state.replay),
     )
+    return sharding.by_rules(state)
 
 
 def fault_names(params: dict, critic_params: dict | None) -> list[str]:

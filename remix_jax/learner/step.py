@@ -82,6 +82,8 @@ def learn(
     frozen, fresh_adv_BT, value_metrics = _advantages(learner, rows, frozen, number_M[0])
     ring = _keep_advantages(learner, ring, frozen, fresh_adv_BT)
     frozen = _leave_out_equal_groups(learner, rows, frozen)
+    # Small, and read at random by every mini-batch: whole on each device of a mesh.
+    frozen = jax.tree.map(sharding.constrain, frozen)
     carry = _Carry(
         state.params,
         state.opt_state,
@@ -124,7 +126,7 @@ def learn(
         step=step,
         fault_F=carry.fault_F,
     )
-    return state, metrics
+    return sharding.by_rules(state), jax.tree.map(sharding.constrain, metrics)
 
 
 def _precedent(learner: Learner, state: TrainState):
@@ -386,7 +388,7 @@ def _update(
                 carry.critic_params, learner, rows, part, count
             )
             sums["loss_value"] = loss
-        return (grads, critic_grads), sums
+        return sharding.by_rules((grads, critic_grads)), sums
 
     grads, sums = _accumulate(backward, index)
     row_ratio_B = sums.pop("row_ratio_B")
@@ -419,7 +421,7 @@ def _imitate(learner: Learner, carry: _Carry, shape: tuple[int, int], key, step)
     def backward(micro_slots):
         rows = replay.take(carry.replay, micro_slots)
         loss, grads = jax.value_and_grad(losses.imitation_loss)(carry.params, learner, rows, count)
-        return grads, {"loss": loss}
+        return sharding.by_rules(grads), {"loss": loss}
 
     grads, sums = _accumulate(backward, slots_B.reshape(shape))
     return jax.tree.map(lambda x: jnp.where(there, x, 0), (grads, sums["loss"]))

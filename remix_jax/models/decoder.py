@@ -16,11 +16,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from remix_jax import sharding
 from remix_jax.models import attention
 from remix_jax.models.execution import DEFAULTS, Execution
 from remix_jax.models.products import attention_step, lookup, matmul
+from remix_jax.sharding import ROWS, Places, constrain, places
 
 # Of every layer: keys [B, K, E, S] (the layout in which a CPU multiplies them without copying them
 # first) and values [B, K, S, E].
@@ -124,7 +126,8 @@ class Linear(nn.Module):
             self.bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
 
     def __call__(self, x_ND: jax.Array) -> jax.Array:
-        y_NF = matmul(x_ND, self.kernel, self.dtype)
+        where = places((*self.path, "kernel"), self.kernel.shape)
+        y_NF = matmul(x_ND, self.kernel, self.dtype, where)
         return y_NF + self.bias.astype(jnp.float32)[None] if self.use_bias else y_NF
 
 
@@ -143,7 +146,10 @@ class Embedding(nn.Module):
         return lookup(self.embedding, tokens_N)
 
     def logits(self, x_ND: jax.Array) -> jax.Array:
-        return matmul(x_ND, self.embedding.T, self.dtype)
+        where = places((*self.path, "embedding"), self.embedding.shape)
+        if where is not None:
+            where = Places(*(P(*reversed(spec)) for spec in where))
+        return matmul(x_ND, self.embedding.T, self.dtype, where)
 
 
 class Layer(nn.Module):
@@ -187,6 +193,7 @@ class Layer(nn.Module):
         c = self.config
         q_NHE = self._queries(queried(normed_ND), *map(queried, rope))
         q_BKMTE = _heads_first(q_NHE, B).reshape(B, c.kv_heads, -1, T, c.head_dim)
+        q_BKMTE, k_BKSE, v_BKSE = (constrain(x, ROWS, "tensor") for x in (q_BKMTE, k_BKSE, v_BKSE))
         out = attention.attend(kind, q_BKMTE, k_BKSE, v_BKSE, visible, first, c.dtype)
         out_BTHE = out.reshape(B, -1, T, c.head_dim).transpose(0, 2, 1, 3)
         x_ND = queried(x_BSD.reshape(B * S, D)) + self.o(out_BTHE.reshape(B * T, -1))
@@ -266,7 +273,8 @@ class Decoder(nn.Module):
         if self.head == "value":
             return self.value_head(x_ND).reshape(B, T)
         tied = self.config.tied_embeddings
-        return (self.embed.logits(x_ND) if tied else self.lm_head(x_ND)).reshape(B, T, -1)
+        logits_NV = self.embed.logits(x_ND) if tied else self.lm_head(x_ND)
+        return constrain(logits_NV.reshape(B, T, -1), ROWS, None, "tensor")
 
     def head_weights(self) -> jax.Array:
         """The projection [D, V] of `project` (head "lm")."""
@@ -287,7 +295,7 @@ class Decoder(nn.Module):
         rope = self._rope(positions_B)
         x_BD, new = self.embed(tokens_B), []
         for layer, old in zip(self.layers, cache, strict=True):
-            x_BD, layer_cache = layer.step(x_BD, old, bias_BS, slot, *rope)
+            x_BD, layer_cache = layer.step(constrain(x_BD, ROWS), old, bias_BS, slot, *rope)
             new.append(layer_cache)
         return self.final_norm(x_BD), tuple(new)
 
@@ -317,9 +325,9 @@ class Decoder(nn.Module):
     def _unrolled(self, x_BSD, every, whole, last, keep):
         cache = []
         for layer in self.layers[:-1]:
-            x_BSD, layer_cache = layer(x_BSD, queries=whole, **every)
+            x_BSD, layer_cache = layer(constrain(x_BSD, ROWS), queries=whole, **every)
             cache.append(layer_cache)
-        x_BTD, layer_cache = self.layers[-1](x_BSD, queries=last, **every)
+        x_BTD, layer_cache = self.layers[-1](constrain(x_BSD, ROWS), queries=last, **every)
         return x_BTD, (*cache, layer_cache) if keep else None
 
     def _recomputed(self, x_BSD, every, whole, last, keep):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jax.experimental import multihost_utils
 
 from remix_jax.errors import InputError
 from remix_jax.models.decoder import Decoder, DecoderConfig
@@ -30,6 +31,7 @@ from remix_jax.models.hf_config import (
     read_json,
 )
 from remix_jax.models.hf_tokenizer import TOKENIZER_FILES, eos_ids, load_tokenizer, pad_id
+from remix_jax.sharding import spec_of
 
 __all__ = ["check_target", "eos_ids", "load", "load_tokenizer", "pad_id", "read_config", "save"]
 
@@ -65,7 +67,8 @@ def load(
     Args:
         directory: holds config.json and model.safetensors, or shards with their index.
         dtype: "float32" or "bfloat16", for the parameters and for the operands of matrix products.
-        mesh: replicate the parameters over this mesh; without one they go to the default device.
+        mesh: divide the parameters over this mesh by `sharding.rules`, each device (and each
+            process) reading its own slices; without one they go to the default device.
 
     Returns:
         `model` with `model.apply({"params": params}, tokens_BS, positions_BS, mask_BS)` giving
@@ -79,14 +82,17 @@ def load(
         raise InputError(f"dtype {dtype!r} is not supported; it can be {' or '.join(_DTYPES)}")
     root = existing_directory(directory)
     model = Decoder(dataclasses.replace(read_config(root), dtype=dtype))
-    sharding = None
-    if mesh is not None:
-        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def where(path: ParamPath, shape: Shape) -> jax.sharding.Sharding | None:
+        if mesh is None:
+            return None
+        return jax.sharding.NamedSharding(mesh, spec_of("/".join(path), shape, mesh))
+
     shapes = _parameter_shapes(model)
     stored = _stored_tensors(root)
     _check_tensors(root, shapes, stored, model.config.tied_embeddings)
     params = {
-        path: _place(stored[_tensor_name(path)], path, shape, dtype, sharding)
+        path: _place(stored[_tensor_name(path)], path, shape, dtype, where(path, shape))
         for path, shape in shapes.items()
     }
     return model, flax.traverse_util.unflatten_dict(params)
@@ -240,6 +246,7 @@ def save(
 
     Parameters keep their dtype. The directory appears whole or not at all: it is written beside
     `directory` and renamed. One that `save` made before is replaced, nothing else ever is.
+    Of several processes all must call it: tensors are gathered one by one, the first one writes.
 
     Args:
         model: a decoder with head "lm".
@@ -256,6 +263,10 @@ def save(
     target = check_target(directory)
     tensors = _named(model, params)
     config = _config_json(model.config, jnp.dtype(params["embed"]["embedding"].dtype).name, like)
+    if jax.process_index() > 0:
+        for path, x in tensors.values():  # its part of each gathering
+            _fetch(path, x)
+        return
     scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
@@ -353,7 +364,10 @@ def _write_weights(folder: pathlib.Path, tensors: dict[str, tuple[ParamPath, jax
 
 def _fetch(path: ParamPath, x: jax.Array) -> np.ndarray:
     # A jax array keeps the host copy made of it; a passing copy on the device takes it away again.
-    return np.ascontiguousarray(jnp.transpose(x) if path[-1] == "kernel" else jnp.copy(x))
+    passing = jnp.transpose(x) if path[-1] == "kernel" else jnp.copy(x)
+    if not passing.is_fully_addressable:
+        return np.ascontiguousarray(multihost_utils.process_allgather(passing, tiled=True))
+    return np.ascontiguousarray(passing)
 
 
 def _write_json(path: pathlib.Path, content: dict) -> None:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from remix_jax.sharding import Places, constrain
+
 ONE_HOT_VOCABULARY = 4096  # beyond it, a scatter is cheaper than a product with one-hot rows
 
 
@@ -32,30 +34,37 @@ def einsum(subscripts: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x_ND: jax.Array, w_DF: jax.Array, dtype: str) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def matmul(x_ND: jax.Array, w_DF: jax.Array, dtype: str, places: Places | None = None) -> jax.Array:
     """x_ND @ w_DF, float32 in and out; `dtype` is that of the operands, also in the gradient.
 
-    The weights may have any dtype, which their gradient gets too.
+    The weights may have any dtype, which their gradient gets too. On a mesh they are gathered, as
+    `dtype`, for each use, and the gradient is scattered at once to where they are kept.
     """
-    return einsum("nd,df->nf", x_ND, w_DF, dtype)
+    return einsum("nd,df->nf", x_ND, _gathered(w_DF, dtype, places), dtype)
 
 
-def _matmul_forward(x_ND, w_DF, dtype):
+def _gathered(w_DF, dtype, places):
+    return w_DF if places is None else constrain(w_DF.astype(dtype), *places.used)
+
+
+def _matmul_forward(x_ND, w_DF, dtype, places):
     x = x_ND.astype(dtype)
-    return matmul(x, w_DF, dtype), (x, w_DF)
+    return matmul(x, w_DF, dtype, places), (x, w_DF)
 
 
-def _matmul_backward(dtype, residuals, dy_NF):
+def _matmul_backward(dtype, places, residuals, dy_NF):
     x_ND, w_DF = residuals
-    dx_ND = einsum("nf,df->nd", dy_NF, w_DF, dtype)
+    dx_ND = einsum("nf,df->nd", dy_NF, _gathered(w_DF, dtype, places), dtype)
     plain = partial(einsum, "nd,nf->df", dtype=dtype)
     # A CPU has no fast product that sums over the leading axis of both operands, unless the result
     # is float32 and wide: there it pays to lay out the transpose first.
     wide = dtype == "float32" and x_ND.shape[1] <= dy_NF.shape[1]
-    dw_DF = lax.platform_dependent(
-        x_ND, dy_NF, cpu=plain if wide else partial(_product_of_copy, dtype=dtype), default=plain
-    )
+    if places is not None:  # first summed, then cut: a reduce-scatter, and no rows gathered
+        dw_DF = constrain(constrain(plain(x_ND, dy_NF), *places.used), *places.kept)
+    else:
+        copied = partial(_product_of_copy, dtype=dtype)
+        dw_DF = lax.platform_dependent(x_ND, dy_NF, cpu=plain if wide else copied, default=plain)
     return dx_ND, dw_DF.astype(w_DF.dtype)
 
 
@@ -71,8 +80,13 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 @jax.custom_vjp
 def lookup(table_VD: jax.Array, ids_N: jax.Array) -> jax.Array:
-    """Rows `ids_N` of `table_VD`, float32 [N, D]."""
-    return jnp.take(table_VD, ids_N, axis=0).astype(jnp.float32)
+    """Rows `ids_N` of `table_VD`, float32 [N, D].
+
+    On a mesh each device looks up its columns for the rows of all its fsdp neighbours: those move
+    between the devices, here and in the gradient, and never the table.
+    """
+    found_ND = jnp.take(table_VD, constrain(ids_N, "data"), axis=0).astype(jnp.float32)
+    return constrain(found_ND, "data", "fsdp")
 
 
 def _lookup_forward(table_VD, ids_N):
@@ -82,6 +96,7 @@ def _lookup_forward(table_VD, ids_N):
 def _lookup_backward(residuals, dy_ND):
     table_VD, ids_N = residuals
     vocab = table_VD.shape[0]
+    ids_N, dy_ND = constrain(ids_N, "data"), constrain(dy_ND, "data", "fsdp")
     if vocab <= ONE_HOT_VOCABULARY:
         hot_VN = (jnp.arange(vocab)[:, None] == ids_N[None]).astype(dy_ND.dtype)
         grad = jnp.dot(hot_VN, dy_ND, precision=lax.Precision.HIGHEST)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from remix_jax.models.decoder import Cache, Decoder
+from remix_jax.sharding import ROWS, by_rows, constrain
 from remix_jax.types import positions
 
 # The cache grows this many times at most, each time by a multiple of the unit: more segments attend
@@ -104,6 +105,8 @@ def sample(
     run = functools.partial(model.apply, {"params": params})
     members = functools.partial(jnp.repeat, repeats=group_size, axis=0)
     P, T = prompts_QP.shape[1], max_new_tokens
+    prompts_QP, prompt_len_Q = by_rows((prompts_QP, prompt_len_Q))
+    row_ids_B, active_B = by_rows((row_ids_B, active_B))
     mask_QP = jnp.arange(P)[None] >= P - prompt_len_Q[:, None]
     x_QD, cache = run(prompts_QP, positions(mask_QP), mask_QP, method="prefill")
     prompt_mask_BP, prompt_len_B = members(mask_QP), members(prompt_len_Q)
@@ -123,14 +126,15 @@ def sample(
         return drawn(loop._replace(cache=cache), logits_BV)
 
     logits_QV = run(x_QD[:, None], method="project")[:, 0]
-    loop = _start(active_B, T, pad_id, jax.tree.map(members, cache))
+    cache = jax.tree.map(lambda x: constrain(members(x), ROWS, "tensor"), cache)
+    loop = _start(active_B, T, pad_id, cache)
     loop = drawn(loop, members(logits_QV))
     # A segment's cache is just long enough for it: no step pays for slots that only later segments
     # fill, and none slices (which copies) a longer cache.
     for begin, end in _segments(T):
         loop = loop._replace(cache=_grow(loop.cache, end - begin))
         loop = jax.lax.while_loop(functools.partial(_unfinished, end=end), decoded, loop)
-    return Sampled(
+    sampled = Sampled(
         tokens_BS=jnp.concatenate([members(prompts_QP), loop.tokens_BT], axis=1),
         prompt_len_B=prompt_len_B,
         response_len_B=loop.length_B,
@@ -139,6 +143,7 @@ def sample(
         ended_B=active_B & ~loop.live_B,
         steps=loop.t,
     )
+    return jax.tree.map(constrain, sampled)  # whole on every device: the host reads all of it
 
 
 def draw(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from remix_jax import sharding
 from remix_jax.models.decoder import Decoder
 from remix_jax.models.head import Pieces, logp_and_entropy
+from remix_jax.sharding import by_rows
 from remix_jax.types import Rows, positions, token_mask
 
 
@@ -58,8 +59,7 @@ def _states_before_tokens(model, params, rows: Rows):
 
     Those are P - 1 .. S - 2: the last token of a row predicts nothing and is left out.
     """
-    mask_BS = token_mask(rows)[:, :-1]
-    tokens_BS = rows.tokens_BS[:, :-1]
+    mask_BS, tokens_BS = by_rows((token_mask(rows)[:, :-1], rows.tokens_BS[:, :-1]))
     inputs = (tokens_BS, positions(mask_BS), mask_BS)
     return model.apply({"params": params}, *inputs, method="hidden", last=rows.response_slots)
 

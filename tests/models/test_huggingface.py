@@ -1,5 +1,6 @@
 """Model directories: goldens, round trips through torch, and every way a directory can be wrong."""
 
+import functools
 import json
 import pathlib
 
@@ -14,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from remix_jax.errors import InputError
 from remix_jax.models import hf_config, huggingface
 from remix_jax.models.decoder import Decoder, RopeScaling
+from remix_jax.sharding import make_mesh, shardings
 from tests import tiny_models
 
 GOLDENS = ("qwen2_tied", "qwen3_untied_sharded", "llama_tied_rope3", "qwen2_untied_bf16")
@@ -287,14 +289,38 @@ def test_loaded_tree_is_the_decoders_own(exported):
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
-def test_load_onto_a_mesh_replicates(exported):
+def test_load_onto_a_mesh_reads_slices_and_save_puts_them_together(exported, tmp_path, monkeypatch):
+    """No device, and no read, ever has a whole matrix that the rules divide."""
+    model, plain = huggingface.load(exported)
+    mesh = make_mesh((1, 4, 2))
+    wanted, biggest = shardings(plain, mesh), {}
+    read = huggingface._Stored.read
+
+    def noted(tensor, index):
+        part = read(tensor, index)
+        biggest[tensor.name] = max(biggest.get(tensor.name, 0), part.size)
+        return part
+
+    monkeypatch.setattr(huggingface._Stored, "read", noted)
+    _, params = huggingface.load(exported, mesh=mesh)
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        of_tree = functools.reduce(lambda node, key: node[key.key], path, wanted)
+        assert x.sharding == of_tree
+        name = huggingface._tensor_name(tuple(key.key for key in path))
+        assert biggest[name] == x.addressable_shards[0].data.size
+    gate = params["layers_0"]["gate"]["kernel"]
+    assert gate.addressable_shards[0].data.size * 8 == gate.size
+    jax.tree.map(np.testing.assert_array_equal, params, plain)
+    huggingface.save(model, params, tmp_path / "out", like=exported)
+    jax.tree.map(np.testing.assert_array_equal, huggingface.load(tmp_path / "out")[1], plain)
+
+
+def test_a_mesh_without_the_rules_axes_holds_copies(exported):
     devices = np.array(jax.devices())
-    _, plain = huggingface.load(exported)
     _, params = huggingface.load(exported, mesh=Mesh(devices, ("data",)))
     for x in jax.tree.leaves(params):
         assert x.sharding.is_fully_replicated
         assert x.devices() == set(devices)
-    jax.tree.map(np.testing.assert_array_equal, params, plain)
 
 
 @pytest.mark.parametrize("axes", [("a", None), (None, "a"), ("a", "b")])

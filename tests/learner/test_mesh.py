@@ -1,0 +1,67 @@
+"""Eight devices, however the mesh divides them, give what one gives."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from remix_jax import sharding
+from remix_jax.config import fresh_groups, method_numbers
+from remix_jax.learner import programs
+from remix_jax.learner.state import place_state
+from tests.learner.tiny import fresh_rows, grouped, host, make_config, stage_of, start
+
+METHODS = {"ppo": make_config, "grpo": grouped}
+CASES = [
+    ("ppo", (1, 8, 1)),
+    ("ppo", (2, 2, 2)),
+    ("grpo", (4, 1, 2)),
+]
+
+
+def spread(tree, mesh):
+    return tree if mesh is None else jax.device_put(tree, sharding.shardings(tree, mesh))
+
+
+def learned(config, wanted):
+    """State and metrics after three steps, with the programs that a run on that mesh uses."""
+    learner, first = start(config)
+    mesh = sharding.make_mesh(wanted)
+    params, critic = (spread(x, mesh) for x in (first.params, first.critic_params))
+    state = place_state(learner, params, config, mesh)
+    state = state.replace(critic_params=critic)  # its value head is not zero
+    _, rows_from = start(config)
+    every = []
+    for step in (1, 2, 3):
+        program = programs._compile_learn(learner, stage_of(config, step), mesh)
+        rows = fresh_rows(config, rows_from, step)
+        replayed = np.int32(config.batch_groups - fresh_groups(config, step))
+        numbers = method_numbers(config, step)
+        given = jax.tree.map(lambda x: sharding.put(x, mesh), (rows, replayed, numbers))
+        state, metrics = program.call(state, *given, None)
+        every.append(host(metrics))
+    return state, every
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one device makes of each method."""
+    return {
+        name: learned(make(mini_batch_size=8, micro_batch_size=8), (1, 1, 1))
+        for name, make in METHODS.items()
+    }
+
+
+@pytest.mark.parametrize(("method", "wanted"), CASES)
+def test_learning_on_eight_devices_is_learning_on_one(method, wanted, alone):
+    config = METHODS[method](mini_batch_size=8, micro_batch_size=8)
+    state, metrics = learned(config, wanted)
+    expected, expected_metrics = alone[method]
+    assert int(metrics[-1]["n_replayed"]) >= 2, "replayed rows are part of it"
+    chex.assert_trees_all_close(host(state), host(expected), atol=2e-5)
+    chex.assert_trees_all_close(metrics, expected_metrics, rtol=2e-3, atol=2e-4)
+    where = sharding.shardings(state, sharding.make_mesh(wanted))
+    for (path, x), place in zip(
+        jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(where), strict=True
+    ):
+        assert x.sharding.is_equivalent_to(place, x.ndim), sharding.path_text(path)
