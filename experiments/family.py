@@ -117,6 +117,7 @@ def collect_traces(directory: pathlib.Path) -> None:
             attempts=ATTEMPTS,
             batch_size=TRACED,
             group_size=1,
+            accept="experiments.arithmetic.task:right_working",
         )
         collection.collect(settings, directory, Console(0))
 

@@ -79,6 +79,10 @@ WRONG = [
     ("seed", -1, "must be in [0, 2^31)"),
     ("objective.advantage", "gea", "one of gae, vtrace, group_normalized, rloo"),
     ("objective.aggregation", "token-sum", "one of token-mean"),
+    ("objective.method", "bppi", "one of mix_ppg, ppo"),
+    ("objective.setting", 0.1, "mix_ppg has no such number"),
+    ("replay.sampler", "best", "one of uniform, max_advantage"),
+    ("expert.bank", "traces", "mix_ppg needs behaviour log-probs, which the rows of a bank do not"),
     ("objective.dual_clip", 0.5, "must be 0 (off) or above 1"),
     ("kl.estimator", "k4", "one of k1, k2, k3"),
     ("kl.coef", -0.1, "must be 0 (off) or more"),
@@ -115,6 +119,69 @@ def test_wrong_values_are_refused_by_name(field, value, rule):
     assert f"config.{field} = " in message
     assert rule in message
     assert "\n" not in message
+
+
+# (method, other fields, field that is wrong, what would be right)
+UNFIT = [
+    ("rloo", {}, "objective.advantage = 'gae'", "rloo needs rloo"),
+    ("topr", {}, "objective.advantage = 'gae'", "topr needs method"),
+    (
+        "ppo",
+        {"objective.advantage": "method", "group_size": 8},
+        "objective.advantage",
+        "ppo has no advantage of its own",
+    ),
+    ("gspo", {}, "objective.aggregation", "gspo needs seq-mean-token-mean"),
+    ("geppo", {}, "replay.window = 2", "geppo needs 3, 6, 9"),
+    ("bapo", {"objective.setting": 1.5}, "objective.setting = 1.5", "must be in [0, 1]"),
+    (
+        "agro",
+        {"objective.advantage": "method", "group_size": 64, "mini_batch_size": 32},
+        "mini_batch_size = 32",
+        "agro needs whole groups: a multiple of group_size = 64",
+    ),
+    ("chord_phi", {}, "expert.bank = ''", "chord_phi needs the rows of an expert"),
+    ("chord_phi", {"expert.bank": "b"}, "objective.advantage", "group advantage, no critic"),
+    ("gspo", {"expert.bank": "b"}, "expert.bank = 'b'", "set objective.method to one of reinforce"),
+    (
+        "sft",
+        {"expert.bank": "b", "objective.advantage": "method", "group_size": 8},
+        "group_size = 8",
+        "sft has no rows but the expert's",
+    ),
+    (
+        "luffy",
+        {"expert.bank": "b", "objective.advantage": "mean_baseline", "prefix.bank": "p"},
+        "expert.bank = 'b'",
+        "not together with prefix.bank",
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "fields", "wrong", "right"), UNFIT, ids=lambda x: str(x)[:20])
+def test_a_method_says_what_it_needs(method, fields, wrong, right):
+    config = good()
+    for field, value in {"objective.method": method, **fields}.items():
+        section, _, name = field.rpartition(".")
+        setattr(getattr(config, section) if section else config, name, value)
+    if method == "gspo" and fields:
+        config.objective.aggregation = "seq-mean-token-mean"
+    if "prefix.bank" in fields:
+        config.group_size, config.prefix.tokens = 8, 4
+    with pytest.raises(InputError) as error:
+        configs.validate(config)
+    message = str(error.value)
+    assert f"config.{wrong}" in message
+    assert right in message
+    assert "\n" not in message
+
+
+def test_methods_with_other_numbers_share_programs():
+    one, other = good(), good()
+    one.objective.method = other.objective.method = "cispo"
+    one.objective.setting = 0.3
+    assert configs.compiled_part(one) == configs.compiled_part(other)
+    assert configs.method_numbers(one, 1).tolist() == pytest.approx([0.3, 0.3])
 
 
 def test_group_methods_need_groups():

@@ -2,13 +2,17 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from remix_jax.data.problems import Problem
+from remix_jax.errors import InputError
+from remix_jax.learner import step
 from remix_jax.learner.experts import expert_rows
 from remix_jax.learner.rollout import Draw
-from remix_jax.rl import family
+from remix_jax.rl import family, replay
+from remix_jax.types import response_mask
 from tests.learner.tiny import (
     P,
     T,
@@ -45,10 +49,10 @@ def config_of(name, **changes):
     return config
 
 
-def expert_of(config, step):
+def expert_of(config, number):
     """The expert's rows of the groups that `fresh_rows` makes for the step."""
-    rng = np.random.default_rng([99, step])
-    stage = stage_of(config, step)
+    rng = np.random.default_rng([99, number])
+    stage = stage_of(config, number)
     n = stage.fresh_groups
     problems = [Problem(problem=str(i), answers=(0,), id=str(i)) for i in range(n)]
     prompts = [rng.integers(0, 11, rng.integers(1, P + 1)).tolist() for _ in range(n)]
@@ -57,7 +61,7 @@ def expert_of(config, step):
         for i in range(n)
     }
     draw = Draw(problems, prompts, [None] * n)
-    return expert_rows(draw, traces, stage, 100 * step, config, pad_id=0)
+    return expert_rows(draw, traces, stage, 100 * number, config, pad_id=0)
 
 
 def steps_of(name, steps=2, **changes):
@@ -65,16 +69,16 @@ def steps_of(name, steps=2, **changes):
     config = config_of(name, **changes)
     learner, state = start(config)
     before = metrics = None
-    for step in range(1, steps + 1):
+    for number in range(1, steps + 1):
         rows = None
         if config.own_rows:
-            rows = fresh_rows(config, state, step)
+            rows = fresh_rows(config, state, number)
             if config.expert_rows:
                 keep = rows.valid_B.shape[0] // config.group_size
                 rows = jax.tree.map(lambda x, n=keep: x[:n], rows)
-        expert = expert_of(config, step) if config.expert_rows else None
+        expert = expert_of(config, number) if config.expert_rows else None
         before = host(state)
-        state, metrics = advance(learner, state, config, step, rows, expert)
+        state, metrics = advance(learner, state, config, number, rows, expert)
     return before, host(state), host(metrics)
 
 
@@ -85,3 +89,56 @@ def test_micro_batches_are_one_batch(name):
     _, parts, part_metrics = steps_of(name, micro_batch_size=2)
     chex.assert_trees_all_close(whole.params, parts.params, atol=1e-4)
     chex.assert_trees_all_close(metrics, part_metrics, rtol=3e-3, atol=3e-4)
+
+
+def test_rows_of_an_expert_are_trained_on_without_a_ratio():
+    """LUFFY: NaN for the log-probs of nobody, finite everything else; the expert's rows count."""
+    before, after, metrics = steps_of("luffy", steps=1, replay__share=0.0)
+    rows = after.replay.rows
+    experts = rows.expert_B & rows.valid_B
+    assert experts.sum() == int(metrics["n_expert"]) == 4
+    assert int(metrics["n_fresh"]) == 4
+    assert np.isnan(rows.logp_BT[experts]).all()
+    assert all(np.isfinite(value).all() for value in metrics.values())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
+    assert np.array_equal(rows.expert_B.reshape(-1, 2)[:4], [[False, True]] * 4)
+    group_B = rows.group_B.reshape(-1, 2)[:4]
+    np.testing.assert_array_equal(group_B[:, 0], group_B[:, 1])
+    assert (rows.used_B[experts] == 1).all()
+    assert replay.clear(jax.tree.map(jnp.asarray, after.replay)).fates_U.sum() == 4
+    assert not np.array_equal(
+        before.params["embed"]["embedding"], after.params["embed"]["embedding"]
+    )
+
+
+def test_stored_advantages_are_those_of_the_collection():
+    """ToPPO: R - V_k at the step that sampled the row, also after later steps."""
+    config = config_of("toppo", objective__whiten=False)
+    learner, state = start(config)
+    state, _ = advance(learner, state, config, 1)
+    first = host(state)
+    rows = first.replay.rows
+    new_B = rows.version_B == 1
+    mask_BT = np.asarray(response_mask(jax.tree.map(jnp.asarray, rows)))[new_B] == 1
+    reward_BT = np.repeat(rows.reward_B[new_B][:, None], T, axis=1)
+    assert np.any(rows.adv_BT[new_B][mask_BT] != reward_BT[mask_BT]), "the critic has a value"
+    state, metrics = advance(learner, state, config, 2)
+    later = host(state).replay.rows
+    assert int(metrics["n_replayed"]) > 0
+    np.testing.assert_array_equal(later.adv_BT[later.version_B == 1], rows.adv_BT[new_B])
+    assert np.any(later.adv_BT[later.version_B == 2])
+
+
+def test_mini_batches_of_whole_groups():
+    config = config_of("agro", mini_batch_size=4, micro_batch_size=2, passes=3)
+    learner, _ = start(config)
+    index = np.asarray(step._mini_batches(learner, stage_of(config, 1), jax.random.key(0)))
+    assert index.shape == (6, 2, 2)
+    np.testing.assert_array_equal(index[..., 1], index[..., 0] + 1)
+    np.testing.assert_array_equal(np.sort(index.reshape(3, -1)), [range(8)] * 3)
+
+
+def test_a_method_that_needs_ratios_refuses_the_row_of_an_expert():
+    config = config_of("cispo")
+    with pytest.raises(InputError, match="cispo needs behaviour log-probs and row 0 has none"):
+        expert_of(config, 1)
