@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner.checkpoint import SaveError
-from remix_jax.learner.loop import FaultError
+from remix_jax.learner.loop import FaultError, Outcome
 
 PREEMPTED = os.EX_TEMPFAIL
 
@@ -78,6 +78,12 @@ def _refuse(message: str):
 def _one_line(error: Exception) -> str:
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(text).split())
+
+
+def leave(outcome: Outcome) -> None:
+    """Ends the process where a run was preempted: whoever started it may start it again."""
+    if outcome.preempted:
+        sys.exit(PREEMPTED)
 
 
 def cache_compilations() -> None:

@@ -6,7 +6,6 @@ lies; model and problems need not be there, nor the devices if config.mesh gives
 """
 
 import pathlib
-import sys
 
 from absl import flags
 
@@ -35,8 +34,7 @@ def train() -> None:
         return
     if WORKDIR.value is None:
         raise InputError("--workdir is required")
-    if loop.run(config, WORKDIR.value).preempted:
-        sys.exit(main.PREEMPTED)
+    main.leave(loop.run(config, WORKDIR.value))
 
 
 if __name__ == "__main__":

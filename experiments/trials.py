@@ -196,8 +196,7 @@ def _train(
     except loop.FaultError as error:
         (directory / "failed").write_text(f"{error}\n")
         return read_metrics(directory)
-    if outcome.preempted:
-        sys.exit(main.PREEMPTED)
+    main.leave(outcome)
     if outcome.stopped:
         raise Stopped
     return outcome.metrics

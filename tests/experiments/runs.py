@@ -2,11 +2,30 @@
 
 import io
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 from experiments.configs import arithmetic_remix_grpo, arithmetic_remix_ppo
 from remix_jax.config import Config
 from remix_jax.reporting.console import Console
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+
+
+def run_main(*flags, module="experiments.train"):
+    """Runs an experiment's main as a user does."""
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", module, *flags],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
 
 
 def small_config(directory: pathlib.Path, grpo: bool = False) -> Config:
