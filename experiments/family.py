@@ -35,7 +35,6 @@ from remix_jax.reporting import comparison, family_report
 from remix_jax.reporting.console import Console
 from remix_jax.rl import family
 
-ROLLOUTS = (1024, 2048, 4096)
 REFERENCES = ("ppo", "remix-ppo", "grpo", "remix-grpo")
 TRACED = 640  # problems of the bank: the first of the training file
 ATTEMPTS = 64  # most responses to one of them
@@ -52,22 +51,23 @@ class Plan:
     learning_rates: tuple[float, ...]
     seeds: int
     tuning: int  # seeds that a rate is chosen by
+    rollouts: int = base.ROLLOUTS  # fresh, of each run
 
     def trial(self, method: str, learning_rate: float, seed: int) -> Trial:
         """One run of a method."""
         config = config_of(method)
+        if config.own_rows:
+            config = base.evaluated(with_rollouts(config, self.rollouts))
         optimizer = dataclasses.replace(config.optimizer, learning_rate=learning_rate)
         config = dataclasses.replace(config, optimizer=optimizer, seed=seed)
         return Trial(f"{method}/lr{learning_rate:g}/seed{seed}", config)
 
 
 def config_of(method: str) -> Config:
-    """The preset of a method of the family, or a reference at as many rollouts."""
+    """The preset of a method of the family, or a reference."""
     if method in REFERENCES:
         full = arithmetic_remix_grpo if method.endswith("grpo") else arithmetic_remix_ppo
-        return base.evaluated(
-            with_rollouts(METHODS[method].change(full.get_config()), base.ROLLOUTS)
-        )
+        return METHODS[method].change(full.get_config())
     return importlib.import_module(f"experiments.configs.family.{method}").get_config()
 
 
@@ -128,7 +128,7 @@ def compare(plan: Plan, workdir: pathlib.Path, workers: int) -> dict:
     grid = [(m, r, s) for m in plan.methods for r in plan.learning_rates for s in tuning]
     records = _train(plan, grid, workdir, workers)
     data = {
-        "rollouts": list(ROLLOUTS),
+        "rollouts": [plan.rollouts // 4, plan.rollouts // 2, plan.rollouts],
         "learning_rates": list(plan.learning_rates),
         "selection_seeds": list(tuning),
         "methods": [described(method) for method in plan.methods],
@@ -171,7 +171,7 @@ def make_plan(values) -> Plan:
         raise InputError(f"--learning_rates={','.join(values.learning_rates)}: numbers above 0")
     if values.tuning > values.seeds:
         raise InputError(f"--tuning={values.tuning}: must be --seeds={values.seeds} or less")
-    return Plan(methods, rates, values.seeds, values.tuning)
+    return Plan(methods, rates, values.seeds, values.tuning, values.rollouts)
 
 
 def experiment() -> None:
@@ -189,7 +189,8 @@ def experiment() -> None:
     except trials.Stopped:
         print("stopped; the same command continues")
         return
-    about = trials.about(config_of("m2po"), time.perf_counter() - begin, workers)
+    shown = plan.trial(plan.methods[0], plan.learning_rates[0], 0).config
+    about = trials.about(shown, time.perf_counter() - begin, workers)
     family_report.write(data | {"about": about}, workdir)
     print(f"table and figure: {workdir}/family.md, .json, .png")
 
@@ -199,6 +200,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("learning_rates", ["1e-4", "3e-4"], "the grid")
     flags.DEFINE_integer("seeds", 3, "seeds of each method at its best rate", lower_bound=1)
     flags.DEFINE_integer("tuning", 1, "seeds that a rate is chosen by", lower_bound=1)
+    flags.DEFINE_integer("rollouts", base.ROLLOUTS, "fresh, of each run", lower_bound=4)
     flags.DEFINE_integer("workers", 0, "runs at a time; 0: one a core on a CPU, else one")
     flags.DEFINE_string(
         "collect", "", "make the bank of traces in this directory, and nothing else"

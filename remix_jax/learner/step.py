@@ -344,7 +344,7 @@ def _mini_batches(learner: Learner, stage: Stage, key):
     unit = c.group_size if family.METHODS[c.objective.method].whole_groups else 1
     order = jax.vmap(lambda k: jax.random.permutation(k, c.batch_size // unit))(keys)
     if unit > 1:
-        order = order[..., None] * unit + jnp.arange(unit)
+        order = (order[..., None] * unit) + jnp.arange(unit)[None, None, :]
     micro = micro_batch_rows(c, sharding.row_shards(sharding.in_use()))
     return order.reshape(-1, c.mini_batch_size // micro, micro)
 
