@@ -76,6 +76,7 @@ def steps_of(name, steps=2, **changes):
             if config.expert_rows:
                 keep = rows.valid_B.shape[0] // config.group_size
                 rows = jax.tree.map(lambda x, n=keep: x[:n], rows)
+                rows = rows.replace(group_B=100 * number + jnp.arange(keep))
         expert = expert_of(config, number) if config.expert_rows else None
         before = host(state)
         state, metrics = advance(learner, state, config, number, rows, expert)
