@@ -1,7 +1,8 @@
 """The bars that a correct implementation meets on the arithmetic task, from stored results.
 
     python -m experiments.bars --comparison=experiments/results/arithmetic/comparison \
-        --dynamics=experiments/results/arithmetic/dynamics
+        --dynamics=experiments/results/arithmetic/dynamics \
+        --prefix=experiments/results/arithmetic/prefix
 
 Each bar is a claim about medians over seeds, with the figure that was measured: "met" or "missed".
 """
@@ -17,9 +18,10 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from experiments import main
-from remix_jax.reporting import comparison, dynamics, report
+from remix_jax.reporting import comparison, dynamics, prefix, report
 from remix_jax.reporting import comparison_numbers as compared
 from remix_jax.reporting import dynamics_numbers as numbers
+from remix_jax.reporting import prefix_numbers as prefixes
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results" / "arithmetic"
 
@@ -40,8 +42,25 @@ class Bar(NamedTuple):
         return self.measured <= self.asked if self.at_most else self.measured >= self.asked
 
 
+def prefix_bars(results: prefixes.Data) -> Iterator[Bar]:
+    """Bar 7: accuracy on hard problems without a prefix after 6,144 rollouts, at the first rate."""
+    rate = results["learning_rates"][0]
+    for name, asked, what in (
+        (prefixes.PREFIXED, 0.35, "trained with prefixes"),
+        (prefixes.PLAIN, 0.1, "without"),
+    ):
+        found = [
+            report.interpolate(*prefixes.curve(t, x="rollouts"), 6144)
+            for t in prefixes.trials(results, name, rate)
+        ]
+        known = [value for value in found if value is not None]
+        claim = f"7. PrefixRL, rate {rate:g}: unprefixed accuracy at 6,144 rollouts, {what}"
+        measured = statistics.median(known) if known else None
+        yield Bar(claim, asked, measured, at_most=name == prefixes.PLAIN)
+
+
 def bars(runs: compared.Data, trained: numbers.Data) -> Iterator[Bar]:
-    """Bars 1 to 6; the seventh is PrefixRL's."""
+    """Bars 1 to 6."""
     for level, least in ((0.6, 1.5), (0.7, 1.8), (0.8, 1.7)):
         claim = f"1. equal rate: PPO / ReMix-PPO, rollouts to {level:.0%}"
         yield Bar(claim, least, _times(runs, "ppo", "remix-ppo", "equal", level))
@@ -102,10 +121,11 @@ def experiment() -> None:
     """The table."""
     runs = comparison.read(pathlib.Path(COMPARISON.value) / "comparison.json")
     trained = dynamics.read(pathlib.Path(DYNAMICS.value) / "dynamics.json")
+    results = prefix.read(pathlib.Path(PREFIX.value) / "prefix.json")
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("bar", "asked for", "measured", ""):
         table.add_column(name, justify="left" if name in ("bar", "") else "right")
-    for bar in bars(runs, trained):
+    for bar in (*bars(runs, trained), *prefix_bars(results)):
         side = "<=" if bar.at_most else ">="
         measured = "-" if bar.measured is None else f"{bar.measured:.2f}"
         verdict = "met" if bar.met else "missed"
@@ -120,4 +140,5 @@ if __name__ == "__main__":
     DYNAMICS = flags.DEFINE_string(
         "dynamics", str(RESULTS / "dynamics"), "directory of a dynamics.json"
     )
+    PREFIX = flags.DEFINE_string("prefix", str(RESULTS / "prefix"), "directory of a prefix.json")
     main.run(experiment)

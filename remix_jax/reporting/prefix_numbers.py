@@ -154,7 +154,7 @@ def _threefold(data: Data, name: str, who: str) -> Claim:
     holds = [own >= 3 * base for own, base in pairs]
     shown = ", ".join(f"{own:.1%} against {base:.1%}" for own, base in pairs)
     return Claim(
-        f"It ends with three times the accuracy of {who}, at equal FLOPs.",
+        f"PrefixRL ends with three times the accuracy of {who}, at equal FLOPs.",
         _verdict(holds),
         f"{shown}.",
     )
