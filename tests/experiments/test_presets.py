@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.configs import gsm8k_0p5b, remix_grpo_1p5b, remix_ppo_1p5b, remix_ppo_7b
+from experiments.configs import (
+    gsm8k_0p5b,
+    prefix_1p5b,
+    remix_grpo_1p5b,
+    remix_ppo_1p5b,
+    remix_ppo_7b,
+)
 from remix_jax import config as configs
 from remix_jax.errors import InputError
 from remix_jax.learner import dry_run
@@ -48,6 +54,19 @@ def test_a_preset_prints_its_plan_without_weights(preset, tmp_path, monkeypatch)
     assert "kept for the backward pass, estimate" in text
     assert "not there yet: models/" in text
     assert not list(tmp_path.iterdir())
+
+
+def test_prefix_rl_is_planned_with_the_papers_numbers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = prefix_1p5b.get_config()
+    text = planned(config)
+    assert "whole run 409,600" in text
+    assert "not there yet: data/traces" in text
+    assert (config.batch_groups, config.group_size, config.steps) == (128, 8, 400)
+    assert (config.prefix.share, config.prefix.cuts) == (0.75, 3)
+    assert (config.prefix.low, config.prefix.high) == (0.4, 0.8)
+    assert config.prefix.tokens >= config.prefix.high * config.data.response_tokens
+    assert config.optimizer.learning_rate == 1e-6
 
 
 def test_the_papers_hyper_parameters():
