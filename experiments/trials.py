@@ -78,7 +78,9 @@ def finished(directory: pathlib.Path, config: Config) -> bool:
         return False
     if saved.read_text() != configs.to_json(config):
         return False  # loop.run says what differs
-    return read_metrics(directory)[-1]["step"] == config.steps or (directory / "failed").exists()
+    metrics = read_metrics(directory)  # nothing yet where it was stopped before its first step
+    whole = bool(metrics) and metrics[-1]["step"] == config.steps
+    return whole or (directory / "failed").exists()
 
 
 def map_in_processes(

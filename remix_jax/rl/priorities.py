@@ -114,7 +114,7 @@ def _mean_advantage(rows: Rows) -> jax.Array:
 
 def _reward(rows: Rows) -> jax.Array:
     """Of rows with a signal: a group of equal rewards teaches nothing."""
-    return scaled_reward(rows.reward_B, rows.valid_B) * rows.signal_B
+    return scaled_reward(rows.reward_B, rows.valid_B & rows.signal_B)
 
 
 SAMPLERS: dict[str, Sampler] = {

@@ -202,3 +202,51 @@ def test_eight_devices_give_what_one_gives():
         assert len(eight.rows.tokens_BS.sharding.device_set) == 8
         jax.tree.map(np.testing.assert_array_equal, (one, taken_one), (eight, taken_eight))
         jax.tree.map(np.testing.assert_array_equal, old_one, old_eight)
+
+
+def rewarded(rewards, **options):
+    """A ring of one step: groups of G rows that all have the group's reward."""
+    rows = make_rows(range(len(rewards) * G), version=1, **options)
+    reward_B = jnp.repeat(jnp.asarray(rewards, jnp.float32), G)
+    return replay.add(ring(), rows.replace(reward_B=reward_B))[0]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def draw_by(state, sampler, groups, seed):
+    key = jax.random.key(seed)
+    return replay.sample(state, key, jnp.int32(2), 2, groups, jnp.int32(groups), sampler)
+
+
+def drawn_groups(state, sampler, groups, seed):
+    slots_B, taken_B = draw_by(state, sampler, groups, seed)
+    return (np.asarray(slots_B)[np.asarray(taken_B)][::G] // G).tolist()
+
+
+def test_highlights_are_drawn_first_and_ties_at_random():
+    state = rewarded([0.0, 1.0, 0.0, 1.0, 0.5, 1.0])
+    drawn = [drawn_groups(state, "highlights", 2, seed) for seed in range(30)]
+    assert {i for pair in drawn for i in pair} == {1, 3, 5}
+    assert set(drawn_groups(state, "highlights", 4, 0)) == {1, 3, 5, 4}
+    assert len(drawn_groups(state, "highlights", 8, 0)) == 6, "nothing is duplicated"
+
+
+def test_groups_without_a_signal_are_no_highlights():
+    state = rewarded([1.0, 0.5, 1.0], signal=np.repeat([False, True, False], G))
+    assert drawn_groups(state, "highlights", 1, 0) == [1]
+    assert drawn_groups(state, "reward", 1, 0) == [1]
+
+
+@pytest.mark.parametrize("sampler", ["max_advantage", "mean_advantage"])
+def test_priorities_weigh_the_draw(sampler):
+    """Of one group drawn, P = p^.6 / sum p^.6; p is the mean of the group's rows."""
+    rows = make_rows(range(3 * G), version=1)
+    size_B1 = jnp.repeat(jnp.asarray([0.0, 1.0, 8.0], jnp.float32), G)[:, None]
+    sign_T1 = jnp.asarray([1.0, -1.0, 1.0, -1.0], jnp.float32)[None, :]
+    state, _ = replay.add(ring(with_advantage=True), rows.replace(adv_BT=size_B1 * sign_T1))
+    hits = np.zeros(3)
+    for seed in range(300):
+        hits[drawn_groups(state, sampler, 1, seed)[0]] += 1
+    share = 8**0.6 / (1 + 8**0.6)
+    assert hits[0] == 0
+    assert abs(hits[2] / 300 - share) < 4 * np.sqrt(share * (1 - share) / 300)
+    assert drawn_groups(state, sampler, 3, 0)[-1] == 0, "priority 0 comes last"
