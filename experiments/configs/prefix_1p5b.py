@@ -23,4 +23,5 @@ def get_config() -> Config:
     config.objective = Objective(advantage="mean_baseline", entropy_coef=0.0)
     config.data.train = "data/hard.json"
     config.prefix = Prefix(bank="data/traces", tokens=6554)
+    config.memory.micro_batch_tokens = 15_872  # one row
     return config

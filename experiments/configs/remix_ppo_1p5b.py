@@ -4,18 +4,23 @@
 models/ and the problems into data/ (docs/data.md), or name them: --config.model.path=DIR.
 """
 
-from remix_jax.config import Config, Data, Evaluation, Model
+from remix_jax.config import Config, Data, Evaluation, Memory, Model
 from remix_jax.data.problems import INSTRUCTION
 
 SUITES = ("aime", "amc", "math", "minerva", "olympiad_bench")
 
 
 def get_config() -> Config:
-    """The defaults of `Config` are the paper's; one row is scored or differentiated at a time."""
+    """The defaults of `Config` are the paper's; a device takes one row at a time."""
     return Config(
-        micro_batch_size=1,
-        score_batch_size=1,
-        model=Model(path="models/DeepSeek-R1-Distill-Qwen-1.5B"),
+        model=Model(path="models/DeepSeek-R1-Distill-Qwen-1.5B", compute_dtype="bfloat16"),
+        memory=Memory(
+            micro_batch_tokens=9216,
+            logit_entries=8192,
+            remat=True,
+            scan_layers=True,
+            anchors_dtype="bfloat16",
+        ),
         data=Data(
             train="data/deepscaler.json",
             suites=tuple(f"data/{name}.json" for name in SUITES),

@@ -105,6 +105,25 @@ def compile_sampler(
     mesh: Mesh | None = None,
 ) -> Program:
     """`sampling.sample` for `prompts` prompts of `prompt_slots` and answers of `response_slots`."""
+    slots, counts = (prompt_slots, response_slots), (prompts, group_size)
+    traced = trace_sampler(
+        policy, slots, counts, settings, eos_ids=eos_ids, pad_id=pad_id, mesh=mesh
+    )
+    return _finish(traced, mesh)
+
+
+def trace_sampler(
+    policy: Decoder,
+    slots: tuple[int, int],
+    counts: tuple[int, int],
+    settings: sampling.SamplerSettings,
+    *,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    mesh: Mesh | None,
+) -> jax.stages.Traced:
+    """The sampler for slots of (prompt, response) and counts of (prompts, rows of a group)."""
+    (prompt_slots, response_slots), (prompts, group_size) = slots, counts
     rows = prompts * group_size
     inputs = (
         _abstract((prompts, prompt_slots), jnp.int32),
@@ -114,7 +133,7 @@ def compile_sampler(
         jax.eval_shape(lambda: jax.random.key(0)),
     )
     with sharding.over(mesh):
-        lowered = sampling.sample.lower(
+        return sampling.sample.trace(
             policy,
             sharding.abstract(_abstract_params(policy), mesh),
             *sharding.abstract_whole(inputs, mesh),
@@ -124,11 +143,15 @@ def compile_sampler(
             eos_ids=eos_ids,
             pad_id=pad_id,
         )
-    return _finish(lowered, mesh)
 
 
 @functools.cache
 def _compile_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> Program:
+    return _finish(trace_learn(learner, stage, mesh), mesh)
+
+
+def trace_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> jax.stages.Traced:
+    """The learning phase of a stage."""
     config = learner.config
     state = sharding.abstract(abstract_state(learner), mesh)
     slots = (config.prompt_slots, config.data.response_tokens)
@@ -142,18 +165,20 @@ def _compile_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> Program
     numbers = _abstract((stage.passes,), jnp.float32)
     given = sharding.abstract_whole((fresh, replayed, numbers, expert), mesh)
     with sharding.over(mesh):
-        return _finish(learn.lower(state, *given, learner=learner, stage=stage), mesh)
+        return learn.trace(state, *given, learner=learner, stage=stage)
 
 
 @functools.cache
 def _compile_reincarnation(learner: Learner, mesh: Mesh | None) -> Program:
     state = sharding.abstract(abstract_state(learner), mesh)
     with sharding.over(mesh):
-        return _finish(reincarnate.lower(learner, state), mesh)
+        traced = reincarnate.trace(learner, state)
+    return _finish(traced, mesh)
 
 
-def _finish(lowered: jax.stages.Lowered, mesh: Mesh | None) -> Program:
-    compiled = lowered.compile()
+def _finish(traced: jax.stages.Traced, mesh: Mesh | None) -> Program:
+    with sharding.over(mesh):
+        compiled = traced.lower().compile()
     analysis = compiled.memory_analysis()
     if analysis is None:  # a backend may not tell
         return Program(compiled, Memory(0, 0), mesh)
@@ -172,7 +197,10 @@ def _abstract(shape, dtype):
 
 
 def _abstract_params(policy: Decoder):
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    init = jax.eval_shape(policy.init, jax.random.key(0), tokens, tokens, tokens)
+    def made():
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        return policy.init(jax.random.key(0), tokens, tokens, tokens)
+
+    init = jax.eval_shape(made)
     dtype = jnp.dtype(policy.config.param_dtype)
     return jax.tree.map(lambda x: _abstract(x.shape, dtype), init["params"])

@@ -262,7 +262,7 @@ class Decoder(nn.Module):
     def hidden(self, tokens_BS, positions_BS, mask_BS, last: int | None = None) -> jax.Array:
         """Outputs of the final norm at the last `last` slots (static; None: all S), [B, T, D].
 
-        The last layer then computes queries and MLP for those slots alone.
+        The last layer then computes queries and MLP for those slots alone, unless it is scanned.
         """
         return self._run(tokens_BS, positions_BS, mask_BS, last)[0]
 
@@ -347,16 +347,20 @@ class Decoder(nn.Module):
             apart = not execution.scan_layers
             return jax.checkpoint(function, prevent_cse=apart) if execution.remat else function
 
-        x_BSD, cache = sharding.constrain(x_BSD, *sharding.STREAM), []
-        if execution.scan_layers and len(params) > 1:
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params[:-1])
+        x_BSD = sharding.constrain(x_BSD, *sharding.STREAM)
+        if execution.scan_layers:
+            # The last layer too runs on all slots: one body to compile is worth more.
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+            stacked = sharding.by_rules(stacked)
             x_BSD, caches = jax.lax.scan(lambda x, p: run(whole)(x, p, every), x_BSD, stacked)
-            indices = range(len(params) - 1) if keep else ()
+            indices = range(len(params)) if keep else ()
             cache = [jax.tree.map(lambda leaf, i=i: leaf[i], caches) for i in indices]
-        else:
-            for own in params[:-1]:
-                x_BSD, layer_cache = run(whole)(x_BSD, own, every)
-                cache.append(layer_cache)
+            first, T = last
+            return x_BSD[:, first : first + T], tuple(cache) if keep else None
+        cache = []
+        for own in params[:-1]:
+            x_BSD, layer_cache = run(whole)(x_BSD, own, every)
+            cache.append(layer_cache)
         x_BTD, layer_cache = run(last)(x_BSD, params[-1], every)
         return x_BTD, (*cache, layer_cache) if keep else None
 

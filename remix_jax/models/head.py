@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from remix_jax.models.products import einsum
+from remix_jax.sharding import ROWS, constrain
 
 _NEVER = -1e30  # logit of an entry that only fills up a piece; finite, so that 0 * it is 0
 
@@ -72,11 +73,10 @@ def _forward(x_BTD, head_DV, tokens_BT, temperature, dtype, pieces):
         start = _Running(nothing_BC + _NEVER, nothing_BC, nothing_BC, nothing_BC)
         return _each(add, start, head_DJUW.shape[2])[0]
 
-    x_nBCD, tokens_nBC = _in_time(x_BTD, pieces.slots), _in_time(tokens_BT, pieces.slots)
-    running = jax.tree.map(
-        lambda s_nBC: _together(s_nBC, tokens_BT.shape[1]),
-        lax.map(lambda part: of_slots(*part), (x_nBCD, tokens_nBC)),
-    )
+    x_BTD = constrain(x_BTD, ROWS)
+    parts = _in_time(x_BTD, pieces.slots), _in_time(tokens_BT, pieces.slots)
+    _, sums = _over_time(lambda _, part: (None, of_slots(*part)), None, parts)
+    running = jax.tree.map(lambda s_nBC: _together(s_nBC, tokens_BT.shape[1]), sums)
     log_total_BT = jnp.log(running.total)
     entropy_BT = log_total_BT - running.moment / running.total
     log_z_BT = running.largest + log_total_BT
@@ -123,13 +123,14 @@ def _backward(temperature, dtype, pieces, saved, cotangents):
                 jnp.where(hit_BCW, dlogp_BC[..., None], 0.0) - jnp.exp(logp_BCW) * pull_BCW
             )
             dlogits_BCW = dlogits_BCW / temperature
-            piece_DW = head_DJUW[:, :, u].reshape(D, -1)
-            dx_BCD = einsum("bcw,dw->bcd", dlogits_BCW, piece_DW, dtype)
-            dw_DW = einsum("bcd,bcw->dw", x_BCD, dlogits_BCW, dtype)
-            return dpiece_DJW + dw_DW.reshape(dpiece_DJW.shape), dx_BCD
+            dx_BCD = einsum("bcw,dw->bcd", dlogits_BCW, _piece(head_DJUW, u), dtype)
+            dw_DJW = einsum("bcd,bcw->dw", x_BCD, dlogits_BCW, dtype).reshape(dpiece_DJW.shape)
+            # First summed, then cut, as in `products.matmul`.
+            dw_DJW = constrain(constrain(dw_DJW, None, "tensor"), "fsdp", "tensor")
+            return dpiece_DJW + dw_DJW, constrain(dx_BCD, ROWS)
 
         dpiece_DJW = jnp.zeros_like(dhead_DJUW[:, :, 0])
-        dpiece_DJW, more_nBCD = lax.scan(of_slots, dpiece_DJW, parts)
+        dpiece_DJW, more_nBCD = _over_time(of_slots, dpiece_DJW, parts)
         return (dx_nBCD + more_nBCD, dhead_DJUW.at[:, :, u].set(dpiece_DJW)), None
 
     start = (jnp.zeros(parts[0].shape), jnp.zeros(head_DJUW.shape))
@@ -143,12 +144,18 @@ logp_and_entropy.defvjp(_forward, _backward)
 
 def _logits(x_BCD, head_DJUW, u, temperature, dtype, V):
     """Logits of piece `u` of the vocabulary, and which entries these are: [B, C, J W], [J W]."""
-    D, J, U, W = head_DJUW.shape
-    piece_DW = lax.dynamic_index_in_dim(head_DJUW, u, axis=2, keepdims=False).reshape(D, J * W)
-    logits_BCW = einsum("bcd,dw->bcw", x_BCD, piece_DW, dtype) / temperature
+    _, J, U, W = head_DJUW.shape
+    logits_BCW = einsum("bcd,dw->bcw", x_BCD, _piece(head_DJUW, u), dtype) / temperature
+    logits_BCW = constrain(logits_BCW, ROWS, None, "tensor")
     entry_JW = (jnp.arange(J)[:, None] * U + u) * W + jnp.arange(W)[None, :]
     entry_1W = entry_JW.reshape(1, 1, -1)
     return jnp.where(entry_1W < V, logits_BCW, _NEVER), entry_1W
+
+
+def _piece(head_DJUW, u):
+    """Piece `u` [D, J W]: on a mesh gathered for this use, each device keeping its entries."""
+    piece_DJW = lax.dynamic_index_in_dim(head_DJUW, u, axis=2, keepdims=False)
+    return constrain(piece_DJW, None, "tensor").reshape(head_DJUW.shape[0], -1)
 
 
 def _by_piece(head_DV, pieces: Pieces):
@@ -164,12 +171,21 @@ def _by_piece(head_DV, pieces: Pieces):
     padding = pieces.shards * count * width - V
     if padding:
         head_DV = jnp.pad(head_DV, ((0, 0), (0, padding)))
-    return head_DV.reshape(D, pieces.shards, count, width)
+    head_DJUW = head_DV.reshape(D, pieces.shards, count, width)
+    return constrain(head_DJUW, "fsdp", "tensor")
 
 
 def _each(body, carry, count: int):
     """A scan over 0 .. count - 1, without a loop where there is one."""
     return body(carry, 0) if count == 1 else lax.scan(body, carry, jnp.arange(count))
+
+
+def _over_time(body, carry, parts):
+    """A scan over the pieces of time, without a loop where there is one."""
+    if jax.tree.leaves(parts)[0].shape[0] > 1:
+        return lax.scan(body, carry, parts)
+    carry, out = body(carry, jax.tree.map(lambda x: x[0], parts))
+    return carry, jax.tree.map(lambda x: x[None], out)
 
 
 def _in_time(x, slots: int):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from remix_jax.models.decoder import Cache, Decoder
-from remix_jax.sharding import ROWS, by_rows, constrain
+from remix_jax.sharding import ROWS, by_rows, constrain, places
 from remix_jax.types import positions
 
 # The cache grows this many times at most, each time by a multiple of the unit: more segments attend
@@ -102,7 +102,7 @@ def sample(
       eos_ids: a response ends with the first of these tokens, which belongs to it. May be empty.
       pad_id: fills what is beyond a response's length; may be one of `eos_ids`.
     """
-    run = functools.partial(model.apply, {"params": params})
+    run = functools.partial(model.apply, {"params": _for_decoding(model, params)})
     members = functools.partial(jnp.repeat, repeats=group_size, axis=0)
     P, T = prompts_QP.shape[1], max_new_tokens
     prompts_QP, prompt_len_Q = by_rows((prompts_QP, prompt_len_Q))
@@ -144,6 +144,21 @@ def sample(
         steps=loop.t,
     )
     return jax.tree.map(constrain, sampled)  # whole on every device: the host reads all of it
+
+
+def _for_decoding(model: Decoder, params: dict) -> dict:
+    """Matrices gathered over fsdp, in the dtype of their products, once and not at every token.
+
+    The embedding stays as it is: its rows are looked up in the parameters' own dtype.
+    """
+
+    def prepared(path, x):
+        where = places([key.key for key in path], x.shape)
+        if path[-1].key != "kernel" or where is None:
+            return x
+        return constrain(x.astype(model.config.dtype), *where.used)
+
+    return jax.tree_util.tree_map_with_path(prepared, params)
 
 
 def draw(

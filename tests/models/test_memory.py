@@ -56,14 +56,14 @@ def test_scores_in_pieces_are_those_of_all_logits(pieces):
 def test_a_vocabulary_that_is_spread_over_devices_stays_so():
     """Each device makes the logits of its own part: none gathers the head."""
     x_BTD, head_DV, tokens_BT = drawn(D=16, V=64)
-    mesh = jax.make_mesh((1, 2, 4), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((2, 1, 4), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     want = pulled(lambda x, w: plain_scores(x, w, tokens_BT, 1.0), x_BTD, head_DV)
 
     def scores(x, w):
         return logp_and_entropy(x, w, tokens_BT, 1.0, "float32", Pieces(0, 16, 4))
 
     with jax.set_mesh(mesh):
-        x = jax.device_put(x_BTD, NamedSharding(mesh, P("fsdp")))
+        x = jax.device_put(x_BTD, NamedSharding(mesh, P("data")))
         head = jax.device_put(head_DV, NamedSharding(mesh, P(None, "tensor")))
         got = pulled(scores, x, head)
         text = jax.jit(scores).lower(x, head).compile().as_text()
