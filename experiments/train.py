@@ -3,6 +3,7 @@
 Any field of the config can be overridden: --config.replay.share=0.3 --config.seed=1
 With --dry_run the config is checked and its plan printed, with --show_sharding where every array
 lies; model and problems need not be there, nor the devices if config.mesh gives all sizes.
+--profile=5,2 traces steps 5 and 6 into DIR/profile, for TensorBoard's profiler or Perfetto.
 """
 
 import pathlib
@@ -11,13 +12,14 @@ from absl import flags
 
 from experiments import main
 from remix_jax.errors import InputError
-from remix_jax.learner import dry_run, loop, placement
+from remix_jax.learner import dry_run, loop, placement, speed
 from remix_jax.reporting.console import Console
 
 CONFIG = main.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run: new, or of the same run")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan of the run and end")
 SHOW_SHARDING = flags.DEFINE_bool("show_sharding", False, "print where arrays lie and end")
+PROFILE = flags.DEFINE_string("profile", None, "START,STEPS: trace these steps into the workdir")
 
 # config.json of the presets' models, for plans made before the models are there.
 ARCHITECTURES = pathlib.Path(__file__).resolve().parent / "configs" / "architectures"
@@ -34,7 +36,8 @@ def train() -> None:
         return
     if WORKDIR.value is None:
         raise InputError("--workdir is required")
-    main.leave(loop.run(config, WORKDIR.value))
+    profile = speed.window(PROFILE.value, config.steps)
+    main.leave(loop.run(config, WORKDIR.value, profile=profile))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,7 @@ def step_flops(
     fresh, replayed = (
         groups * config.group_size for groups in (stage.fresh_groups, stage.replay_groups)
     )
-    total = 0.0
-    if config.own_rows:
-        own = stage.fresh_groups * config.own_rows
-        total += flops.sampled(policy, stage.fresh_groups, own, slots[0], new_tokens)
+    total = sampling_flops(learner, config, stage, new_tokens)
     trained = stage.passes * config.batch_size
     scored = replayed + (fresh if config.has_base else 0)
     if config.kl.coef > 0 and kl_weight < 1:
@@ -41,3 +38,11 @@ def step_flops(
         total += flops.scored(policy, config.batch_size, *slots, "value")
         total += flops.trained(policy, trained, *slots, "value")
     return total
+
+
+def sampling_flops(learner: Learner, config: Config, stage: Stage, new_tokens: float) -> float:
+    """The part of `step_flops` that makes the fresh rows."""
+    if not config.own_rows:
+        return 0.0
+    own, groups = stage.fresh_groups * config.own_rows, stage.fresh_groups
+    return flops.sampled(learner.policy.config, groups, own, config.prompt_slots, new_tokens)

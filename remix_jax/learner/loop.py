@@ -15,13 +15,14 @@ from remix_jax.evaluation import evaluate
 from remix_jax.learner import programs as compiled
 from remix_jax.learner import resume
 from remix_jax.learner.checkpoint import Checkpoints, SaveError, check_room
-from remix_jax.learner.cost import step_flops
+from remix_jax.learner.cost import sampling_flops, step_flops
 from remix_jax.learner.experts import expert_rows
 from remix_jax.learner.prefixed import draw_problems
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.record import Record
 from remix_jax.learner.rollout import Rollouts, grade_rollouts, prompt_batch
 from remix_jax.learner.setup import Setup, memory_plan, plan, prepare, tree_bytes
+from remix_jax.learner.speed import Profiler, Window, speeds
 from remix_jax.learner.state import TrainState, fault_names
 from remix_jax.learner.stop import Preempted, Stop, watch
 from remix_jax.models import huggingface
@@ -31,6 +32,8 @@ from remix_jax.reporting.metrics import MetricsWriter, SamplesWriter, read_metri
 from remix_jax.rl import replay
 from remix_jax.rl.schedules import kl_convex_weight
 from remix_jax.sharding import put
+
+TRACE = "profile"  # a run's directory of traces
 
 
 class FaultError(RuntimeError):
@@ -50,6 +53,7 @@ def run(
     workdir: str | pathlib.Path,
     console: Console | None = None,
     artifacts: bool = True,
+    profile: Window | None = None,
 ) -> Outcome:
     """Trains as the config says; everything it leaves lies in `workdir`.
 
@@ -61,6 +65,7 @@ def run(
     Args:
       artifacts: whether to leave figures, ledger and the exported policy at the end; one of many
         runs that are compared needs none of them.
+      profile: steps of which a trace is left in profile/.
 
     Raises:
       InputError: before anything is compiled or written: config, model, problems or workdir.
@@ -81,7 +86,8 @@ def run(
         checkpoints = Checkpoints(directory, config.keep_checkpoints, config.keep_every)
         open_.enter_context(checkpoints)
         stop = open_.enter_context(watch(console.event))
-        return _run(setup, workdir, console, checkpoints, stop, artifacts)
+        profiler = open_.enter_context(contextlib.closing(Profiler(profile, workdir / TRACE)))
+        return _run(setup, workdir, console, checkpoints, stop, artifacts, profiler)
 
 
 def _run(
@@ -91,12 +97,14 @@ def _run(
     checkpoints: Checkpoints,
     stop: Stop,
     artifacts: bool,
+    profiler: Profiler,
 ) -> Outcome:
     console.print_plan(plan(setup))
     programs = _compile(setup, console, stop)
     state, counters = resume.start(setup, workdir, checkpoints, console.event)
     with MetricsWriter(workdir, console) as metrics, SamplesWriter(workdir) as samples:
-        run = _Run(setup, programs, Record(metrics, samples), checkpoints, console, stop, set())
+        record = Record(metrics, samples)
+        run = _Run(setup, programs, record, checkpoints, console, stop, profiler, set())
         state, fault = _train(run, state, counters)
     checkpoints.wait()
     _tell_troubles(run)
@@ -120,6 +128,7 @@ class _Run(NamedTuple):
     checkpoints: Checkpoints
     console: Console
     stop: Stop
+    profiler: Profiler
     told: set[str]  # troubles with the file system
 
 
@@ -143,6 +152,7 @@ def _train(run: _Run, state: TrainState, counters: dict) -> tuple[TrainState, st
         if _reincarnates(config, step):
             run.console.event(f"step {step}: reincarnation, base anchor <- policy, on-policy now")
             state = run.programs.reincarnate.call(state)
+        run.profiler.before(step)
         begin = time.perf_counter()
         try:
             rollouts, after = _collect(run, state, step, counters)
@@ -155,6 +165,8 @@ def _train(run: _Run, state: TrainState, counters: dict) -> tuple[TrainState, st
         except Preempted:
             counters = counters | {"unwritten": run.record.take()}
             break
+        if run.profiler.after(step):
+            run.console.event(f"step {step}: the trace is in {TRACE}/ of the run")
         if fault or _due(config.checkpoint_every, step):
             _save(run, state, counters)
         _tell_troubles(run)
@@ -240,24 +252,30 @@ def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: floa
         "seconds/learn": end - collected - logging,
         "seconds/log": logging,
     }
+    new_tokens = own.pop("new_tokens")
+    flops, of_sampling = _flops(run.setup, step, new_tokens)
     totals = {
-        "tokens": before["tokens"] + own["new_tokens"],
-        "flops": before["flops"] + _flops(run.setup, step, own["new_tokens"]),
+        "tokens": before["tokens"] + new_tokens,
+        "flops": before["flops"] + flops,
         "seconds": before["seconds"] + end - begin,
     }
     counters = counters | {"totals": totals}
     rows = configs.rollouts_until(config, step)
-    speed = {"tokens_per_second": own.pop("new_tokens") / max(seconds["seconds/sample"], 1e-9)}
+    by_phase = seconds["seconds/sample"], seconds["seconds/learn"]
+    spent = of_sampling, flops - of_sampling
+    speed = speeds(config, configs.stages(config)[stage], new_tokens, spent, by_phase)
     host = {"step": step, "stage": stage, "rollouts": rows} | totals | own | seconds | speed
     run.record.hold(host, device, rollouts.samples[: config.samples_per_step])
     return state, counters, _describe_fault(state, fault_F)
 
 
-def _flops(setup: Setup, step: int, new_tokens: float) -> float:
+def _flops(setup: Setup, step: int, new_tokens: float) -> tuple[float, float]:
+    """Of the step, and of its sampling."""
     config, kl = setup.config, setup.config.kl
     stage = configs.stages(config)[configs.stage_at(config, step)]
     weight = kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor) if kl.convex else 1.0
-    return step_flops(setup.learner, config, stage, new_tokens, float(weight))
+    sampling = sampling_flops(setup.learner, config, stage, new_tokens)
+    return step_flops(setup.learner, config, stage, new_tokens, float(weight)), sampling
 
 
 def _due(every: int, step: int) -> bool:
