@@ -123,7 +123,7 @@ def test_a_model_that_nothing_describes_is_named(tmp_path):
     with pytest.raises(InputError, match=r"Unknown-3B: has no config\.json, and none is known"):
         planned(config)
     config = remix_ppo_1p5b.get_config()
-    config.data.response_tokens = 140_000
+    config.data.response_tokens, config.memory.micro_batch_tokens = 140_000, 0
     with pytest.raises(InputError, match="takes 131072 positions"):
         planned(config)
     config.passes = 0
