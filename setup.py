@@ -24,6 +24,13 @@ setup(
     python_requires=">=3.11,<3.14",
     install_requires=requirements(),
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5", "mypy==2.4.1", "torch==2.13.0"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "pytest-xdist>=3.6",
+            "ruff==0.17.5",
+            "mypy==2.4.1",
+            "torch==2.13.0",
+        ],
     },
 )

@@ -13,6 +13,8 @@ import dataclasses
 import json
 import math
 import pathlib
+import types
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,8 @@ import numpy as np
 
 from remix_jax.errors import InputError
 from remix_jax.rl import advantages, constraints, family, masked, priorities, schedules
+
+_LARGEST = 1e15  # of any number: whole numbers up to it are exact in any arithmetic here
 
 ADVANTAGES: dict[str, Callable[..., Any]] = {
     "gae": advantages.gae,
@@ -411,12 +415,29 @@ def validate(config: Config) -> None:
     Raises:
       InputError: names the first field that is wrong, its value, and what would be right.
     """
-    for path, value in _leaves(config):
+    for path, value, kind in _typed_leaves(config):
+        if not _fits(value, kind):
+            name = getattr(kind, "__name__", str(kind))
+            raise InputError(f"config.{path} = {str(value)[:80]!r}: must be of type {name}")
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"config.{path} = {value}: must be a finite number")
+        if isinstance(value, int | float) and abs(value) > _LARGEST:
+            raise InputError(f"config.{path} = {value:.3g}: must be below {_LARGEST:.0e}")
     for field, value, ok, rule in _rules(config):
         if not ok:
             raise InputError(f"config.{field} = {value!r}: {rule}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's type; a whole number is also a number."""
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, each) for each in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        return isinstance(value, tuple) and all(_fits(part, inner) for part in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def _rules(c: Config):
@@ -644,14 +665,14 @@ def _expert_rules(c: Config, method: family.Method, bank: str):
     yield "group_size", size, size > 1 or alone, rule
 
 
-def _leaves(node, prefix: str = ""):
-    """(dotted path, value) of every field that is no section."""
+def _typed_leaves(node, prefix: str = ""):
+    """(dotted path, value, type) of every field that is no section."""
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _leaves(value, f"{prefix}{field.name}.")
+        if dataclasses.is_dataclass(field.type):
+            yield from _typed_leaves(value, f"{prefix}{field.name}.")
         else:
-            yield f"{prefix}{field.name}", value
+            yield f"{prefix}{field.name}", value, field.type
 
 
 def to_json(config: Config) -> str:

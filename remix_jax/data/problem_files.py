@@ -15,6 +15,8 @@ from remix_jax.errors import InputError
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 PREPARED = "dataset_info.json"  # every directory that TFDS prepared holds one
+_FEATURES = "features.json"  # what its columns are
+_CLASS_KEYS, _TFDS_CLASSES = ("pythonClassName", "python_class_name"), "tensorflow_datasets.core."
 
 
 class Unreadable(NamedTuple):
@@ -77,7 +79,7 @@ def _read_parquet(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names in no UTF-8
         raise InputError(f"{path}: not a readable parquet file ({_one_line(error)})") from None
 
 
@@ -87,6 +89,9 @@ def _read_prepared(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
             f"{path}: no prepared problems (no {PREPARED}); `python -m experiments.prepare_data` "
             "makes such directories"
         )
+    foreign = _foreign_class(_features(path))
+    if foreign is not None:  # TFDS would import it, whatever that runs
+        raise InputError(f"{path}: {_FEATURES} names the class {foreign}, which is none of TFDS's")
     import tensorflow_datasets as tfds  # a third of a second to import; few callers need it
 
     try:
@@ -99,6 +104,31 @@ def _read_prepared(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path}: has the splits {', '.join(splits)}; a problem set has one")
     for i in range(len(source)):
         yield f"{path}, row {i + 1}", _plain(source[i])
+
+
+def _features(path: pathlib.Path) -> Any:
+    if not (path / _FEATURES).is_file():
+        return None
+    content = _parse(_text(path / _FEATURES))
+    if isinstance(content, Unreadable):
+        raise InputError(f"{path / _FEATURES}: {content.reason}")
+    return content
+
+
+def _foreign_class(node: Any) -> str | None:
+    """The first class outside of TFDS's own features that a features.json names anywhere."""
+    if isinstance(node, list):
+        return next((found for item in node if (found := _foreign_class(item))), None)
+    if not isinstance(node, dict):
+        return None
+    for key, value in node.items():
+        names_class = key in _CLASS_KEYS or (key == "type" and "content" in node)
+        if names_class and not str(value).startswith(_TFDS_CLASSES):
+            return str(value)[:100]
+        inner = _parse(value) if key in ("json", "content") and isinstance(value, str) else value
+        if found := _foreign_class(inner):
+            return found
+    return None
 
 
 def _plain(value: Any) -> Any:

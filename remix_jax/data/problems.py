@@ -167,7 +167,7 @@ def _is_answer(value: Any) -> bool:
         return bool(value.strip())
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value)
+    return isinstance(value, int) or math.isfinite(value)
 
 
 def _found(row: dict[str, Any], field: str) -> str:

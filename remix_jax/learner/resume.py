@@ -126,7 +126,9 @@ def changes(saved: dict[str, Any], config: Config, where: object) -> list[str]:
             f"{where} holds a run that differs in {shown}: name another --workdir, or give the "
             "same config to continue it"
         )
-    before = dataclasses.replace(config, steps=old.get("steps", config.steps))
+    if type(old.get("steps")) is not int:
+        raise InputError(f"{where} holds a run whose config has no whole number as its steps")
+    before = dataclasses.replace(config, steps=old["steps"])
     if has_precedent(before) != has_precedent(config):
         raise InputError(
             f"config.steps = {config.steps}: {where} holds a run of {before.steps} steps, and only "
