@@ -265,7 +265,7 @@ def _batch(
     texts = decode(sampler.vocabulary, sampled, s.batch_size)
     verdicts = grading.grade_many(texts, [asked.problems[i].answers for i in place_B], pool)
     length_B, ended_B = jax.device_get((sampled.response_len_B, sampled.ended_B))
-    correct_B = np.array([v.correct for v in verdicts]) & ended_B & active_B
+    correct_B = np.array([v.correct for v in verdicts]) & ended_B  # an empty slot never ends
     for b in np.flatnonzero(correct_B):
         correct_B[b] = sampler.accept(asked.problems[place_B[b]].problem, texts[b])
     responses = response_ids(sampled, s.batch_size)

@@ -58,6 +58,15 @@ def test_short_traces_have_fewer_cuts(length, lengths):
     assert cuts.dropped == 3 - len(lengths)
 
 
+@pytest.mark.parametrize("answer_at", [5, 6, 7, 8])
+def test_a_cut_may_lie_right_before_the_answer(answer_at):
+    """Of 4 to 8 tokens all that lie before the answer are taken: 3 wanted, 1 to 3 there."""
+    cuts = draw_cuts(0, 0, 10, 3, 0.4, 0.8, lambda n: n >= answer_at)
+    assert len(cuts.lengths) == min(answer_at - 4, 3)
+    if answer_at <= 7:
+        assert cuts.lengths == tuple(range(4, answer_at))
+
+
 @pytest.mark.parametrize("share", [0.75, 0.3, 1.0, 0.001])
 def test_the_mix_is_exact_over_steps(share):
     steps = [7, 10, 10, 9, 48, 1, 1, 1, 100]
