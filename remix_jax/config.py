@@ -554,7 +554,9 @@ def _method_rules(c: Config):
     yield "replay.share", c.replay.share, some, rule
     known = (*ADVANTAGES, OWN_ADVANTAGE)
     yield "objective.advantage", o.advantage, o.advantage in known, f"one of {', '.join(known)}"
-    grouped = c.has_critic or c.group_size > 1 or o.method == "sft"
+    method = family.METHODS.get(o.method)
+    alone = c.has_critic or (method is not None and not method.compares)
+    grouped = alone or c.group_size > 1
     yield (
         "group_size",
         c.group_size,

@@ -176,6 +176,16 @@ def test_a_method_says_what_it_needs(method, fields, wrong, right):
     assert "\n" not in message
 
 
+def test_a_method_that_compares_nothing_needs_no_group():
+    config = good()
+    config.objective.method, config.objective.advantage = "topr", "method"
+    config.objective.aggregation = "seq-mean-token-mean"
+    configs.validate(config)
+    config.objective.method, config.objective.aggregation = "asymre", "token-mean"
+    with pytest.raises(InputError, match=r"config.group_size = 1: method compares at least 2"):
+        configs.validate(config)
+
+
 def test_methods_with_other_numbers_share_programs():
     one, other = good(), good()
     one.objective.method = other.objective.method = "cispo"

@@ -191,9 +191,10 @@ def _check(setup: Setup, step: int, saved: dict[str, Any], tell: Callable[[str],
 
 
 def _problems_digest(setup: Setup) -> dict[str, Any]:
-    """Of everything that training prompts and their grading depend on."""
+    """Of everything that training prompts, their grading and an expert's rows depend on."""
     train = setup.train
     content = [train.prompts, [p.answers for p in train.problems], setup.vocabulary.eos_ids]
+    content += [list(setup.traces.values())] if setup.traces else []
     return {"count": len(train.problems), "digest": _digest(json.dumps(content))}
 
 

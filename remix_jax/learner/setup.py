@@ -129,6 +129,9 @@ def plan(setup: Setup) -> dict[str, object]:
         "training problems": f"{len(setup.train.problems):,} ({_epochs(setup, groups)})",
         "held-out problems": ", ".join(f"{s.name} {len(s.problems)}" for s in setup.suites),
     }
+    if c.expert_rows:
+        rows = f"1 of {c.group_size} of each group" if c.own_rows else "all"
+        lines["rows of an expert"] = f"{rows}, traces of {c.expert.bank}; other problems left out"
     if setup.prefixes is not None:
         lines |= prefix_plan(c, setup.prefixes, len(setup.train.problems))
     if setup.validation:

@@ -84,6 +84,7 @@ class Method(NamedTuple):
     forward: bool = False  # `whole` reads log-probs at the mini-batch's first parameters
     whole_groups: bool = False  # mini-batches are made of whole groups
     experts: str = "refused"  # rows without mu: refused, taken or needed
+    compares: bool = True  # its own advantage compares the rows of a group
     expert_in_group: bool = True  # an expert's reward counts in the statistics of its group
     base: bool = False  # reads log-probs of the base anchor
     stored_advantage: bool = False  # reads the advantage of the collection, kept with the row
@@ -298,7 +299,7 @@ METHODS: dict[str, Method] = {
     ),
     "geppo": Method("GePPO", _geppo, whole=_age_weights),
     "topr": Method(
-        "TOPR", _topr, advantage="method", own_advantage=_signed_reward,
+        "TOPR", _topr, advantage="method", own_advantage=_signed_reward, compares=False,
         aggregation="seq-mean-token-mean",
     ),
     "asymre": Method(
@@ -361,6 +362,6 @@ METHODS: dict[str, Method] = {
     ),
     "sft": Method(
         "log-likelihood of an expert's rows", _reinforce, advantage="method", own_advantage=_one,
-        experts="needed",
+        compares=False, experts="needed",
     ),
 }  # fmt: skip

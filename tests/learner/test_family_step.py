@@ -64,15 +64,20 @@ def expert_of(config, number):
     return expert_rows(draw, traces, stage, 100 * number, config, pad_id=0)
 
 
-def steps_of(name, steps=2, **changes):
-    """State before and after the last of some steps, and its metrics."""
+def steps_of(name, steps=2, wider=(0, 0), **changes):
+    """State before and after the last of some steps, and its metrics; `wider`: padding slots."""
     config = config_of(name, **changes)
     learner, state = start(config)
+    if wider != (0, 0):
+        groups = replay.capacity(state.replay) // config.group_size
+        slots = (P + wider[0], T + wider[1])
+        ring = replay.init(groups, config.group_size, *slots, max_uses=4)
+        state = state.replace(replay=ring)
     before = metrics = None
     for number in range(1, steps + 1):
         rows = None
         if config.own_rows:
-            rows = fresh_rows(config, state, number)
+            rows = fresh_rows(config, state, number, wider)
             if config.expert_rows:
                 keep = rows.valid_B.shape[0] // config.group_size
                 rows = jax.tree.map(lambda x, n=keep: x[:n], rows)
@@ -84,10 +89,10 @@ def steps_of(name, steps=2, **changes):
 
 
 @pytest.mark.parametrize("name", ["bapo", "m2po", "p3o"])
-def test_micro_batches_are_one_batch(name):
+def test_micro_batches_and_padding_change_nothing(name):
     """Bounds, threshold and ESS are those of the mini-batch, not of each part of it."""
     _, whole, metrics = steps_of(name)
-    _, parts, part_metrics = steps_of(name, micro_batch_size=2)
+    _, parts, part_metrics = steps_of(name, wider=(3, 2), micro_batch_size=2)
     chex.assert_trees_all_close(whole.params, parts.params, atol=1e-4)
     chex.assert_trees_all_close(metrics, part_metrics, rtol=3e-3, atol=3e-4)
 
