@@ -164,6 +164,7 @@ class Memory:
     remat: bool = False  # layers run again in the backward pass
     scan_layers: bool = False  # one layer compiled and looped over
     anchors_dtype: str = ""  # of both anchors; empty: that of the parameters
+    anchors_on_host: bool = False  # both lie in the host's pinned memory between their uses
 
 
 @dataclasses.dataclass(unsafe_hash=True)

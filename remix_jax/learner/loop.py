@@ -23,7 +23,7 @@ from remix_jax.learner.record import Record
 from remix_jax.learner.rollout import Rollouts, grade_rollouts, prompt_batch
 from remix_jax.learner.setup import Setup, memory_plan, plan, prepare, tree_bytes
 from remix_jax.learner.speed import Profiler, Window, speeds
-from remix_jax.learner.state import TrainState, fault_names
+from remix_jax.learner.state import TrainState, fault_names, fetch_anchors, rest_anchors
 from remix_jax.learner.stop import Preempted, Stop, watch
 from remix_jax.models import huggingface
 from remix_jax.reporting import plotting, report
@@ -135,6 +135,7 @@ class _Run(NamedTuple):
 def _train(run: _Run, state: TrainState, counters: dict) -> tuple[TrainState, str | None]:
     """All steps that are left: the last state, saved, and what was not finite, if anything."""
     config, fault = run.setup.config, None
+    state = rest_anchors(config, state)
     unwritten = counters.pop("unwritten", None)
     try:
         if int(state.step) == 0:
@@ -151,7 +152,8 @@ def _train(run: _Run, state: TrainState, counters: dict) -> tuple[TrainState, st
             break
         if _reincarnates(config, step):
             run.console.event(f"step {step}: reincarnation, base anchor <- policy, on-policy now")
-            state = run.programs.reincarnate.call(state)
+            state = run.programs.reincarnate.call(fetch_anchors(config, state))
+            state = rest_anchors(config, state)
         run.profiler.before(step)
         begin = time.perf_counter()
         try:
@@ -239,7 +241,9 @@ def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: floa
     learn = run.programs.learn[stage].call
     numbers_M = np.asarray(configs.method_numbers(config, step), np.float32)
     counts = (put(x, run.setup.mesh) for x in (np.asarray(replayed, np.int32), numbers_M))
+    state = fetch_anchors(config, state)
     state, device = learn(state, rollouts.rows, *counts, rollouts.expert)
+    state = rest_anchors(config, state)
     dispatched = time.perf_counter()
     run.record.flush()  # the step before, while the device learns
     logging = time.perf_counter() - dispatched

@@ -186,6 +186,26 @@ def anchor(learner: Learner, params: dict) -> dict:
     return jax.tree.map(lambda x: jnp.array(x, dtype or x.dtype, copy=True), params)
 
 
+def rest_anchors(config: Config, state: TrainState) -> TrainState:
+    """The anchors in the host's pinned memory, if the config wants them there between uses."""
+    return _move_anchors(state, "pinned_host") if config.memory.anchors_on_host else state
+
+
+def fetch_anchors(config: Config, state: TrainState) -> TrainState:
+    """The anchors back where programs read them."""
+    return _move_anchors(state, "device") if config.memory.anchors_on_host else state
+
+
+def _move_anchors(state: TrainState, kind: str) -> TrainState:
+    def moved(tree):
+        there = jax.tree.map(lambda x: x.sharding.with_memory_kind(kind), tree)
+        return jax.device_put(tree, there)
+
+    anchors = state.base_params, state.prev_params
+    base, prev = (None if tree is None else moved(tree) for tree in anchors)
+    return state.replace(base_params=base, prev_params=prev)
+
+
 def copy(tree: dict) -> dict:
     """Buffers of one's own: a donated tree must not be anybody else's anchor."""
     return jax.tree.map(jnp.copy, tree)

@@ -2,12 +2,24 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from remix_jax import config as configs
+from remix_jax import sharding
 from remix_jax.errors import InputError
 from remix_jax.learner import step
-from tests.learner.tiny import P, T, advance, grouped, host, make_config, stage_of, start
+from remix_jax.learner.state import fetch_anchors, place_state, rest_anchors
+from tests.learner.tiny import (
+    P,
+    T,
+    advance,
+    grouped,
+    host,
+    make_config,
+    stage_of,
+    start,
+)
 
 
 def trained(**changes):
@@ -55,3 +67,24 @@ def test_float32_masters_with_products_moments_and_anchors_of_bfloat16():
     # Steps smaller than a bfloat16 weight can take are not lost.
     policy = jax.tree.leaves(state.params)
     assert any((x != x.astype(jnp.bfloat16).astype(jnp.float32)).any() for x in policy)
+
+
+@pytest.mark.parametrize("wanted", [(1, 1, 1), (1, 4, 2)], ids=["one device", "mesh"])
+def test_anchors_rest_in_host_memory(wanted):
+    config = make_config(memory__anchors_on_host=True)
+    learner, first = start(config)
+    mesh = sharding.make_mesh(wanted)
+    params = first.params
+    if mesh is not None:
+        params = jax.device_put(params, sharding.shardings(params, mesh))
+    state = place_state(learner, params, config, mesh)
+    before = host(state)
+    resting = rest_anchors(config, state)
+    for x in jax.tree.leaves((resting.base_params, resting.prev_params)):
+        assert x.sharding.memory_kind == "pinned_host"
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(resting.params)} == {"device"}
+    back = fetch_anchors(config, resting)
+    for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
+        assert x.sharding == y.sharding
+    jax.tree.map(np.testing.assert_array_equal, host(back), before)
+    assert rest_anchors(make_config(), state) is state
