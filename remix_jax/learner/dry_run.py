@@ -2,7 +2,8 @@
 
 What stays on a device is exact, from shapes. What a phase takes on top of it is an estimate from
 shapes, before the compiler fuses and reuses: the plan of a real run, printed once its programs are
-compiled, has the compiler's own figures. Nothing is sharded: one device holds all of it.
+compiled, has the compiler's own figures, and so has `launch.tpu_aot` for a slice. All is of one
+device of the mesh that the config asks for, whose devices need not be here.
 """
 
 import collections
@@ -12,13 +13,16 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh
 
 from remix_jax import config as configs
+from remix_jax import sharding
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner import losses
 from remix_jax.learner.programs import abstract_state
 from remix_jax.learner.setup import (
+    check_mesh,
     check_width,
     method_plan,
     parameters,
@@ -50,9 +54,11 @@ def print_plans(config: Config, console: Console, architectures: pathlib.Path) -
     plan = method_plan(config) | {"parameters": parameters(state), "model": config.model.path}
     if directory != pathlib.Path(config.model.path):
         plan["architecture, from"] = directory / MODEL_CONFIG
+    mesh = sharding.planned_mesh(config.mesh.sizes)
+    check_mesh(config, learner.policy.config, mesh)
+    plan["mesh"] = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     console.print_plan(plan)
-    sizes = learner.policy.config
-    console.print_plan(memory_plan(config, learner, state, sizes), title="Memory of a device")
+    console.print_plan(memory_plan(config, learner, state, mesh), title="Memory of a device")
     for path in _missing(config):
         console.event(f"not there yet: {path}")
 
@@ -74,23 +80,33 @@ def described_run(
 
 
 def memory_plan(
-    config: Config, learner: Learner, state: TrainState, sizes: DecoderConfig
+    config: Config, learner: Learner, state: TrainState, mesh: AbstractMesh
 ) -> dict[str, object]:
-    """Bytes of each part of the state, and estimates of what each phase takes on top."""
-    kept = state_bytes(state)
+    """Bytes of each part of the state, and estimates of what each phase takes on top.
+
+    Anchors that rest on the host count all the same: the learning phase fetches them.
+    """
+    kept = state_bytes(state, mesh)
     lines: dict[str, object] = {name: size_text(part) for name, part in kept.items()}
-    extra = []
+    shards, tensor = sharding.row_shards(mesh), mesh.shape["tensor"]
+    sizes, extra = learner.policy.config, []
+
+    def cache(rows):
+        return cache_bytes(sizes, -(-rows // shards), config) // tensor
+
     for name, stage in configs.stages(config).items():
         rows = stage.fresh_groups * config.group_size
-        extra.append(cache_bytes(sizes, rows, config))
+        extra.append(cache(rows))
         lines[f"sampling, {name} stage: cache of {rows:,} rows"] = size_text(extra[-1])
-    extra.append(cache_bytes(sizes, config.evaluation.batch_size, config))
+    extra.append(cache(config.evaluation.batch_size))
     lines["evaluation: cache"] = size_text(extra[-1])
-    gradients = tree_bytes((state.params, state.critic_params))
-    added_up = config.mini_batch_size > configs.micro_batch_rows(config)
+    trained = {"params": state.params, "critic_params": state.critic_params}
+    gradients = sharding.device_bytes(trained, mesh)
+    micro = configs.micro_batch_rows(config, shards)
+    added_up = config.mini_batch_size > micro
     gradients *= 2 if added_up else 1  # the sum so far, and those of one micro-batch
     lines["learning: gradients"] = size_text(gradients)
-    saved = backward_bytes(learner, state)
+    saved = backward_bytes(learner, state, micro // shards) // tensor
     lines["learning: kept for the backward pass, estimate"] = size_text(saved)
     extra.append(gradients + saved)
     lines["peak, estimate"] = size_text(sum(kept.values()) + max(extra))
@@ -104,13 +120,12 @@ def cache_bytes(sizes: DecoderConfig, rows: int, config: Config) -> int:
     return numbers * jnp.dtype(sizes.dtype).itemsize
 
 
-def backward_bytes(learner: Learner, state: TrainState) -> int:
-    """What automatic differentiation keeps of one micro-batch of the policy, parameters apart.
+def backward_bytes(learner: Learner, state: TrainState, micro: int) -> int:
+    """What automatic differentiation keeps of `micro` rows of the policy, parameters apart.
 
     The critic's pass comes after the policy's and keeps no more: it has no logits.
     """
     config = learner.config
-    micro = configs.micro_batch_rows(config)
     rows = jax.eval_shape(
         lambda: empty_rows(micro, config.prompt_slots, config.data.response_tokens)
     )
@@ -135,7 +150,9 @@ def backward_bytes(learner: Learner, state: TrainState) -> int:
     residuals = jax.tree.leaves(jax.eval_shape(kept, state.params, rows, frozen, one, one))
     of_params = collections.Counter((x.shape, x.dtype) for x in jax.tree.leaves(state.params))
     found = collections.Counter((x.shape, x.dtype) for x in residuals)
-    own = found - of_params
+    layers = learner.policy.config.layers
+    stacked = {((layers, *shape), dtype): n for (shape, dtype), n in of_params.items()}
+    own = found - of_params - collections.Counter(stacked)  # the latter where layers are scanned
     return sum(n * tree_bytes(jax.ShapeDtypeStruct(*leaf)) for leaf, n in own.items())
 
 

@@ -108,13 +108,26 @@ def test_what_the_backward_pass_keeps_grows_with_the_micro_batch(tmp_path):
     policy = prepare(config).learner.policy
     kept = {}
     for rows in (1, 2, 4):
-        config.micro_batch_size = rows
         learner = make_learner(config, policy)
-        kept[rows] = dry_run.backward_bytes(learner, abstract_state(learner))
+        kept[rows] = dry_run.backward_bytes(learner, abstract_state(learner), rows)
     logits = config.data.response_tokens * policy.config.vocab_size * 4
     assert kept[4] - kept[2] == pytest.approx(2 * (kept[2] - kept[1]), rel=0.01)
     assert kept[2] == pytest.approx(2 * kept[1], rel=0.05), "parameters are not among it"
     assert kept[2] - kept[1] > logits
+
+
+def test_the_plan_is_of_one_device_of_the_mesh(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = remix_ppo_1p5b.get_config()
+    config.mesh.fsdp, config.mesh.tensor = 8, 2
+    text = planned(config)
+    assert "mesh data 1 x fsdp 8 x tensor 2" in text
+    weights = 4 * PLANNED[remix_ppo_1p5b][1] / 16
+    assert f"policy {weights / 2**30:,.1f} GiB" in text
+    assert "cache of 256 rows 3.8 GiB" in text  # 28,672 bytes a slot, 8,958 slots
+    config.mesh.tensor = 4
+    with pytest.raises(InputError, match="must divide the model's 2 key heads"):
+        planned(config)
 
 
 def test_a_model_that_nothing_describes_is_named(tmp_path):
