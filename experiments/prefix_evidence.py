@@ -6,8 +6,9 @@ Plain GRPO and PPO spend the whole budget on training. The others first pay for 
 train with what is left: supervised on the traces and then by GRPO, LUFFY, PrefixRL, PrefixRL on
 prefixed problems alone, PrefixRL with ReMix. Every arm gets the same learning rates, chosen from by
 validation accuracy on other hard problems (seeds 0 to --tuning - 1), then all seeds at its own
-best; plain GRPO and PrefixRL get them at the first rate too, which experiments.bars reads. What is
-complete in the workdir is not repeated.
+best; plain GRPO gets them at the first rate too. There PrefixRL is also trained on a larger bank,
+whatever that cost (--bar_bank): experiments.bars reads it. What is complete in the workdir is not
+repeated.
 """
 
 import dataclasses
@@ -39,6 +40,7 @@ from remix_jax.reporting.metrics import read_metrics
 from remix_jax.rl.schedules import kl_convex_weight
 
 PRESET = pathlib.Path(arithmetic_prefix_reinforce.__file__)
+BAR_BANK = arithmetic_prefix_reinforce.TASK / "traces_2500"
 SUITES = {
     numbers.HARD: "eval/hard_test",
     numbers.MIDDLE: "eval/middle",
@@ -46,6 +48,7 @@ SUITES = {
 }
 EVALUATIONS = 16  # of a run, about
 TOKENS = 14  # of a response, to plan steps by: what a run really spent is counted
+BAR_ROLLOUTS = 6144
 SFT_STEPS, SFT_ROWS = 120, 32  # where its validation accuracy has flattened
 
 
@@ -122,6 +125,19 @@ class Plan:
     seeds: int
     tuning: int
     workdir: pathlib.Path
+    bar_bank: str
+
+    def bar(self, seed: int) -> Trial:
+        """PrefixRL on the large bank at the first rate, for as many rollouts as the bar asks."""
+        config = at(self.config, self.learning_rates[0], self.config.seed + seed)
+        steps = BAR_ROLLOUTS // config.batch_size
+        config = dataclasses.replace(
+            config,
+            prefix=dataclasses.replace(config.prefix, bank=self.bar_bank),
+            steps=steps,
+            evaluation=dataclasses.replace(config.evaluation, every=max(steps // 4, 1)),
+        )
+        return Trial(f"bar/seed{seed}", config)
 
     def trial(self, name: str, rate: float, seed: int) -> Trial:
         """One run; of a tuned arm only after `supervise`."""
@@ -203,16 +219,10 @@ def steps_within(config: Config, model: str, budget: float) -> int:
 def measure(plan: Plan, arms: tuple[str, ...], workers: int) -> dict[str, Any]:
     """Trains what is missing; the content of prefix.json, without `about`."""
     grid = {(a, r, s) for a in arms for r in plan.learning_rates for s in range(plan.tuning)}
-    equal = {(a, plan.learning_rates[0]) for a in (numbers.PLAIN, numbers.PREFIXED)}
-    bank = plan.bank
+    equal = {(numbers.PLAIN, plan.learning_rates[0])}
     data: dict[str, Any] = {
         "budget": plan.budget,
-        "bank": {
-            "traces": bank.solved,
-            "problems": len(bank.traces),
-            "attempts": bank.attempts,
-            "flops": bank.flops,
-        },
+        "bank": _described(plan.bank),
         "learning_rates": list(plan.learning_rates),
         "selection_seeds": list(range(plan.tuning)),
         "arms": [{"name": a, "label": ARMS[a].label, "prefixed": ARMS[a].prefixed} for a in arms],
@@ -221,7 +231,23 @@ def measure(plan: Plan, arms: tuple[str, ...], workers: int) -> dict[str, Any]:
     settings = equal | {(a, numbers.best_learning_rate(data, a)) for a in arms}
     more = {(a, r, s) for a, r in settings for s in range(plan.seeds)} - grid
     data["trials"] += _train(plan, more, workers)
+    made = [plan.bar(seed) for seed in range(plan.seeds)]
+    metrics = trials.run(made, plan.workdir / "runs", workers)
+    data["bar"] = {
+        "bank": _described(traces.load(plan.bar_bank)),
+        "rollouts": BAR_ROLLOUTS,
+        "accuracy": [metrics[trial.name][-1][SUITES[numbers.HARD]] for trial in made],
+    }
     return data
+
+
+def _described(bank: traces.Bank) -> dict[str, float]:
+    return {
+        "traces": bank.solved,
+        "problems": len(bank.traces),
+        "attempts": bank.attempts,
+        "flops": bank.flops,
+    }
 
 
 def _train(plan: Plan, wanted: set[tuple[str, float, int]], workers: int) -> list[dict]:
@@ -262,7 +288,10 @@ def make_plan(config: Config, values, workdir: pathlib.Path) -> Plan:
     bank = traces.load(config.prefix.bank)
     if values.budget <= bank.flops:
         raise InputError(f"--budget={values.budget:g}: the bank alone took {bank.flops:.3g} FLOPs")
-    return Plan(config, values.budget, bank, rates, values.seeds, values.tuning, workdir)
+    traces.load(values.bar_bank)
+    return Plan(
+        config, values.budget, bank, rates, values.seeds, values.tuning, workdir, values.bar_bank
+    )
 
 
 def experiment() -> None:
@@ -286,9 +315,10 @@ def experiment() -> None:
 if __name__ == "__main__":
     CONFIG = main.define_config(default=str(PRESET))
     flags.DEFINE_float("budget", 1e12, "FLOPs of every arm, the rejection phase included")
-    flags.DEFINE_list("learning_rates", ["3e-4", "6e-4"], "the grid")
+    flags.DEFINE_list("learning_rates", ["3e-4", "1.5e-4", "6e-4"], "the grid")
     flags.DEFINE_integer("seeds", 3, "seeds of each arm", lower_bound=1)
     flags.DEFINE_integer("tuning", 1, "seeds of each trial of the grid", lower_bound=1)
+    flags.DEFINE_string("bar_bank", str(BAR_BANK), "bank of traces that the bar is measured with")
     flags.DEFINE_integer("workers", 0, "runs at a time; 0: one a core on a CPU, else one")
     flags.DEFINE_string("workdir", "runs/prefix", "a directory a run, and the results")
     main.run(experiment)

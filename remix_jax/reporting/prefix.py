@@ -76,7 +76,8 @@ def write(data: dict[str, Any], directory: str | pathlib.Path) -> None:
 
     Args:
       data: "about" (strings shown under the tables), "budget" (FLOPs), "bank" (traces, problems,
-        attempts, flops), "learning_rates", "selection_seeds", "arms" ({"name", "label",
+        attempts, flops), "bar" (PrefixRL on a larger bank at the first rate: bank, rollouts,
+        accuracy by seed), "learning_rates", "selection_seeds", "arms" ({"name", "label",
         "prefixed"}) and "trials" (of `trial`).
     Raises:
       InputError: the data are incomplete, or arms were not tuned alike.
@@ -114,6 +115,7 @@ def markdown(data: Data) -> str:
         f"{bank['attempts']:,} responses, {_flops(bank['flops'])} FLOPs, for {bank['traces']} "
         f"traces of {bank['problems']} problems.",
         "",
+        *_bar(data),
         *about_lines(data["about"]),
     ]
     return "\n".join(lines).rstrip() + "\n"
@@ -160,6 +162,17 @@ def _bins(data: Data) -> list[str]:
             cells.append(cell(bootstrap.median(values), percent))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _bar(data: Data) -> list[str]:
+    bar, bank = data["bar"], data["bar"]["bank"]
+    return [
+        f"With a larger bank, {bank['traces']} traces for {bank['attempts']:,} responses and "
+        f"{_flops(bank['flops'])} FLOPs, which is beyond the budget, PrefixRL is at "
+        f"{cell(bootstrap.median(bar['accuracy']), percent)} % after {bar['rollouts']:,} rollouts "
+        f"at learning rate {data['learning_rates'][0]:g}.",
+        "",
+    ]
 
 
 def _flops(value: float) -> str:

@@ -8,7 +8,7 @@ from remix_jax.errors import InputError
 from remix_jax.reporting import bootstrap, records, report
 
 KEYS = (
-    "about", "budget", "bank", "learning_rates", "selection_seeds", "arms", "trials",
+    "about", "budget", "bank", "bar", "learning_rates", "selection_seeds", "arms", "trials",
 )  # fmt: skip
 HARD, MIDDLE, VALIDATION = "hard", "middle", "validation"
 PREFIXED, PLAIN, ONLY = "prefix", "grpo", "prefix-only"  # arms that the claims speak of
@@ -141,11 +141,11 @@ def _half(data: Data, name: str, who: str) -> Claim:
     pairs = _pairs(data, name)
     spent = [(flops_to(data, own, final(data, base)), data["budget"]) for own, base in pairs]
     holds = [own is not None and own <= budget / 2 for own, budget in spent]
-    shares = ", ".join("never" if own is None else f"{own / all_:.0%}" for own, all_ in spent)
+    shares = ", ".join("never" if own is None else f"{own / budget:.0%}" for own, budget in spent)
     return Claim(
         f"PrefixRL has what {who}, ends with at half the FLOPs, rejection phase included.",
         _verdict(holds),
-        f"It needs {shares} of the budget, seed by seed.",
+        f"Share of the budget that it needs, seed by seed: {shares}.",
     )
 
 

@@ -17,7 +17,7 @@ from remix_jax.models.digest import model_digest
 def plan(tmp_path, budget=8e11):
     config = arithmetic_prefix_reinforce.get_config()
     bank = traces.load(config.prefix.bank)
-    return prefix_evidence.Plan(config, budget, bank, (3e-4, 6e-4), 3, 1, tmp_path)
+    return prefix_evidence.Plan(config, budget, bank, (3e-4, 6e-4), 3, 1, tmp_path, "large")
 
 
 @pytest.mark.parametrize("name", prefix_evidence.ARMS)
@@ -33,6 +33,14 @@ def test_arms_are_valid_and_spend_the_budget(name, tmp_path):
     assert more > c.steps
     left = 8e11 - (made.bank.flops if arm.pays else 0)
     assert c.steps == prefix_evidence.steps_within(c, made.config.model.path, left)
+
+
+def test_the_bar_is_read_at_its_rollouts(tmp_path):
+    config = plan(tmp_path).bar(1).config
+    configs.validate(config)
+    assert configs.planned_rollouts(config) == 6144
+    assert (config.seed, config.optimizer.learning_rate) == (1, 3e-4)
+    assert config.prefix.bank == "large"
 
 
 def test_a_run_with_prefixes_counts_its_bank_itself(tmp_path):
@@ -63,7 +71,7 @@ def test_the_shipped_bank_is_of_the_shipped_base_and_shows_no_answer():
 
 def test_a_budget_that_the_bank_eats_up_is_refused(tmp_path):
     class Values:
-        learning_rates, seeds, tuning, budget = ["3e-4"], 1, 1, 1e10
+        learning_rates, seeds, tuning, budget, bar_bank = ["3e-4"], 1, 1, 1e10, ""
 
     config = arithmetic_prefix_reinforce.get_config()
     with pytest.raises(InputError, match="the bank alone took"):
