@@ -113,7 +113,8 @@ def markdown(data: Data) -> str:
         "arm has the same learning rates to choose from, by validation accuracy on other hard "
         "problems. Arms with a bank of traces pay for its rejection phase first: "
         f"{bank['attempts']:,} responses, {_flops(bank['flops'])} FLOPs, for {bank['traces']} "
-        f"traces of {bank['problems']} problems.",
+        f"traces of {bank['problems']} problems. An arm without a figure at half the "
+        "FLOPs has not begun to train by then.",
         "",
         *_bar(data),
         *about_lines(data["about"]),
@@ -133,7 +134,7 @@ def _arms(data: Data) -> list[str]:
         rollouts = [_rollouts(data, t) for t in own]
         cells = [arm["label"], f"{numbers.best_learning_rate(data, arm['name']):g}", str(len(own))]
         cells.append(cell(bootstrap.median(rollouts), "{:,.0f}".format))
-        measures: tuple[Callable[[numbers.Trial], float], ...] = (
+        measures: tuple[Callable[[numbers.Trial], float | None], ...] = (
             lambda t: numbers.final(data, t),
             lambda t: numbers.at(t, half),
             lambda t: numbers.final(data, t, numbers.MIDDLE),

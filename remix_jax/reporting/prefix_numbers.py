@@ -79,21 +79,24 @@ def curve(trial: Trial, name: str = HARD, x: str = "flops") -> bootstrap.Curve:
     return trial["curve"][x], trial["curve"][name]
 
 
-def at(trial: Trial, flops: float, name: str = HARD) -> float:
-    """Accuracy after so many FLOPs; before training begins that of the base, at the end the last.
+def at(trial: Trial, flops: float, name: str = HARD) -> float | None:
+    """Accuracy after so many FLOPs, linear between evaluations; after the last one that one's.
 
-    Linear between evaluations.
+    None where what comes before training, the rejection phase first of all, has taken more.
     """
     xs, ys = curve(trial, name)
-    if flops <= xs[0]:
-        return ys[0]
+    if flops < xs[0]:
+        return None
     value = report.interpolate(xs, ys, flops)
     return ys[-1] if value is None else value
 
 
 def final(data: Data, trial: Trial, name: str = HARD) -> float:
     """Accuracy at the budget."""
-    return at(trial, data["budget"], name)
+    found = at(trial, data["budget"], name)
+    if found is None:
+        raise InputError(f"prefix: {trial['arm']} begins beyond the budget")
+    return found
 
 
 def start(trial: Trial, name: str = HARD) -> float:
