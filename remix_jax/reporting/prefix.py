@@ -151,18 +151,35 @@ def _rollouts(data: Data, trial: numbers.Trial) -> float:
 
 
 def _bins(data: Data) -> list[str]:
-    """PrefixRL's mean reward by tenth of the trace, in the first and last quarter of its run."""
-    own = numbers.trials(data, numbers.PREFIXED)
-    names = sorted({name for t in own for name in t["by_prefix"]})
-    header = ["tokens given away", "first quarter of the run, %", "last quarter, %"]
-    lines = ["| " + " | ".join(header) + " |", "|---|---:|---:|"]
-    for name in names:
-        cells = [f"{float(name):.0%} to {float(name) + 0.1:.0%}"]
-        for quarter in (0, -1):
-            values = [t["by_prefix"][name][quarter] for t in own if name in t["by_prefix"]]
-            cells.append(cell(bootstrap.median(values), percent))
+    """Success by tenth of the trace, and held-out without one, early and late in the runs."""
+    arms = (numbers.PREFIXED, numbers.ONLY)
+    own = {name: numbers.trials(data, name) for name in arms}
+    names = sorted({b for found in own.values() for t in found for b in t["by_prefix"]})
+    header = ["tokens given away"]
+    for name in arms:
+        who = numbers.label(data, name)
+        header += [f"{who}: first quarter of the run, %", "last quarter, %"]
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    for name in (None, *names):
+        cells = ["none (held-out problems)"]
+        if name is not None:
+            cells = [f"{float(name):.0%} to {float(name) + 0.1:.0%}"]
+        for arm in arms:
+            for quarter in (0, -1):
+                values = [_success(t, name)[quarter] for t in own[arm]]
+                cells.append(cell(bootstrap.median(values), percent))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _success(trial: numbers.Trial, name: str | None) -> list[float | None]:
+    """Mean success by quarter of the run: of rows with such a prefix, or held-out without one."""
+    if name is not None:
+        return trial["by_prefix"].get(name, [None] * QUARTERS)
+    values = trial["curve"][numbers.HARD]
+    size = -(-len(values) // QUARTERS)
+    parts = [values[i * size : (i + 1) * size] for i in range(QUARTERS)]
+    return [sum(part) / len(part) if part else None for part in parts]
 
 
 def _bar(data: Data) -> list[str]:

@@ -126,7 +126,8 @@ def test_everything_is_redrawn_from_the_json(data, tmp_path):
     assert "| PREFIX | 0.0003 | 3 | 20,000 |" in text
     assert "141,416 responses, 4.00e11 FLOPs, for 41 traces of 256 problems" in text
     assert "PrefixRL is at 45.0 [30.0–50.0] % after 6,144 rollouts" in text
-    assert "| 40% to 50% | 7.5 | 45.0 |" in text
+    assert "| 40% to 50% | 7.5 | 45.0 | 7.5 | 45.0 |" in text
+    assert "| none (held-out problems) | " in text
     prefix.write(prefix.read(first / "prefix.json"), second)
     redrawn.assert_same(first, second)
     for name in ("prefix.json", "prefix.md"):
