@@ -3,7 +3,7 @@
 from experiments import bars
 from remix_jax.reporting import comparison
 from remix_jax.reporting import comparison_numbers as compared
-from tests.experiments.test_train import main
+from tests.experiments.runs import run_main
 
 
 def collapse(**ends):
@@ -38,7 +38,7 @@ def test_a_bar_is_met_on_its_own_side_only():
 
 
 def test_missing_results_are_one_line():
-    wrong = main("--comparison=/nowhere", module="experiments.bars")
+    wrong = run_main("--comparison=/nowhere", module="experiments.bars")
     assert wrong.returncode == 2
     assert "nowhere" in wrong.stderr
     assert len(wrong.stderr.strip().splitlines()) == 1

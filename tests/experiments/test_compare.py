@@ -11,8 +11,7 @@ from remix_jax import config as configs
 from remix_jax.learner import loop
 from remix_jax.learner import programs as compiled
 from remix_jax.reporting import comparison
-from tests.experiments.runs import quiet, small_config
-from tests.experiments.test_train import main
+from tests.experiments.runs import quiet, run_main, small_config
 
 SMALL = {
     "batch_size": 16, "mini_batch_size": 8, "micro_batch_size": 8, "reincarnation_step": 2,
@@ -33,7 +32,7 @@ def test_the_real_main_tunes_compares_and_continues(tmp_path):
     given = flags(
         tmp_path, methods="ppo,remix-ppo", learning_rates="1e-4,3e-4", seeds=2, tuning=1, workers=2
     )
-    done = main(*given, module="experiments.compare")
+    done = run_main(*given, module="experiments.compare")
     assert done.returncode == 0, done.stderr
     assert "Equal learning rate, 1e-4" in done.stdout
     assert "Each at its own best learning rate" in done.stdout
@@ -50,7 +49,7 @@ def test_the_real_main_tunes_compares_and_continues(tmp_path):
         assert (tmp_path / "out" / name).stat().st_size > 0
     logs = list((tmp_path / "out" / "runs").rglob("log.txt"))
     assert len(logs) == len(data["trials"])
-    again = main(*given, module="experiments.compare")
+    again = run_main(*given, module="experiments.compare")
     assert "% after" not in again.stdout, "nothing is trained again"
     assert comparison.read(tmp_path / "out" / "comparison.json")["trials"] == data["trials"]
 
@@ -66,7 +65,7 @@ def test_the_real_main_tunes_compares_and_continues(tmp_path):
     ],
 )
 def test_wrong_flags_are_one_line(tmp_path, more, message):
-    done = main(*flags(tmp_path, **more), module="experiments.compare")
+    done = run_main(*flags(tmp_path, **more), module="experiments.compare")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -13,8 +13,7 @@ from remix_jax.data import traces
 from remix_jax.errors import InputError
 from remix_jax.learner import loop, resume
 from remix_jax.learner.setup import prepare
-from tests.experiments.runs import figures, quiet
-from tests.experiments.test_train import main
+from tests.experiments.runs import figures, quiet, run_main
 
 PRESET = "experiments/configs/arithmetic_prefix_reinforce.py"
 
@@ -42,7 +41,7 @@ def collected(tmp_path_factory):
         problems.name
     )
     problems.write_text("".join(source.read_text().splitlines(keepends=True)[:8]))
-    done = main(
+    done = run_main(
         f"--config={PRESET}", f"--problems={problems}", f"--out={directory / 'bank'}",
         "--attempts=64", "--batch_size=64", "--response_tokens=12",
         module="experiments.collect_traces",
