@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from remix_jax.errors import InputError
+from remix_jax.learner.setup import size_text
 from remix_jax.learner.state import TrainState, copy
 
 MANIFEST, HOST, STATE = "manifest.json", "host.json", "state"
@@ -55,10 +56,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self.trouble: str | None = None  # why the last save failed, None if it did not
         if _is_first():
-            directory.mkdir(parents=True, exist_ok=True)
-            for left in (_WRITING, _DELETING):
-                for path in directory.glob(f"{left}*"):
-                    shutil.rmtree(path)
+            _prepare(directory)
 
     def save(self, step: int, state: TrainState, host: dict[str, Any]) -> None:
         """Returns when `state` may be donated. A step that is there already is left as it is."""
@@ -223,7 +221,7 @@ def check_room(directory: pathlib.Path, state_bytes: int, other_bytes: int, keep
       InputError: the directory takes no file, or has too little room.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        _prepare(directory)
         for folder in (directory.parent, directory):
             write_durably(folder / _PROBE, "")
             (folder / _PROBE).unlink()
@@ -234,10 +232,18 @@ def check_room(directory: pathlib.Path, state_bytes: int, other_bytes: int, keep
     needed = wanted * (state_bytes + _OVERHEAD) + other_bytes
     if free < needed:
         raise InputError(
-            f"{directory}: {free / 2**30:,.2f} GiB are free, {needed / 2**30:,.2f} GiB are needed "
-            f"({wanted} checkpoints of {state_bytes / 2**30:,.2f} GiB and the exported policy): "
+            f"{directory}: {size_text(free)} are free, {size_text(needed)} are needed "
+            f"({wanted} checkpoints of {size_text(state_bytes)} and the exported policy): "
             "make room, or lower config.keep_checkpoints"
         )
+
+
+def _prepare(directory: pathlib.Path) -> None:
+    """Makes the directory, without what a killed process left half written or half deleted."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for left in (_WRITING, _DELETING):
+        for path in directory.glob(f"{left}*"):
+            shutil.rmtree(path)
 
 
 def write_durably(path: pathlib.Path, text: str) -> None:

@@ -90,6 +90,8 @@ class JsonLines:
             return
         try:
             self._drain()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from None
         finally:
             self._file.close()
 

@@ -101,7 +101,7 @@ def test_too_little_room_is_refused_before_compiling(tmp_path, monkeypatch):
     config = small_config(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     monkeypatch.setattr(loop, "_run", None)
-    with pytest.raises(InputError, match=r"0.00 GiB are free, .* needed \(3 checkpoints of"):
+    with pytest.raises(InputError, match=r": 1 B are free, .* MiB are needed \(3 checkpoints of"):
         loop.run(config, tmp_path / "run", quiet(config))
 
 
