@@ -3,7 +3,7 @@
 48 groups of 8 a step, three of four going on from a prefix of a trace. In the first of a step's
 twelve updates every ratio is 1, and PPO's clipped surrogate has the gradient of REINFORCE; in the
 others its clip bounds how far they go. With mini_batch_size = batch_size the first is the only one:
-plain REINFORCE, which is still at the base's accuracy after these 12,288 rollouts.
+plain REINFORCE, at 7 % after these 12,288 rollouts where twelve updates bring 65 %.
 
 The bank was made by the base itself, 41 traces in 141 thousand attempts:
 
