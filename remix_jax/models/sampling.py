@@ -147,16 +147,16 @@ def sample(
 
 
 def _for_decoding(model: Decoder, params: dict) -> dict:
-    """Matrices gathered over fsdp, in the dtype of their products, once and not at every token.
+    """Matrices in the dtype of their products, gathered over fsdp: once and not at every token.
 
     The embedding stays as it is: its rows are looked up in the parameters' own dtype.
     """
 
     def prepared(path, x):
-        where = places([key.key for key in path], x.shape)
-        if path[-1].key != "kernel" or where is None:
+        if path[-1].key != "kernel":
             return x
-        return constrain(x.astype(model.config.dtype), *where.used)
+        where, rounded = places([key.key for key in path], x.shape), x.astype(model.config.dtype)
+        return rounded if where is None else constrain(rounded, *where.used)
 
     return jax.tree_util.tree_map_with_path(prepared, params)
 
