@@ -16,7 +16,7 @@ from remix_jax.learner.prefixed import Prefixes, load_prefixes, prefix_plan
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.rollout import ProblemSet, Vocabulary, load_vocabulary, problem_set
 from remix_jax.learner.state import Learner, TrainState, make_learner, place_state
-from remix_jax.models import huggingface
+from remix_jax.models import attention, huggingface
 from remix_jax.models.decoder import DecoderConfig
 from remix_jax.rl import family
 
@@ -46,6 +46,7 @@ def prepare(config: Config) -> Setup:
       InputError: anything that is wrong with them, in one line.
     """
     configs.validate(config)
+    check_attention(config)
     vocabulary = load_vocabulary(config.model.path)
     data = config.data
     train = problem_set(data.train, vocabulary, config, skip_malformed=data.on_bad_row == "skip")
@@ -87,6 +88,21 @@ def check_width(config: Config, limit: int) -> None:
             f"config.data.prompt_tokens + config.data.response_tokens"
             f"{' + config.prefix.tokens' if config.prefix.tokens else ''} = {slots}: "
             f"{config.model.path} takes {limit} positions (max_position_embeddings)"
+        )
+
+
+def check_attention(config: Config) -> None:
+    """A kernel that is asked for by name must run on this machine's devices.
+
+    Raises:
+      InputError: it does not.
+    """
+    kernel, platform = config.model.attention, jax.default_backend()
+    dtype = config.model.compute_dtype or config.model.dtype
+    if kernel not in ("auto", "plain", attention.chosen(platform, dtype)):
+        raise InputError(
+            f"config.model.attention = {kernel!r}: this machine's devices are of kind {platform}; "
+            "splash is for tpu, cudnn for gpu with bfloat16 products; auto: what suits"
         )
 
 

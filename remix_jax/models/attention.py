@@ -92,13 +92,18 @@ def attend(
 def _splash_on_mesh(q_BKMTE, k_BKSE, v_BKSE, real_BS, first: int):
     """`splash`; on a mesh every device for its own rows and key heads."""
     call = functools.partial(splash, first=first)
-    if sharding.in_use() is None:
-        return call(q_BKMTE, k_BKSE, v_BKSE, real_BS)
+    given, mesh = (q_BKMTE, k_BKSE, v_BKSE, real_BS), sharding.in_use()
+    if mesh is None:
+        return call(*given)
+    B = q_BKMTE.shape[0]
+    missing = -B % sharding.row_shards(mesh)  # every device gets as many rows
+    if missing:
+        given = tuple(jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in given)
     rows, heads = PartitionSpec(sharding.ROWS), PartitionSpec(sharding.ROWS, "tensor")
     mapped = jax.shard_map(
         call, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
     )
-    return mapped(q_BKMTE, k_BKSE, v_BKSE, real_BS)
+    return mapped(*given)[:B]
 
 
 def splash(q_BKMTE, k_BKSE, v_BKSE, real_BS, first: int, interpret: bool = False):

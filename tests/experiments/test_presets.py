@@ -134,6 +134,13 @@ def test_the_plan_is_of_one_device_of_the_mesh(tmp_path, monkeypatch):
         planned(config)
 
 
+def test_a_kernel_of_another_device_is_refused():
+    config = remix_ppo_1p5b.get_config()
+    config.model.attention = "splash"
+    with pytest.raises(InputError, match="of kind cpu; splash is for tpu"):
+        prepare(config)
+
+
 def test_a_model_that_nothing_describes_is_named(tmp_path):
     config = remix_ppo_1p5b.get_config()
     config.model.path = str(tmp_path / "Unknown-3B")

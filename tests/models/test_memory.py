@@ -198,6 +198,22 @@ def test_kernels_equal_plain_attention(kernel):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, want)
 
 
+def test_on_a_mesh_each_device_attends_to_its_own_rows_and_heads(monkeypatch):
+    """Three rows over four devices: one gets a row of padding."""
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.normal(size=(3, 2, 1, 128, 8)), jnp.float32)
+    k, v = (jnp.asarray(rng.normal(size=(3, 2, 128, 8)), jnp.float32) for _ in range(2))
+    mask_BS = jnp.asarray(rng.random((3, 128)) < 0.9).astype(jnp.int32).at[:, 0].set(1)
+    monkeypatch.setattr(attention, "splash", functools.partial(attention.splash, interpret=True))
+    mesh = jax.make_mesh((1, 4, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        got = jax.jit(lambda *x: attention.attend("splash", *x, 0, "float32"))(q, k, v, mask_BS)
+    bias = attention.visibility("plain", mask_BS)
+    want = attention.attend("plain", q, k, v, bias, 0, "float32")
+    real = (mask_BS > 0)[:, None, None, :, None]
+    np.testing.assert_allclose(got * real, want * real, rtol=1e-4, atol=1e-4)
+
+
 def test_the_kernel_follows_the_device():
     assert attention.chosen("tpu", "float32") == "splash"
     assert attention.chosen("gpu", "bfloat16") == "cudnn"
