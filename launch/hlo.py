@@ -151,9 +151,13 @@ class Program:
         """Bytes that one instruction reads and writes."""
         table = self._named[name]
         if i.op == "dynamic-update-slice":
-            return 2 * _size(table[i.operands[1]].type)
+            update = table[i.operands[1]].type
+            written = _size(update, everywhere=True) if _size(i.type) else 0.0
+            return _size(update) + written
         if i.op in ("dynamic-slice", "slice", "gather"):
-            return 2 * _size(i.type)
+            source = table[i.operands[0]].type
+            read = _size(i.type, everywhere=True) if _size(source) else 0.0
+            return read + _size(i.type)
         if i.op == "copy-start":
             return _size(table[i.operands[0]].type) + _size(_first(i.type))
         if i.op == "fusion":

@@ -92,7 +92,8 @@ def attend(
 def _splash_on_mesh(q_BKMTE, k_BKSE, v_BKSE, real_BS, first: int):
     """`splash`; on a mesh every device for its own rows and key heads."""
     call = functools.partial(splash, first=first)
-    given, mesh = (q_BKMTE, k_BKSE, v_BKSE, real_BS), sharding.in_use()
+    given: tuple[jax.Array, ...] = (q_BKMTE, k_BKSE, v_BKSE, real_BS)
+    mesh = sharding.in_use()
     if mesh is None:
         return call(*given)
     B = q_BKMTE.shape[0]
