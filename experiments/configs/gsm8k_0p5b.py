@@ -5,7 +5,7 @@ and the schedules' breakpoints scaled to 100 steps. data/gsm8k_train.jsonl and d
 hold GSM8K's own rows of `question` and `answer`.
 """
 
-from remix_jax.config import KL, Config, Data, Evaluation, Model, Objective
+from remix_jax.config import KL, Config, Data, Evaluation, Memory, Model, Objective
 from remix_jax.data.problems import INSTRUCTION
 
 
@@ -19,7 +19,8 @@ def get_config() -> Config:
         micro_batch_size=8,
         score_batch_size=16,
         reincarnation_step=30,
-        model=Model(path="models/Qwen2.5-0.5B-Instruct"),
+        model=Model(path="models/Qwen2.5-0.5B-Instruct", compute_dtype="bfloat16"),
+        memory=Memory(logit_entries=16_384, remat=True, anchors_dtype="bfloat16"),
         data=Data(
             train="data/gsm8k_train.jsonl",
             suites=("data/gsm8k_test.jsonl",),
