@@ -72,8 +72,8 @@ def median(values: Sequence[float | None]) -> float | None:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def markdown(data: Data) -> str:
-    """The table, and what it was made with."""
+def table(data: Data) -> str:
+    """The table in Markdown: median and range over the seeds, a line a method."""
     counts = [f"{count:,}" for count in data["rollouts"]]
     head = ["method", "base", "rows beside or instead of fresh ones", "rate", *counts]
     lines = [" | ".join(head), " | ".join(["---"] * 4 + ["---:"] * len(counts))]
@@ -83,15 +83,21 @@ def markdown(data: Data) -> str:
         label = f"**{method['label']}**" if method["kind"] == "reference" else method["label"]
         row = [f"{label} (`{method['name']}`)", method["base"], method["rows"], rate, *cells]
         lines.append(" | ".join(row))
-    table = "\n".join(f"| {line} |" for line in lines)
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def markdown(data: Data) -> str:
+    """The table, and what it was made with."""
     seeds = len({trial["seed"] for trial in data["trials"]})
+    rates = ", ".join(map(rate_text, data["learning_rates"]))
+    tuned = f"Each method at the learning rate, of {rates}, that was best on validation problems."
+    if len(data["learning_rates"]) == 1:
+        tuned = f"All at learning rate {rates}: none is tuned."
     about = "\n".join(f"* {key}: {value}" for key, value in data["about"].items())
     return (
-        f"# The off-policy family on the arithmetic task\n\nHeld-out accuracy, %, after so many "
-        f"fresh rollouts: median of {seeds} seeds, lowest to highest. Each method at the learning "
-        f"rate, of {', '.join(map(rate_text, data['learning_rates']))}, that was best on "
-        f"validation problems. sft samples nothing: its figure is its last one.\n\n{table}\n\n"
-        f"{about}\n"
+        "# The off-policy family on the arithmetic task\n\nHeld-out accuracy, %, after so many "
+        f"fresh rollouts: median of {seeds} seeds, lowest to highest. {tuned} sft samples "
+        f"nothing: its figure is its last one.\n\n{table(data)}\n\n{about}\n"
     )
 
 
@@ -125,7 +131,10 @@ def draw(data: Data) -> Figure:
         label.set_fontweight("bold" if method["kind"] == "reference" else "normal")
     axis.set_ylim(len(ordered) - 0.4, -0.6)
     axis.set_xlabel("held-out accuracy, %")
-    axis.set_title("Accuracy at equal fresh rollouts, each at its own best learning rate")
+    rates = data["learning_rates"]
+    one = f"all at learning rate {rate_text(rates[0])}"
+    at_rate = one if len(rates) == 1 else "each at its own best learning rate"
+    axis.set_title(f"Accuracy at equal rollouts, {at_rate}", loc="right")
     for colour, count in zip(COLOURS, data["rollouts"], strict=True):
         axis.plot([], [], marker="o", color=colour, label=f"{count:,} rollouts", linewidth=1.6)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)

@@ -102,6 +102,8 @@ def test_the_stored_table_and_figure_follow_from_the_json(path, tmp_path):
     for name in ("family.json", "family.md"):
         assert (tmp_path / name).read_text() == (path.parent / name).read_text()
     redrawn.assert_same(path.parent, tmp_path, tolerance=0.01)
+    page = (redrawn.RESULTS.parents[2] / "docs" / "choosing_a_method.md").read_text()
+    assert family_report.table(data) in page, "the page has another table than the results"
     assert {method["name"] for method in data["methods"]} == {
         *experiment.REFERENCES, *experiment.PRESETS,
     }  # fmt: skip
