@@ -114,7 +114,7 @@ def draw(data: Data) -> Figure:
     ordered = sorted(
         data["methods"], key=lambda m: -(median(accuracies(data, m["name"])[-1]) or 0.0)
     )
-    figure = Figure(figsize=(8.6, 1.4 + 0.27 * len(ordered)), layout="constrained")
+    figure = Figure(figsize=(9.6, 1.4 + 0.27 * len(ordered)), layout="constrained")
     axis = figure.subplots()
     for place, method in enumerate(ordered):
         axis.axhline(place, color="#EEEEEE", linewidth=0.8, zorder=1)
