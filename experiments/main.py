@@ -8,12 +8,14 @@ Exit code 75: SIGTERM came, the state is saved; the same command continues.
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from remix_jax import processes
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner.checkpoint import SaveError
@@ -25,6 +27,19 @@ PREEMPTED = os.EX_TEMPFAIL
 def define_config(default: str | None = None) -> flags.FlagHolder:
     """The flag --config=FILE with its --config.FIELD=VALUE overrides."""
     return config_flags.DEFINE_config_file("config", default, "config file; get_config() -> Config")
+
+
+def define_processes() -> Callable[[], None]:
+    """The flags that tell of other processes, and what joins them (before a device is used)."""
+    coordinator = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0")
+    count = flags.DEFINE_integer("num_processes", None, "with --coordinator: how many there are")
+    index = flags.DEFINE_integer("process_id", None, "with --coordinator: which this one is")
+    given = flags.DEFINE_bool(
+        "distributed",
+        False,
+        "join the other processes of a TPU pod or a cluster that JAX knows; Slurm needs no flag",
+    )
+    return lambda: processes.start(coordinator.value, count.value, index.value, given.value)
 
 
 def config_of(flag: flags.FlagHolder) -> Config:
@@ -63,16 +78,30 @@ def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
         except InputError as error:
             _refuse(str(error))
         except (FaultError, SaveError, OSError) as error:
-            print(f"failed: {_one_line(error)}", file=sys.stderr)
-            sys.exit(1)
+            _end(f"failed: {_one_line(error)}", 1)
+        except Exception as error:
+            if not jax.distributed.is_initialized():
+                raise
+            traceback.print_exc()
+            _end(f"failed: {type(error).__name__}: {_one_line(error)[:300]}", 1)
 
     logging.set_verbosity(logging.ERROR)  # orbax tells of every file it writes
     app.run(body, flags_parser=parse)
 
 
 def _refuse(message: str):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    _end(f"error: {message}", 2)
+
+
+def _end(message: str, code: int):
+    if not jax.distributed.is_initialized():
+        print(message, file=sys.stderr)
+        sys.exit(code)
+    print(f"process {jax.process_index()} of {jax.process_count()}: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # An orderly end would wait for the others, who may wait for this one. They notice and end too.
+    os._exit(code)
 
 
 def _one_line(error: Exception) -> str:

@@ -21,6 +21,8 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan of the run and end
 SHOW_SHARDING = flags.DEFINE_bool("show_sharding", False, "print where arrays lie and end")
 PROFILE = flags.DEFINE_string("profile", None, "START,STEPS: trace these steps into the workdir")
 
+JOIN = main.define_processes()
+
 # config.json of the presets' models, for plans made before the models are there.
 ARCHITECTURES = pathlib.Path(__file__).resolve().parent / "configs" / "architectures"
 
@@ -36,6 +38,7 @@ def train() -> None:
         return
     if WORKDIR.value is None:
         raise InputError("--workdir is required")
+    JOIN()
     profile = speed.window(PROFILE.value, config.steps)
     main.leave(loop.run(config, WORKDIR.value, profile=profile))
 

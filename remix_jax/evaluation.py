@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from remix_jax import processes
 from remix_jax.config import Config
 from remix_jax.data import grading
 from remix_jax.data.grader_pool import GraderPool
@@ -57,10 +58,12 @@ def respond(
     sampled = sampler.call(params, *(put(x, sampler.mesh) for x in inputs))
     texts = decode(vocabulary, sampled, len(row_ids))
     answers = [problem.answers for problem in problems for _ in range(shape.group_size)]
-    verdicts = grading.grade_many(texts, answers, pool)
+    verdicts = processes.divided(
+        len(texts), lambda part: grading.grade_many(texts[part], answers[part], pool)
+    )
     lengths, ended = jax.device_get((sampled.response_len_B, sampled.ended_B))
     rows = zip(texts, verdicts, lengths.tolist(), ended.tolist(), strict=False)
-    return [Response(*row) for row in rows]
+    return [Response(text, grading.Verdict(*verdict), *rest) for text, verdict, *rest in rows]
 
 
 def evaluate(

@@ -254,7 +254,7 @@ def put(x: np.ndarray | jax.Array, mesh: Mesh | None) -> jax.Array:
     if mesh is None:
         return jax.numpy.asarray(x)
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.device_put(x, whole(mesh))
+        return jax.random.wrap_key_data(put(np.asarray(jax.random.key_data(x)), mesh))
     value = np.asarray(x)
     return jax.make_array_from_callback(x.shape, whole(mesh), lambda index: value[index])
 

@@ -14,11 +14,13 @@ ALLOWED = {
     "rl": BASE,
     "config": BASE | {"rl"},
     "sharding": {"errors"},
+    "processes": {"errors"},
     "models": BASE | {"sharding"},
     "data": BASE,
     "reporting": BASE,
-    "learner": BASE | {"config", "rl", "models", "data", "evaluation", "reporting", "sharding"},
-    "evaluation": BASE | {"config", "data", "learner", "sharding"},
+    "learner": BASE
+    | {"config", "rl", "models", "data", "evaluation", "reporting", "sharding", "processes"},
+    "evaluation": BASE | {"config", "data", "learner", "sharding", "processes"},
     "collection": BASE | {"data", "learner", "models", "reporting"},
     "benchmarks": BASE | {"data", "evaluation", "learner", "models", "reporting"},
 }

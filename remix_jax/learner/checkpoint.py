@@ -22,6 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from remix_jax import processes
 from remix_jax.errors import InputError
 from remix_jax.learner.setup import size_text
 from remix_jax.learner.state import TrainState, copy
@@ -61,13 +62,12 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, host: dict[str, Any]) -> None:
         """Returns when `state` may be donated. A step that is there already is left as it is."""
         self.wait()
-        if step in steps(self._directory):
+        if processes.from_first(step in steps(self._directory)):
             return
         self.trouble = None
         scratch = self._directory / f"{_WRITING}{step}"
         try:
-            if _is_first():
-                scratch.mkdir()
+            self._make(scratch)
             # On a CPU orbax writes from the very buffers that the next step is going to reuse.
             own = copy(state) if jax.default_backend() == "cpu" else state
             self._orbax.save(scratch / STATE, args=ocp.args.StandardSave(own))
@@ -148,6 +148,18 @@ class Checkpoints:
                 "one there, or remove the run's directory to begin anew"
             )
         return -1
+
+    def _make(self, scratch: pathlib.Path) -> None:
+        """A new directory; where the first process cannot make it, all raise its OSError."""
+        failed = None
+        if _is_first():
+            try:
+                scratch.mkdir()
+            except OSError as error:
+                failed = _brief(error)
+        failed = processes.from_first(failed)
+        if failed:
+            raise OSError(failed)
 
     def _complete(self, scratch: pathlib.Path, step: int, host: str) -> None:
         """What follows orbax's own writing, in a thread."""

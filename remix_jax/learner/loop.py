@@ -2,14 +2,17 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import time
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from remix_jax import config as configs
+from remix_jax import processes
 from remix_jax.config import Config
 from remix_jax.evaluation import evaluate
 from remix_jax.learner import programs as compiled
@@ -19,7 +22,7 @@ from remix_jax.learner.cost import sampling_flops, step_flops
 from remix_jax.learner.experts import expert_rows
 from remix_jax.learner.prefixed import draw_problems
 from remix_jax.learner.programs import Programs
-from remix_jax.learner.record import Record
+from remix_jax.learner.record import Nowhere, Record
 from remix_jax.learner.rollout import Rollouts, grade_rollouts, prompt_batch
 from remix_jax.learner.setup import Setup, memory_plan, plan, prepare, tree_bytes
 from remix_jax.learner.speed import Profiler, Window, speeds
@@ -31,7 +34,7 @@ from remix_jax.reporting.console import Console
 from remix_jax.reporting.metrics import MetricsWriter, SamplesWriter, read_metrics
 from remix_jax.rl import replay
 from remix_jax.rl.schedules import kl_convex_weight
-from remix_jax.sharding import put
+from remix_jax.sharding import put, whole
 
 TRACE = "profile"  # a run's directory of traces
 
@@ -78,10 +81,13 @@ def run(
     with contextlib.ExitStack() as open_:
         open_.enter_context(resume.claimed(workdir, config))
         if console is None:
-            console = Console(config.steps, configs.planned_rollouts(config))
+            # Of several processes the first one speaks.
+            file = None if processes.is_first() else open_.enter_context(open(os.devnull, "w"))
+            console = Console(config.steps, configs.planned_rollouts(config), file=file)
         open_.enter_context(contextlib.closing(console))
-        sizes = tree_bytes(setup.state), tree_bytes(setup.state.params)
-        check_room(directory, *sizes, config.keep_checkpoints)
+        if processes.is_first():
+            sizes = tree_bytes(setup.state), tree_bytes(setup.state.params)
+            check_room(directory, *sizes, config.keep_checkpoints)
         open_.enter_context(setup.grader)
         checkpoints = Checkpoints(directory, config.keep_checkpoints, config.keep_every)
         open_.enter_context(checkpoints)
@@ -101,9 +107,13 @@ def _run(
 ) -> Outcome:
     console.print_plan(plan(setup))
     programs = _compile(setup, console, stop)
+    processes.wait_for_all("compiled")
     state, counters = resume.start(setup, workdir, checkpoints, console.event)
-    with MetricsWriter(workdir, console) as metrics, SamplesWriter(workdir) as samples:
-        record = Record(metrics, samples)
+    with contextlib.ExitStack() as open_:
+        record = Record(Nowhere(), Nowhere())
+        if processes.is_first():
+            metrics = open_.enter_context(MetricsWriter(workdir, console))
+            record = Record(metrics, open_.enter_context(SamplesWriter(workdir)))
         run = _Run(setup, programs, record, checkpoints, console, stop, profiler, set())
         state, fault = _train(run, state, counters)
     checkpoints.wait()
@@ -116,7 +126,8 @@ def _run(
     if checkpoints.trouble:
         raise SaveError(checkpoints.trouble)
     stopped = finished < setup.config.steps or stop.preempted
-    return Outcome(read_metrics(workdir), stopped, stop.preempted)
+    figures = read_metrics(workdir) if processes.is_first() else []
+    return Outcome(figures, stopped, stop.preempted)
 
 
 class _Run(NamedTuple):
@@ -182,11 +193,14 @@ def _train(run: _Run, state: TrainState, counters: dict) -> tuple[TrainState, st
 
 def _save(run: _Run, state: TrainState, counters: dict) -> None:
     """A checkpoint, after which not a line of its step is missing in the files."""
-    step = int(state.step)
+    step, places, missing = int(state.step), {}, None
     try:
         places = run.record.sync()
     except OSError as error:
-        run.checkpoints.refuse(step, error)
+        missing = error.strerror or str(error)
+    missing = processes.from_first(missing)
+    if missing:
+        run.checkpoints.refuse(step, OSError(missing))
         return
     host = counters | {"step": step, "places": places} | resume.identity(run.setup)
     run.checkpoints.save(step, state, host)
@@ -269,7 +283,7 @@ def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: floa
     spent = of_sampling, flops - of_sampling
     speed = speeds(config, configs.stages(config)[stage], new_tokens, spent, by_phase)
     host = {"step": step, "stage": stage, "rollouts": rows} | totals | own | seconds | speed
-    run.record.hold(host, device, rollouts.samples[: config.samples_per_step])
+    run.record.hold(host, device, rollouts.samples)
     return state, counters, _describe_fault(state, fault_F)
 
 
@@ -322,6 +336,7 @@ def _collect(
         first_group=before,
         pool=setup.grader,
         mesh=setup.mesh,
+        shown=config.samples_per_step,
     )
     return graded._replace(expert=expert), counters
 
@@ -353,22 +368,25 @@ def _describe_fault(state: TrainState, fault_F: np.ndarray) -> str | None:
 
 def _leave(setup: Setup, workdir: pathlib.Path, console: Console, state: TrainState) -> None:
     """What a run leaves at its end: ledger, table, figures, the policy for other programs."""
-    ledger = _ledger(state)
+    ledger = _ledger(state, setup.mesh)
+    export = workdir / "export"
+    huggingface.save(setup.learner.policy, state.params, export, like=setup.config.model.path)
+    if not processes.is_first():
+        return
     (workdir / "ledger.json").write_text(json.dumps(ledger, indent=2) + "\n")
     metrics = read_metrics(workdir)
     plotting.figures(metrics, workdir / "figures")
-    export = workdir / "export"
-    huggingface.save(setup.learner.policy, state.params, export, like=setup.config.model.path)
     console.close()
     console.print(report.final_table(metrics))
     console.print(report.ledger_table(ledger))
     console.event(f"figures, ledger.json and the policy (export) are in {workdir}")
 
 
-def _ledger(state: TrainState) -> list[dict[str, Any]]:
+def _ledger(state: TrainState, mesh: Mesh | None) -> list[dict[str, Any]]:
     """What became of every row generated: the fates of those that left and of those still held."""
-    left_U = state.replay.fates_U
-    fates_U = np.asarray(left_U + replay.fates(state.replay.rows, left_U.shape[0]))
+    everywhere = None if mesh is None else whole(mesh)
+    count = jax.jit(lambda ring: replay.clear(ring).fates_U, out_shardings=everywhere)
+    fates_U = np.asarray(count(state.replay))
     names = ["zero signal: all rewards of its group equal", "not trained on"]
     names += [f"trained on in {u} pass{'es' if u > 1 else ''}" for u in range(1, len(fates_U) - 1)]
     total = int(fates_U.sum())

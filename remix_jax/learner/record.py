@@ -9,10 +9,23 @@ from remix_jax.reporting.metrics import METRICS_FILE, SAMPLES_FILE, MetricsWrite
 FILES = (METRICS_FILE, SAMPLES_FILE)
 
 
+class Nowhere:
+    """The writer of a process that leaves writing to the first one."""
+
+    trouble: str | None = None
+
+    def write(self, _item: Any) -> None:
+        """Nothing."""
+
+    def sync(self) -> int:
+        """No place in a file."""
+        return 0
+
+
 class Record:
     """One step's figures, from when they exist to when they are on the disk."""
 
-    def __init__(self, metrics: MetricsWriter, samples: SamplesWriter) -> None:
+    def __init__(self, metrics: MetricsWriter | Nowhere, samples: SamplesWriter | Nowhere) -> None:
         self._metrics, self._samples = metrics, samples
         self._held: dict[str, Any] | None = None
 

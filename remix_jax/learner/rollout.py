@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from remix_jax import types
+from remix_jax import processes, types
 from remix_jax.config import Config, set_name
 from remix_jax.data import grading
 from remix_jax.data.grader_pool import GraderPool
@@ -120,6 +120,7 @@ def grade_rollouts(
     first_group: int,
     pool: GraderPool,
     mesh: Mesh | None = None,
+    shown: int | None = None,
 ) -> Rollouts:
     """Grades the responses and makes rows of them.
 
@@ -131,25 +132,32 @@ def grade_rollouts(
       first_group: number of the first group in the run.
       pool: compares the answers that need algebra.
       mesh: of the learning phase.
+      shown: rows, from the first, that `Rollouts.samples` tells of; None: all.
     """
     n = len(draw.problems) * group_size
     begin = time.perf_counter()
     ids = response_ids(sampled, n)
-    texts = _texts(vocabulary, ids)
     of_row = [problem for problem in draw.problems for _ in range(group_size)]
     prefix_of_row = [prefix for prefix in draw.prefixes for _ in range(group_size)]
-    whole = _with_prefixes(vocabulary, texts, ids, prefix_of_row)
-    verdicts = grading.grade_many(whole, [problem.answers for problem in of_row], pool)
+
+    def graded(part: slice) -> list[tuple[grading.Verdict, bool]]:
+        texts = _texts(vocabulary, ids[part])
+        whole = _with_prefixes(vocabulary, texts, ids[part], prefix_of_row[part])
+        answers = [problem.answers for problem in of_row[part]]
+        verdicts = grading.grade_many(whole, answers, pool)
+        return [(v, grading.format_ok(t)) for v, t in zip(verdicts, whole, strict=True)]
+
+    results = processes.divided(n, graded)
+    verdicts = [grading.Verdict(*verdict) for verdict, _ in results]
     seconds = time.perf_counter() - begin
     slots = sampled.response_len_B.shape[0]
     reward_B = np.zeros(slots, np.float32)
     reward_B[:n] = [verdict.correct for verdict in verdicts]
     length_B, ended_B = jax.device_get((sampled.response_len_B, sampled.ended_B))
-    formatted = [grading.format_ok(text) for text in whole]
     metrics = {
         "reward": float(reward_B[:n].mean()),
         "accuracy": float(np.mean([verdict.correct for verdict in verdicts])),
-        "format_rate": float(np.mean(formatted)),
+        "format_rate": float(np.mean([formatted for _, formatted in results])),
         "grader_timeout_rate": grading.timeout_rate(verdicts),
         "truncated_rate": float(1 - ended_B[:n].mean()),
         "response_length": float(length_B[:n].mean()),
@@ -157,11 +165,12 @@ def grade_rollouts(
         "seconds/grade": seconds,
     }
     metrics |= prefix_metrics(reward_B[:n], prefix_of_row)
+    first_ids = ids[:shown]
     samples = [
         {
             "problem_id": of_row[b].id,
             "prompt": of_row[b].problem,
-            "response": texts[b],
+            "response": text,
             "reward": float(reward_B[b]),
             "answer": verdicts[b].answer,
             "verdict": verdicts[b].reason,
@@ -169,7 +178,7 @@ def grade_rollouts(
             "truncated": not bool(ended_B[b]),
         }
         | _prefix_text(vocabulary, prefix_of_row[b])
-        for b in range(n)
+        for b, text in enumerate(_texts(vocabulary, first_ids) if first_ids else [])
     ]
     rows = _rows(sampled, reward_B, n, group_size, first_group, mesh)
     return Rollouts(rows, metrics, samples)

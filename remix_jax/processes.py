@@ -1,0 +1,132 @@
+"""Several processes that train as one, each with its own devices (JAX's multi-controller runtime).
+
+All of them run the same program on the same numbers: what a process does alone it does for all (its
+part of the rows to grade), or it is the first process and does it for people (files, console).
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import distributed  # its barrier has no public name
+from jax.experimental import multihost_utils
+
+from remix_jax.errors import InputError
+
+# Seconds without a sign of life after which a process counts as dead; then all others end.
+HEARTBEAT = 30
+_PATIENCE = 3_600_000  # milliseconds
+_THREADS = 16  # of XLA's pool on CPUs, at least
+_LEAST_MESSAGE = 1024  # bytes; messages are padded to powers of 2, so that few shapes are compiled
+
+
+def start(coordinator: str | None, count: int | None, index: int | None, given: bool) -> None:
+    """Joins the other processes, if there are any to join. Before JAX's first use of a device.
+
+    Args:
+      coordinator: host:port where process 0 listens; None: as the cluster says.
+      count, index: how many processes, and which this one is; with a coordinator only.
+      given: join even where nothing in the environment tells of other processes.
+
+    Raises:
+      InputError: the numbers do not belong together, or the others cannot be found.
+    """
+    if coordinator is not None:
+        if count is None or index is None or not 0 <= index < count:
+            raise InputError(
+                f"--coordinator={coordinator}: needs --num_processes=N and --process_id from 0 to "
+                f"N - 1, not {count} and {index}"
+            )
+    elif count is not None or index is not None:
+        raise InputError("--num_processes and --process_id need --coordinator=HOST:PORT")
+    elif not given and not in_cluster(os.environ):
+        return
+    # On CPUs a collective blocks a thread of XLA's pool until all others are there; with a thread a
+    # core, those that wait can leave none to what they wait for, and all processes hang.
+    os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, _THREADS)))
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            index,
+            local_devices(os.environ) if coordinator is None else None,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=HEARTBEAT,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the other processes were not found ({reason})") from None
+
+
+def in_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether the environment tells of other processes: a Slurm step of several, a TPU pod."""
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    return "SLURM_PROCID" in environment and tasks.isdecimal() and int(tasks) > 1
+
+
+def local_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """All GPUs of a node for the one task that Slurm starts there; None: as JAX decides.
+
+    Left alone, JAX gives each task under Slurm a single GPU.
+    """
+    one_a_node = environment.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0] == "1"
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    return list(range(int(gpus))) if one_a_node and gpus.isdecimal() else None
+
+
+def is_first() -> bool:
+    """Whether this process writes files and speaks to people."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(moment: str) -> None:
+    """Returns when all processes are at this moment; each moment comes once.
+
+    Between processes on CPUs the first collective must find all of them within 30 seconds, which
+    compilation on a busy machine does not keep; this waits longer.
+    """
+    client = distributed.global_state.client
+    if client is not None:
+        client.wait_at_barrier(moment, timeout_in_ms=_PATIENCE)
+
+
+def part(n: int) -> slice:
+    """Of n items those that this process takes care of."""
+    index, count = jax.process_index(), jax.process_count()
+    return slice(index * n // count, (index + 1) * n // count)
+
+
+def divided(n: int, work: Callable[[slice], list[Any]]) -> list[Any]:
+    """work(part) of every process's part of n items, put together in order, on all processes.
+
+    Args:
+      work: gives one result an item; of several processes, results go through JSON.
+    """
+    own = work(part(n))
+    if jax.process_count() == 1:
+        return own
+    return [result for results in _exchanged(own) for result in results]
+
+
+def from_first(value: Any) -> Any:
+    """What the first process has, on all of them; goes through JSON."""
+    return value if jax.process_count() == 1 else _exchanged(value)[0]
+
+
+def _exchanged(own: Any) -> list[Any]:
+    """What every process gives, in order of processes."""
+    text = json.dumps(own).encode()
+    sizes = multihost_utils.process_allgather(np.array(len(text), np.int32))
+    width = max(_LEAST_MESSAGE, 1 << int(sizes.max() - 1).bit_length())
+    padded = np.zeros(width, np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    everything = multihost_utils.process_allgather(padded)
+    return [
+        json.loads(bytes(row[:size]))
+        for row, size in zip(np.asarray(everything), sizes.tolist(), strict=True)
+    ]
