@@ -193,7 +193,10 @@ class Program:
                     total += self._read(name, user)
                 elif user.op == "fusion":
                     inner = dict(_CALLED.findall(user.attributes))["calls"]
-                    total += self._read(inner, self._parameter(inner, place))
+                    if {i.op for i in self.computations[inner]} <= {"parameter", "bitcast"}:
+                        total += self._read(name, user)  # the value itself, seen otherwise
+                    else:
+                        total += self._read(inner, self._parameter(inner, place))
                 else:
                     return _size(value.type, everywhere=True)
         return total
