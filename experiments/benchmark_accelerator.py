@@ -33,15 +33,8 @@ from remix_jax.models.sampling import Sampled
 from remix_jax.types import Rows, empty_rows
 
 ARCHITECTURES = pathlib.Path(__file__).resolve().parent / "configs" / "architectures"
+FLAGS = flags.FLAGS
 _DEFAULT = ["Qwen2.5-0.5B-Instruct", "DeepSeek-R1-Distill-Qwen-1.5B"]
-MODELS = flags.DEFINE_list("models", _DEFAULT, "directories with a config.json, or known names")
-ROWS = flags.DEFINE_integer("rows", 64, "responses decoded at once; rows of a step", lower_bound=8)
-MICRO = flags.DEFINE_integer("micro", 4, "rows of a backward pass", lower_bound=1)
-PROMPT = flags.DEFINE_integer("prompt", 256, "tokens of each prompt", lower_bound=2)
-RESPONSE = flags.DEFINE_integer("response", 1024, "tokens of each response", lower_bound=1)
-REPEATS = flags.DEFINE_integer("repeats", 3, "measured, after one to warm up", lower_bound=1)
-TORCH = flags.DEFINE_string("torch", None, "interpreter with torch and transformers")
-OUT = flags.DEFINE_string("out", "runs/accelerator", "directory for the results")
 
 
 def benchmark_config(rows: int, micro: int, prompt: int, response: int) -> Config:
@@ -178,19 +171,19 @@ def figures(
 
 def benchmark() -> None:
     """Every model, both sides."""
-    out = pathlib.Path(OUT.value)
+    out = pathlib.Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
-    config = benchmark_config(ROWS.value, MICRO.value, PROMPT.value, RESPONSE.value)
+    config = benchmark_config(FLAGS.rows, FLAGS.micro, FLAGS.prompt, FLAGS.response)
     configs.validate(config)
     results: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "versions": {"jax": jax.__version__},
-        "rows": ROWS.value,
-        "prompt": PROMPT.value,
-        "response": RESPONSE.value,
+        "rows": FLAGS.rows,
+        "prompt": FLAGS.prompt,
+        "response": FLAGS.response,
         "models": {},
     }
-    for name in MODELS.value:
+    for name in FLAGS.models:
         directory = next(
             (
                 d
@@ -202,13 +195,13 @@ def benchmark() -> None:
         if directory is None:
             raise InputError(f"--models={name}: no directory with a config.json, and no known name")
         sizes = huggingface.read_config(directory)
-        own = ours(sizes, config, REPEATS.value)
+        own = ours(sizes, config, FLAGS.repeats)
         sides = {"remix_jax": figures(sizes, config, own, own["flops"])}
-        if TORCH.value:
-            counts = {"rows": ROWS.value, "micro": MICRO.value, "repeats": REPEATS.value}
-            widths = {"prompt": PROMPT.value, "response": RESPONSE.value}
+        if FLAGS.torch:
+            counts = {"rows": FLAGS.rows, "micro": FLAGS.micro, "repeats": FLAGS.repeats}
+            widths = {"prompt": FLAGS.prompt, "response": FLAGS.response}
             spec = {"model": str(directory), **counts, **widths}
-            other = theirs(TORCH.value, spec, out)
+            other = theirs(FLAGS.torch, spec, out)
             results["versions"] |= other["versions"]
             sides["torch"] = figures(sizes, config, other, own["flops"])
         results["models"][name] = sides
@@ -219,4 +212,12 @@ def benchmark() -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("models", _DEFAULT, "directories with a config.json, or known names")
+    flags.DEFINE_integer("rows", 64, "responses decoded at once; rows of a step", lower_bound=8)
+    flags.DEFINE_integer("micro", 4, "rows of a backward pass", lower_bound=1)
+    flags.DEFINE_integer("prompt", 256, "tokens of each prompt", lower_bound=2)
+    flags.DEFINE_integer("response", 1024, "tokens of each response", lower_bound=1)
+    flags.DEFINE_integer("repeats", 3, "measured, after one to warm up", lower_bound=1)
+    flags.DEFINE_string("torch", None, "interpreter with torch and transformers")
+    flags.DEFINE_string("out", "runs/accelerator", "directory for the results")
     run(benchmark)

@@ -84,7 +84,7 @@ def test_runs_that_differ_in_rate_seed_or_length_share_their_programs(tmp_path):
 
 def test_a_failed_trial_keeps_its_record_and_is_not_repeated(tmp_path):
     config = small_config(tmp_path)
-    config.optimizer.learning_rate = 1e30
+    config.optimizer.learning_rate = 1e14
     trial = Trial("hot", config)
     metrics = trials.run([trial], tmp_path / "runs", workers=1)["hot"]
     assert metrics[0]["step"] == 0

@@ -45,6 +45,7 @@ def small_run(model, train, suite):
     config.steps, config.reincarnation_step = 3, 2
     config.batch_size, config.group_size = 8, 2
     config.mini_batch_size = config.micro_batch_size = config.score_batch_size = 4
+    config.mesh.fsdp = 1  # rows of one pass are fewer than the devices of the suite
     config.model.path = str(model)
     config.data.train, config.data.suites = str(train), (str(suite),)
     config.data.on_bad_row = "skip"
