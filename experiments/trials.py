@@ -30,6 +30,7 @@ from remix_jax.reporting.console import Console
 from remix_jax.reporting.metrics import METRICS_FILE, Metrics, read_metrics
 
 LOG_FILE = "log.txt"
+MALLOC = pathlib.Path(__file__).resolve().parents[1] / "launch" / "malloc.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,9 @@ def map_in_processes(
 
     Each result is a line that is printed when it comes. Raises what a call raised.
     """
+    # Read by the C library when a worker starts: it keeps memory instead of faulting it in anew at
+    # each step, 10 to 20 % of a learning phase on a CPU (docs/benchmark.md).
+    os.environ.setdefault("GLIBC_TUNABLES", MALLOC.read_text().strip())
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
     for core in sorted(os.sched_getaffinity(0)):
