@@ -23,6 +23,7 @@ from absl import flags
 from experiments import benchmark_torch
 from experiments.main import run
 from remix_jax import config as configs
+from remix_jax import config_rules
 from remix_jax.config import KL, Config, Data, Evaluation, Memory, Model, Objective, Replay
 from remix_jax.errors import InputError
 from remix_jax.learner import chips, cost, programs
@@ -174,7 +175,7 @@ def benchmark() -> None:
     out = pathlib.Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
     config = benchmark_config(FLAGS.rows, FLAGS.micro, FLAGS.prompt, FLAGS.response)
-    configs.validate(config)
+    config_rules.validate(config)
     results: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "versions": {"jax": jax.__version__},

@@ -23,7 +23,7 @@ from experiments import main, trials
 from experiments.arithmetic import bases
 from experiments.methods import COMPARED, METHODS, with_rollouts
 from experiments.trials import Trial
-from remix_jax import config as configs
+from remix_jax import config_rules
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.reporting import comparison, comparison_tables, report
@@ -131,7 +131,7 @@ def make_plan(config: Config, values, workdir: pathlib.Path, workers: int) -> Pl
         raise InputError(f"--seeds={seeds}: must be --tuning={values.tuning} or more")
     if values.rollouts is not None:
         config = with_rollouts(config, values.rollouts)
-    configs.validate(config)
+    config_rules.validate(config)
     return Plan(
         config=config,
         methods=methods,

@@ -25,6 +25,7 @@ from experiments import main, trials
 from experiments.configs import arithmetic_prefix_reinforce, arithmetic_prefix_remix
 from experiments.trials import Trial
 from remix_jax import config as configs
+from remix_jax import config_rules
 from remix_jax.config import Config
 from remix_jax.data import traces
 from remix_jax.errors import InputError
@@ -274,7 +275,7 @@ def make_plan(config: Config, values, workdir: pathlib.Path) -> Plan:
     Raises:
       InputError: a config without a bank, a wrong number, a budget that the bank eats up.
     """
-    configs.validate(config)
+    config_rules.validate(config)
     if not config.prefix.bank:
         raise InputError("config.prefix.bank = '': name the bank of traces")
     try:

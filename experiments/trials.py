@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments import main
 from remix_jax import config as configs
+from remix_jax import config_rules
 from remix_jax.config import Config
 from remix_jax.learner import loop
 from remix_jax.reporting import report
@@ -61,7 +62,7 @@ def run(trials: Sequence[Trial], workdir: pathlib.Path, workers: int) -> dict[st
       Stopped: Ctrl-C.
     """
     for trial in trials:
-        configs.validate(trial.config)
+        config_rules.validate(trial.config)
     waiting = [t for t in trials if not finished(workdir / t.name, t.config)]
     if workers == 1:
         for trial in waiting:

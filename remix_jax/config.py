@@ -1,9 +1,9 @@
-"""What a run is: typed fields, one check of all of them, derived numbers.
+"""What a run is: typed fields and the numbers that follow from them.
 
 A config file (`experiments/configs/*.py`) defines `get_config() -> Config`; the command line may
-override any field (`--config.replay.share=0.3`). A config is not changed after `validate`; its
-hash makes it a static argument of the compiled programs. PPO, GRPO, ReMix-PPO, ReMix-GRPO and every
-ablation are values of these fields: one learner reads them all.
+override any field (`--config.replay.share=0.3`). A config is not changed after it was checked
+(config_rules.py); its hash makes it a static argument of the compiled programs. PPO, GRPO,
+ReMix-PPO, ReMix-GRPO and every ablation are values of these fields: one learner reads them all.
 
 Marks beside a default say where it comes from: [P] the paper, [R] the authors' repository,
 [C] our choice where both are silent (docs/choices.md lists those with reasons).
@@ -11,19 +11,13 @@ Marks beside a default say where it comes from: [P] the paper, [R] the authors' 
 
 import dataclasses
 import json
-import math
 import pathlib
-import types
-import typing
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from remix_jax.errors import InputError
-from remix_jax.rl import advantages, constraints, family, masked, priorities, schedules
-
-_LARGEST = 1e15  # of any number: whole numbers up to it are exact in any arithmetic here
+from remix_jax.rl import advantages, family, priorities, schedules
 
 ADVANTAGES: dict[str, Callable[..., Any]] = {
     "gae": advantages.gae,
@@ -408,274 +402,6 @@ def compiled_part(config: Config) -> Config:
         evaluation=dataclasses.replace(config.evaluation, every=defaults.evaluation.every),
         mesh=defaults.mesh,  # the devices themselves are an argument of each program's making
     )
-
-
-def validate(config: Config) -> None:
-    """Checks every field, alone and against the others.
-
-    Raises:
-      InputError: names the first field that is wrong, its value, and what would be right.
-    """
-    for path, value, kind in _typed_leaves(config):
-        if not _fits(value, kind):
-            name = getattr(kind, "__name__", str(kind))
-            raise InputError(f"config.{path} = {str(value)[:80]!r}: must be of type {name}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"config.{path} = {value}: must be a finite number")
-        if isinstance(value, int | float) and abs(value) > _LARGEST:
-            raise InputError(f"config.{path} = {value:.3g}: must be below {_LARGEST:.0e}")
-    for field, value, ok, rule in _rules(config):
-        if not ok:
-            raise InputError(f"config.{field} = {value!r}: {rule}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a field's type; a whole number is also a number."""
-    if isinstance(kind, types.UnionType):
-        return any(_fits(value, each) for each in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[0]
-        return isinstance(value, tuple) and all(_fits(part, inner) for part in value)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _rules(c: Config):
-    """(field, value, holds, what would be right) of every rule."""
-    yield from _size_rules(c)
-    yield from _memory_rules(c)
-    yield from _method_rules(c)
-    yield from _family_rules(c)
-    for name, optimizer in (("optimizer", c.optimizer), ("critic.optimizer", c.critic.optimizer)):
-        lr, clip = optimizer.learning_rate, optimizer.grad_clip
-        yield f"{name}.learning_rate", lr, lr > 0, "must be above 0"
-        yield f"{name}.grad_clip", clip, clip > 0, "must be above 0"
-        yield f"{name}.beta1", optimizer.beta1, 0 <= optimizer.beta1 < 1, "must be in [0, 1)"
-        yield f"{name}.beta2", optimizer.beta2, 0 <= optimizer.beta2 < 1, "must be in [0, 1)"
-        moment = optimizer.first_moment_dtype
-        yield f"{name}.first_moment_dtype", moment, moment in ("", *DTYPES), _dtype_or_empty()
-        yield f"{name}.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, ">= 0"
-    e = c.evaluation
-    yield "evaluation.every", e.every, e.every >= 0, "must be 0 (first and last) or more"
-    yield "evaluation.samples", e.samples, e.samples >= 1, "must be 1 or more"
-    yield "evaluation.temperature", e.temperature, e.temperature >= 0, "must be 0 (greedy) or more"
-    yield "evaluation.batch_size", e.batch_size, e.batch_size >= 1, "must be 1 or more"
-    axes = dataclasses.asdict(c.mesh)
-    for axis, size in axes.items():
-        yield f"mesh.{axis}", size, size >= 1 or size == -1, "must be 1 or more, or -1: the rest"
-    left = sum(size == -1 for size in axes.values())
-    yield "mesh", axes, left <= 1, "one axis at most can be -1 (the rest of the devices)"
-    greedy_once = e.temperature > 0 or e.samples == 1
-    yield "evaluation.samples", e.samples, greedy_once, "greedy decoding has one sample a problem"
-
-
-def _size_rules(c: Config):
-    yield "seed", c.seed, 0 <= c.seed < 2**31, "must be in [0, 2^31)"
-    sizes = (
-        "steps",
-        "batch_size",
-        "group_size",
-        "mini_batch_size",
-        "micro_batch_size",
-        "score_batch_size",
-    )
-    for field in sizes:
-        yield field, getattr(c, field), getattr(c, field) >= 1, "must be 1 or more"
-    for field in ("passes", "keep_checkpoints"):
-        yield field, getattr(c, field), getattr(c, field) >= 1, "must be 1 or more"
-    for field in ("reincarnation_step", "checkpoint_every", "keep_every", "samples_per_step"):
-        yield field, getattr(c, field), getattr(c, field) >= 0, "must be 0 (off) or more"
-    for field, unit in (("group_size", "groups"), ("mini_batch_size", "mini-batches")):
-        divides = c.batch_size % max(getattr(c, field), 1) == 0
-        rule = f"must divide batch_size = {c.batch_size} into whole {unit}"
-        yield field, getattr(c, field), divides, rule
-    divides = c.mini_batch_size % max(c.micro_batch_size, 1) == 0
-    rule = f"must divide mini_batch_size = {c.mini_batch_size}"
-    yield "micro_batch_size", c.micro_batch_size, divides, rule
-    yield "model.path", c.model.path, c.model.path != "", "must name a model directory"
-    m = c.model
-    yield "model.dtype", m.dtype, m.dtype in DTYPES, f"one of {', '.join(DTYPES)}"
-    yield (
-        "model.compute_dtype",
-        m.compute_dtype,
-        m.compute_dtype in ("", *DTYPES),
-        _dtype_or_empty(),
-    )
-    yield (
-        "model.attention",
-        m.attention,
-        m.attention in ATTENTIONS,
-        f"one of {', '.join(ATTENTIONS)}",
-    )
-    yield "data.train", c.data.train, c.data.train != "", "must name a problem file"
-    yield "data.suites", c.data.suites, len(c.data.suites) > 0, "must name a held-out file or more"
-    names = [set_name(path) for path in (*c.data.suites, c.data.validation) if path]
-    unique = len(set(names)) == len(names)
-    yield "data.suites", c.data.suites, unique, "two files of one name (a suite is its file's name)"
-    choices = ("refuse", "skip")
-    known = c.data.on_bad_row in choices
-    yield "data.on_bad_row", c.data.on_bad_row, known, f"one of {', '.join(choices)}"
-    for field in ("prompt_tokens", "response_tokens"):
-        value = getattr(c.data, field)
-        yield f"data.{field}", value, value >= 1, "must be 1 or more"
-
-
-def _memory_rules(c: Config):
-    m = c.memory
-    slots = c.prompt_slots + c.data.response_tokens
-    room = m.micro_batch_tokens == 0 or m.micro_batch_tokens >= slots
-    rule = f"must be 0 (off) or hold a row of prompt and response, {slots} tokens"
-    yield "memory.micro_batch_tokens", m.micro_batch_tokens, room, rule
-    for field in ("logit_slots", "logit_entries"):
-        yield (
-            f"memory.{field}",
-            getattr(m, field),
-            getattr(m, field) >= 0,
-            "must be 0 (all) or more",
-        )
-    known = m.anchors_dtype in ("", *DTYPES)
-    yield "memory.anchors_dtype", m.anchors_dtype, known, _dtype_or_empty()
-
-
-def _dtype_or_empty() -> str:
-    return f"empty, or one of {', '.join(DTYPES)}"
-
-
-def _method_rules(c: Config):
-    s, o, kl = c.sampling, c.objective, c.kl
-    yield "sampling.temperature", s.temperature, s.temperature > 0, "must be above 0 to explore"
-    yield "sampling.top_k", s.top_k, s.top_k >= 0, "must be 0 (off) or more"
-    yield "sampling.top_p", s.top_p, 0 < s.top_p <= 1, "must be in (0, 1]"
-    yield "sampling.min_p", s.min_p, 0 <= s.min_p < 1, "must be in [0, 1)"
-    yield "replay.share", c.replay.share, 0 <= c.replay.share < 1, "must be in [0, 1)"
-    yield "replay.window", c.replay.window, c.replay.window >= 1, "must be 1 or more"
-    fewest, _ = schedules.fresh_unit_range(c.batch_groups, c.replay.share)
-    some, rule = fewest >= 1, f"leaves steps without a fresh group of the {c.batch_groups}"
-    yield "replay.share", c.replay.share, some, rule
-    known = (*ADVANTAGES, OWN_ADVANTAGE)
-    yield "objective.advantage", o.advantage, o.advantage in known, f"one of {', '.join(known)}"
-    method = family.METHODS.get(o.method)
-    alone = c.has_critic or (method is not None and not method.compares)
-    grouped = alone or c.group_size > 1
-    yield (
-        "group_size",
-        c.group_size,
-        grouped,
-        f"{o.advantage} compares at least 2 responses a prompt",
-    )
-    yield "objective.clip", o.clip, o.clip > 0, "must be above 0"
-    dual = o.dual_clip == 0 or o.dual_clip > 1
-    yield "objective.dual_clip", o.dual_clip, dual, "must be 0 (off) or above 1"
-    modes = masked.AGGREGATIONS
-    yield (
-        "objective.aggregation",
-        o.aggregation,
-        o.aggregation in modes,
-        f"one of {', '.join(modes)}",
-    )
-    yield "objective.entropy_coef", o.entropy_coef, o.entropy_coef >= 0, "must be 0 or more"
-    yield "objective.gamma", o.gamma, 0 <= o.gamma <= 1, "must be in [0, 1]"
-    yield "objective.lam", o.lam, 0 <= o.lam <= 1, "must be in [0, 1]"
-    estimators = constraints.ESTIMATORS
-    yield (
-        "kl.estimator",
-        kl.estimator,
-        kl.estimator in estimators,
-        f"one of {', '.join(estimators)}",
-    )
-    yield "kl.coef", kl.coef, kl.coef >= 0, "must be 0 (off) or more"
-    yield "kl.start", kl.start, kl.start >= 0, "must be 0 or more"
-    yield "kl.every", kl.every, kl.every >= 1, "must be 1 or more"
-    yield "kl.drop", kl.drop, 0 <= kl.drop <= 1, "must be in [0, 1]"
-    yield "kl.floor", kl.floor, 0 <= kl.floor <= 1, "must be in [0, 1]"
-    prefix = c.prefix
-    with_bank = (prefix.bank != "") == (prefix.tokens > 0) and prefix.tokens >= 0
-    rule = "slots for a prefix: 1 or more with a trace bank (config.prefix.bank), 0 without"
-    yield "prefix.tokens", prefix.tokens, with_bank, rule
-    yield "prefix.share", prefix.share, 0 < prefix.share <= 1, "must be in (0, 1]"
-    yield "prefix.cuts", prefix.cuts, prefix.cuts >= 1, "must be 1 or more"
-    yield "prefix.low", prefix.low, 0 <= prefix.low < 1, "must be in [0, 1)"
-    in_order, rule = prefix.low < prefix.high <= 1, f"must be in (prefix.low = {prefix.low}, 1]"
-    yield "prefix.high", prefix.high, in_order, rule
-    imitation = c.imitation
-    yield "imitation.weight", imitation.weight, imitation.weight >= 0, "must be 0 (off) or more"
-    yield "imitation.window", imitation.window, imitation.window >= 1, "must be 1 or more"
-    yield "critic.value_clip", c.critic.value_clip, c.critic.value_clip > 0, "must be above 0"
-    yield "critic.value_coef", c.critic.value_coef, c.critic.value_coef > 0, "must be above 0"
-
-
-def _family_rules(c: Config):
-    """What objective.method asks of the other fields."""
-    o, bank = c.objective, c.expert.bank
-    known = ", ".join(family.METHODS)
-    yield "objective.method", o.method, o.method in family.METHODS, f"one of {known}"
-    samplers = priorities.SAMPLERS
-    yield (
-        "replay.sampler",
-        c.replay.sampler,
-        c.replay.sampler in samplers,
-        (f"one of {', '.join(samplers)}"),
-    )
-    method = family.METHODS[o.method]
-    number = method.number
-    if number is None:
-        yield "objective.setting", o.setting, o.setting is None, f"{o.method} has no such number"
-    elif o.setting is not None:
-        inside = number.low <= o.setting <= number.high
-        rule = f"{o.method}'s {number.name} must be in [{number.low}, {number.high}]"
-        yield "objective.setting", o.setting, inside, rule
-    needed = OWN_ADVANTAGE if method.own_advantage else method.advantage
-    right = o.advantage == needed if needed else o.advantage != OWN_ADVANTAGE
-    rule = f"{o.method} needs {needed}" if needed else f"{o.method} has no advantage of its own"
-    yield "objective.advantage", o.advantage, right, rule
-    fits = o.aggregation == method.aggregation or not method.aggregation
-    yield "objective.aggregation", o.aggregation, fits, f"{o.method} needs {method.aggregation}"
-    if o.method == "geppo":
-        rule = "geppo needs 3, 6, 9, ..: its weights are of 3 B - 2 ages, the fresh one among them"
-        yield "replay.window", c.replay.window, c.replay.window % 3 == 0, rule
-    whole = not method.whole_groups or c.mini_batch_size % c.group_size == 0
-    rule = f"{o.method} needs whole groups: a multiple of group_size = {c.group_size}"
-    yield "mini_batch_size", c.mini_batch_size, whole, rule
-    yield from _expert_rules(c, method, bank)
-
-
-def _expert_rules(c: Config, method: family.Method, bank: str):
-    name = c.objective.method
-    takers = [m for m, entry in family.METHODS.items() if entry.experts != "refused"]
-    refused = bank == "" or method.experts != "refused"
-    yield (
-        "expert.bank",
-        bank,
-        refused,
-        (
-            f"{name} needs behaviour log-probs, which the rows of a bank do not have: "
-            f"set objective.method to one of {', '.join(takers)}, or leave the bank empty"
-        ),
-    )
-    there = bank != "" or method.experts != "needed"
-    yield "expert.bank", bank, there, f"{name} needs the rows of an expert: name a bank of traces"
-    if not bank:
-        return
-    rule = f"not together with prefix.bank = {c.prefix.bank}: an expert's row begins at the problem"
-    yield "expert.bank", bank, c.prefix.bank == "", rule
-    critic = f"the rows of expert.bank = {bank} need a group advantage, no critic"
-    yield "objective.advantage", c.objective.advantage, not c.has_critic, critic
-    alone, size = name == "sft", c.group_size
-    rule = "sft has no rows but the expert's: must be 1"
-    yield "group_size", size, size == 1 or not alone, rule
-    rule = f"{name} needs own rows beside the expert's one: must be 2 or more"
-    yield "group_size", size, size > 1 or alone, rule
-
-
-def _typed_leaves(node, prefix: str = ""):
-    """(dotted path, value, type) of every field that is no section."""
-    for field in dataclasses.fields(node):
-        value = getattr(node, field.name)
-        if dataclasses.is_dataclass(field.type):
-            yield from _typed_leaves(value, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", value, field.type
 
 
 def to_json(config: Config) -> str:

@@ -16,6 +16,7 @@ from experiments.configs import (
 )
 from experiments.methods import METHODS
 from remix_jax import config as configs
+from remix_jax import config_rules
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.rl import schedules
@@ -41,8 +42,10 @@ def test_no_dead_field():
     """Each leaf's name is read as an attribute outside the config's own checks."""
     read = set()
     for path in (ROOT / "remix_jax").rglob("*.py"):
+        if path.name == "config_rules.py":
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.FunctionDef) or node.name.endswith("_rules"):
+            if not isinstance(node, ast.FunctionDef):
                 continue
             inner = (n for n in ast.walk(node) if isinstance(n, ast.Attribute))
             read |= {n.attr for n in inner if isinstance(n.ctx, ast.Load)}
@@ -53,7 +56,7 @@ def test_no_dead_field():
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.__name__.split(".")[-1])
 def test_presets_are_valid(preset):
     config = preset.get_config()
-    configs.validate(config)
+    config_rules.validate(config)
     assert configs.planned_rollouts(config) == 8192
 
 
@@ -62,7 +65,7 @@ def test_presets_are_valid(preset):
 def test_methods_are_valid_and_spend_the_same_rollouts(method, preset):
     full = preset.get_config()
     config = METHODS[method].change(full)
-    configs.validate(config)
+    config_rules.validate(config)
     spent, budget = configs.planned_rollouts(config), configs.planned_rollouts(full)
     assert budget <= spent < budget + config.batch_size
 
@@ -114,7 +117,7 @@ def test_wrong_values_are_refused_by_name(field, value, rule):
         section = getattr(section, part)
     setattr(section, name, value)
     with pytest.raises(InputError) as error:
-        configs.validate(config)
+        config_rules.validate(config)
     message = str(error.value)
     assert f"config.{field} = " in message
     assert rule in message
@@ -169,7 +172,7 @@ def test_a_method_says_what_it_needs(method, fields, wrong, right):
     if "prefix.bank" in fields:
         config.group_size, config.prefix.tokens = 8, 4
     with pytest.raises(InputError) as error:
-        configs.validate(config)
+        config_rules.validate(config)
     message = str(error.value)
     assert f"config.{wrong}" in message
     assert right in message
@@ -180,10 +183,10 @@ def test_a_method_that_compares_nothing_needs_no_group():
     config = good()
     config.objective.method, config.objective.advantage = "topr", "method"
     config.objective.aggregation = "seq-mean-token-mean"
-    configs.validate(config)
+    config_rules.validate(config)
     config.objective.method, config.objective.aggregation = "asymre", "token-mean"
     with pytest.raises(InputError, match=r"config.group_size = 1: method compares at least 2"):
-        configs.validate(config)
+        config_rules.validate(config)
 
 
 def test_methods_with_other_numbers_share_programs():
@@ -198,7 +201,7 @@ def test_group_methods_need_groups():
     config = good()
     config.objective.advantage = "group_normalized"
     with pytest.raises(InputError, match=r"config.group_size = 1: group_normalized compares"):
-        configs.validate(config)
+        config_rules.validate(config)
 
 
 def test_json_holds_every_field():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from experiments import main
 from experiments.configs import arithmetic_remix_ppo
 from remix_jax import config as configs
+from remix_jax import config_rules
 from remix_jax.config import Config
 from remix_jax.data import answers, grading
 from remix_jax.data.problems import Problem, load_problems
@@ -30,7 +31,7 @@ few = settings(
 )
 many = settings(few, max_examples=300)
 
-LEAVES = [path for path, _, _ in configs._typed_leaves(Config())]
+LEAVES = [path for path, _, _ in config_rules._typed_leaves(Config())]
 scalars = (
     st.none()
     | st.booleans()
@@ -68,7 +69,7 @@ def config_with(changes):
 def test_any_config_is_valid_or_refused_in_one_line(changes):
     config = config_with(changes)
     try:
-        configs.validate(config)
+        config_rules.validate(config)
     except InputError as error:
         refused(error, "config.")
         return
@@ -98,7 +99,7 @@ def test_any_override_is_taken_or_refused_in_one_line(field, text):
         refused(main._one_line(error))
         return
     try:
-        configs.validate(main.config_of(flag))
+        config_rules.validate(main.config_of(flag))
     except InputError as error:
         refused(error)
 

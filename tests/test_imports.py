@@ -13,13 +13,15 @@ ALLOWED = {
     "types": set(),
     "rl": BASE,
     "config": BASE | {"rl"},
+    "config_rules": BASE | {"config", "rl"},
     "sharding": {"errors"},
     "processes": {"errors"},
     "models": BASE | {"sharding"},
     "data": BASE,
     "reporting": BASE,
     "learner": BASE
-    | {"config", "rl", "models", "data", "evaluation", "reporting", "sharding", "processes"},
+    | {"config", "config_rules", "rl", "models", "data", "evaluation", "reporting"}
+    | {"sharding", "processes"},
     "evaluation": BASE | {"config", "data", "learner", "sharding", "processes"},
     "collection": BASE | {"data", "learner", "models", "reporting"},
     "benchmarks": BASE | {"data", "evaluation", "learner", "models", "reporting"},

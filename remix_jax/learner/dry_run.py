@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from remix_jax import config as configs
-from remix_jax import sharding
+from remix_jax import config_rules, sharding
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner import losses
@@ -71,7 +71,7 @@ def described_run(
     Raises:
       InputError: as `print_plans`.
     """
-    configs.validate(config)
+    config_rules.validate(config)
     directory = _described(config.model.path, architectures)
     sizes = dataclasses.replace(huggingface.read_config(directory), dtype=config.model.dtype)
     check_width(config, sizes.max_positions)

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from remix_jax import config as configs
-from remix_jax import sharding
+from remix_jax import config_rules, sharding
 from remix_jax.config import Config
 from remix_jax.data.grader_pool import GraderPool
 from remix_jax.errors import InputError
@@ -45,7 +45,7 @@ def prepare(config: Config) -> Setup:
     Raises:
       InputError: anything that is wrong with them, in one line.
     """
-    configs.validate(config)
+    config_rules.validate(config)
     check_attention(config)
     vocabulary = load_vocabulary(config.model.path)
     data = config.data

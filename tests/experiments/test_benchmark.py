@@ -8,7 +8,7 @@ import pytest
 
 from experiments import benchmark, benchmark_peers, benchmark_report
 from experiments.benchmark_peers import LapClock
-from remix_jax.config import validate
+from remix_jax.config_rules import validate
 from remix_jax.errors import InputError
 
 TINY = benchmark.SIZES["tiny"]

@@ -5,14 +5,14 @@ import sys
 import pytest
 
 from experiments import benchmark_accelerator as benchmark
-from remix_jax import config as configs
+from remix_jax import config_rules
 from remix_jax.learner import chips
 from tests.tiny_models import decoder_config
 
 
 def test_both_phases_are_measured_and_set_against_the_chip(monkeypatch):
     config = benchmark.benchmark_config(rows=8, micro=4, prompt=3, response=5)
-    configs.validate(config)
+    config_rules.validate(config)
     sizes = decoder_config()
     seconds = benchmark.ours(sizes, config, repeats=1)
     assert len(seconds["decode"]) == len(seconds["learn"]) == 1

@@ -7,7 +7,7 @@ import pytest
 from experiments import dynamics, trials
 from experiments.methods import METHODS
 from experiments.trials import Trial
-from remix_jax import config as configs
+from remix_jax import config_rules
 from remix_jax.learner import loop
 from remix_jax.learner import programs as compiled
 from remix_jax.reporting import comparison
@@ -104,7 +104,7 @@ def test_the_panels_vary_what_they_say(tmp_path):
     assert doomed.reincarnation_step == 0
     for arm in panels["methods"]:
         assert arm.config == METHODS[arm.name].change(config)
-        configs.validate(arm.config)
+        config_rules.validate(arm.config)
 
 
 def test_a_finding_is_seen_only_if_every_seed_shows_it():

@@ -9,6 +9,7 @@ import pytest
 from experiments import family as experiment
 from experiments.configs.family import base, sft
 from remix_jax import config as configs
+from remix_jax import config_rules
 from remix_jax.errors import InputError
 from remix_jax.learner import loop
 from remix_jax.learner.experts import with_traces
@@ -26,7 +27,7 @@ def preset(name):
 @pytest.mark.parametrize("name", experiment.PRESETS)
 def test_presets_are_valid_and_spend_equal_rollouts(name):
     config = preset(name)
-    configs.validate(config)
+    config_rules.validate(config)
     spent = configs.planned_rollouts(config)
     assert spent == 0 if name == "sft" else 4096 <= spent < 4096 + 80
 

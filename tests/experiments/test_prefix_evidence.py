@@ -7,6 +7,7 @@ import pytest
 from experiments import prefix_evidence
 from experiments.configs import arithmetic_prefix_reinforce
 from remix_jax import config as configs
+from remix_jax import config_rules
 from remix_jax.data import traces
 from remix_jax.errors import InputError
 from remix_jax.learner import prefixed
@@ -25,7 +26,7 @@ def test_arms_are_valid_and_spend_the_budget(name, tmp_path):
     made = plan(tmp_path)
     arm, trial = prefix_evidence.ARMS[name], made.trial(name, 6e-4, 2)
     c = trial.config
-    configs.validate(c)
+    config_rules.validate(c)
     assert (c.seed, c.optimizer.learning_rate) == (2, 6e-4)
     assert (c.prefix.bank != "") == arm.prefixed
     assert arm.pays == (arm.tuned or c.prefix.bank != "" or c.expert.bank != "")
@@ -37,7 +38,7 @@ def test_arms_are_valid_and_spend_the_budget(name, tmp_path):
 
 def test_the_bar_is_read_at_its_rollouts(tmp_path):
     config = plan(tmp_path).bar(1).config
-    configs.validate(config)
+    config_rules.validate(config)
     assert configs.planned_rollouts(config) == 6144
     assert (config.seed, config.optimizer.learning_rate) == (1, 3e-4)
     assert config.prefix.bank == "large"

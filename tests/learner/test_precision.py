@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from remix_jax import config as configs
-from remix_jax import sharding
+from remix_jax import config_rules, sharding
 from remix_jax.errors import InputError
 from remix_jax.learner import step
 from remix_jax.learner.state import fetch_anchors, place_state, rest_anchors
@@ -37,7 +37,7 @@ def test_a_budget_of_tokens_is_a_number_of_rows():
     config.memory.micro_batch_tokens = P + T - 1
     config.model.path, config.data.train, config.data.suites = "model", "a.json", ("b.json",)
     with pytest.raises(InputError, match=f"hold a row of prompt and response, {P + T} tokens"):
-        configs.validate(config)
+        config_rules.validate(config)
     config.memory.micro_batch_tokens = P + T
     learner, _ = start(config)
     batches = step._mini_batches(learner, stage_of(config, 1), jax.random.key(0))

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.arithmetic import task
 from experiments.configs import arithmetic_prefix_reinforce
-from remix_jax import config as configs
+from remix_jax import config_rules
 from remix_jax.data import traces
 from remix_jax.data.grader_pool import GraderPool
 from remix_jax.data.problems import Problem
@@ -139,7 +139,7 @@ def make_config(directory, **changes):
     config.batch_size = config.mini_batch_size = config.micro_batch_size = 28
     config.group_size, config.prefix.bank = 4, str(directory)
     config.prefix = dataclasses.replace(config.prefix, **changes)
-    configs.validate(config)
+    config_rules.validate(config)
     return config
 
 
