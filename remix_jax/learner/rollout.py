@@ -137,51 +137,71 @@ def grade_rollouts(
     n = len(draw.problems) * group_size
     begin = time.perf_counter()
     ids = response_ids(sampled, n)
-    of_row = [problem for problem in draw.problems for _ in range(group_size)]
-    prefix_of_row = [prefix for prefix in draw.prefixes for _ in range(group_size)]
-
-    def graded(part: slice) -> list[tuple[grading.Verdict, bool]]:
-        texts = _texts(vocabulary, ids[part])
-        whole = _with_prefixes(vocabulary, texts, ids[part], prefix_of_row[part])
-        answers = [problem.answers for problem in of_row[part]]
-        verdicts = grading.grade_many(whole, answers, pool)
-        return [(v, grading.format_ok(t)) for v, t in zip(verdicts, whole, strict=True)]
-
-    results = processes.divided(n, graded)
-    verdicts = [grading.Verdict(*verdict) for verdict, _ in results]
+    of_row = _Asked(
+        [problem for problem in draw.problems for _ in range(group_size)],
+        [prefix for prefix in draw.prefixes for _ in range(group_size)],
+    )
+    verdicts, formatted = _verdicts(vocabulary, ids, of_row, pool)
     seconds = time.perf_counter() - begin
-    slots = sampled.response_len_B.shape[0]
-    reward_B = np.zeros(slots, np.float32)
+    reward_B = np.zeros(sampled.response_len_B.shape[0], np.float32)
     reward_B[:n] = [verdict.correct for verdict in verdicts]
     length_B, ended_B = jax.device_get((sampled.response_len_B, sampled.ended_B))
     metrics = {
         "reward": float(reward_B[:n].mean()),
         "accuracy": float(np.mean([verdict.correct for verdict in verdicts])),
-        "format_rate": float(np.mean([formatted for _, formatted in results])),
+        "format_rate": float(np.mean(formatted)),
         "grader_timeout_rate": grading.timeout_rate(verdicts),
         "truncated_rate": float(1 - ended_B[:n].mean()),
         "response_length": float(length_B[:n].mean()),
         "new_tokens": int(length_B[:n].sum()),
         "seconds/grade": seconds,
-    }
-    metrics |= prefix_metrics(reward_B[:n], prefix_of_row)
-    first_ids = ids[:shown]
-    samples = [
-        {
-            "problem_id": of_row[b].id,
-            "prompt": of_row[b].problem,
-            "response": text,
-            "reward": float(reward_B[b]),
-            "answer": verdicts[b].answer,
-            "verdict": verdicts[b].reason,
-            "response_length": int(length_B[b]),
-            "truncated": not bool(ended_B[b]),
-        }
-        | _prefix_text(vocabulary, prefix_of_row[b])
-        for b, text in enumerate(_texts(vocabulary, first_ids) if first_ids else [])
-    ]
+    } | prefix_metrics(reward_B[:n], of_row.prefixes)
+    samples = _samples(vocabulary, ids[:shown], of_row, verdicts, ended_B)
     rows = _rows(sampled, reward_B, n, group_size, first_group, mesh)
     return Rollouts(rows, metrics, samples)
+
+
+class _Asked(NamedTuple):
+    """What each row answers."""
+
+    problems: list[Problem]
+    prefixes: list[Prefix | None]
+
+
+def _verdicts(
+    vocabulary: Vocabulary, ids: list[list[int]], of_row: _Asked, pool: GraderPool
+) -> tuple[list[grading.Verdict], list[bool]]:
+    """The verdict on each row, and whether its form is right; processes grade a part each."""
+
+    def graded(part: slice) -> list[tuple[grading.Verdict, bool]]:
+        texts = _texts(vocabulary, ids[part])
+        whole = _with_prefixes(vocabulary, texts, ids[part], of_row.prefixes[part])
+        answers = [problem.answers for problem in of_row.problems[part]]
+        verdicts = grading.grade_many(whole, answers, pool)
+        return [(v, grading.format_ok(t)) for v, t in zip(verdicts, whole, strict=True)]
+
+    results = processes.divided(len(ids), graded)
+    return [grading.Verdict(*verdict) for verdict, _ in results], [ok for _, ok in results]
+
+
+def _samples(
+    vocabulary: Vocabulary, ids: list[list[int]], of_row: _Asked, verdicts, ended_B
+) -> list[dict]:
+    """The lines of samples.jsonl about the rows of `ids`, the first ones."""
+    return [
+        {
+            "problem_id": of_row.problems[b].id,
+            "prompt": of_row.problems[b].problem,
+            "response": text,
+            "reward": float(verdicts[b].correct),
+            "answer": verdicts[b].answer,
+            "verdict": verdicts[b].reason,
+            "response_length": len(ids[b]),
+            "truncated": not bool(ended_B[b]),
+        }
+        | _prefix_text(vocabulary, of_row.prefixes[b])
+        for b, text in enumerate(_texts(vocabulary, ids) if ids else [])
+    ]
 
 
 def prefix_metrics(reward_B: np.ndarray, prefixes: list[Prefix | None]) -> dict[str, float]:

@@ -25,11 +25,13 @@ from remix_jax.rl import family, masked, replay, schedules
 from remix_jax.types import Rows, response_mask
 
 
-class _Rates(NamedTuple):
-    """Learning rates of policy and critic."""
+class _Shared(NamedTuple):
+    """Numbers that all updates of a step share."""
 
-    policy: jax.Array
-    critic: jax.Array
+    step: jax.Array  # from 1
+    kl_weight: jax.Array  # of the base anchor
+    rate: jax.Array  # learning rates: of the policy,
+    critic_rate: jax.Array  # of the critic
 
 
 class _Carry(NamedTuple):
@@ -72,9 +74,8 @@ def learn(
     """
     step = state.step + 1
     key_replay, key_shuffle = jax.random.split(jax.random.fold_in(state.key, step))
-    fresh = batch.complete(
-        learner, state, batch.join(learner, stage, fresh, expert), step, number_M[0]
-    )
+    fresh = batch.join(learner, stage, fresh, expert)
+    fresh = batch.complete(learner, state, fresh, step, number_M[0])
     ring, fresh_slots = replay.add(state.replay, fresh)
     kl_weight = _kl_weight(learner, step)
     frozen = batch.assemble(
@@ -87,7 +88,21 @@ def learn(
     frozen = batch.without_equal_groups(learner, rows, frozen)
     # Small, and read at random by every mini-batch: whole on each device of a mesh.
     frozen = jax.tree.map(sharding.constrain, frozen)
-    carry = _Carry(
+    shared = _Shared(step, kl_weight, state.learning_rate, state.critic_learning_rate)
+    update = functools.partial(_update, learner, stage, shared, frozen)
+    drawn = _draw_updates(learner, stage, key_shuffle, number_M)
+    carry, sums = jax.lax.scan(update, _begin(state, ring), drawn)
+    metrics = _reduce(learner, sums, state.prev_params is not None) | value_metrics
+    metrics |= _batch_metrics(fresh, rows, frozen, expert is not None)
+    metrics["kl_weight"] = kl_weight
+    metrics["row_ratio_B"] = batch.own(learner, carry.row_ratio_R[fresh_slots])
+    state = _end(learner, state, carry, step)
+    return sharding.by_rules(state), jax.tree.map(sharding.constrain, metrics)
+
+
+def _begin(state: TrainState, ring: replay.ReplayState) -> _Carry:
+    """What the first mini-batch finds."""
+    return _Carry(
         state.params,
         state.opt_state,
         state.critic_params,
@@ -96,40 +111,33 @@ def learn(
         jnp.ones_like(ring.rows.reward_B),
         state.fault_F,
     )
-    rates = _Rates(state.learning_rate, state.critic_learning_rate)
-    update = functools.partial(_update, learner, stage, kl_weight, rates, frozen, step)
-    batches = _mini_batches(learner, stage, key_shuffle)
-    keys = jax.random.split(jax.random.fold_in(key_shuffle, 1), batches.shape[0])
-    numbers = jnp.repeat(number_M, batches.shape[0] // stage.passes)
-    carry, sums = jax.lax.scan(update, carry, (batches, keys, numbers))
-    metrics = _reduce(learner, sums) | value_metrics
-    if state.prev_params is None:
-        metrics.pop("kl_prev", None)
-    own_B = frozen.in_batch_B & ~rows.expert_B
-    if expert is not None:
-        metrics["n_expert"] = (frozen.in_batch_B & rows.expert_B).sum()
-    metrics |= {
-        "kl_weight": kl_weight,
-        "n_fresh": (own_B & (frozen.age_B == 0)).sum(),
-        "n_replayed": (own_B & (frozen.age_B > 0)).sum(),
-        "sampler_gap": masked.mean(fresh.sampled_logp_BT - fresh.logp_BT, batch.own_mask(fresh)),
-        "row_ratio_B": batch.own(learner, carry.row_ratio_R[fresh_slots]),
-    }
-    state = TrainState(
+
+
+def _end(learner: Learner, state: TrainState, carry: _Carry, step) -> TrainState:
+    """The state after the step, from that before it and what the last mini-batch left."""
+    return state.replace(
         params=carry.params,
         opt_state=carry.opt_state,
         critic_params=carry.critic_params,
         critic_opt_state=carry.critic_opt_state,
-        learning_rate=state.learning_rate,
-        critic_learning_rate=state.critic_learning_rate,
-        base_params=state.base_params,
         prev_params=_precedent(learner, state),
         replay=carry.replay,
-        key=state.key,
         step=step,
         fault_F=carry.fault_F,
     )
-    return sharding.by_rules(state), jax.tree.map(sharding.constrain, metrics)
+
+
+def _batch_metrics(fresh: Rows, rows: Rows, frozen: Frozen, with_expert: bool) -> dict:
+    """How many rows of each origin the batch holds, and how far sampler and scorer are apart."""
+    own_B = frozen.in_batch_B & ~rows.expert_B
+    metrics = {
+        "n_fresh": (own_B & (frozen.age_B == 0)).sum(),
+        "n_replayed": (own_B & (frozen.age_B > 0)).sum(),
+        "sampler_gap": masked.mean(fresh.sampled_logp_BT - fresh.logp_BT, batch.own_mask(fresh)),
+    }
+    if with_expert:
+        metrics["n_expert"] = (frozen.in_batch_B & rows.expert_B).sum()
+    return metrics
 
 
 def _precedent(learner: Learner, state: TrainState):
@@ -147,6 +155,13 @@ def _kl_weight(learner: Learner, step):
     return schedules.kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor)
 
 
+def _draw_updates(learner: Learner, stage: Stage, key, number_M):
+    """Of every update: its mini-batch, a key, and the method's number in its pass."""
+    batches = _mini_batches(learner, stage, key)
+    keys = jax.random.split(jax.random.fold_in(key, 1), batches.shape[0])
+    return batches, keys, jnp.repeat(number_M, batches.shape[0] // stage.passes)
+
+
 def _mini_batches(learner: Learner, stage: Stage, key):
     """Row numbers [passes * mini-batches, micro-batches, rows]: a new shuffle each pass.
 
@@ -162,16 +177,7 @@ def _mini_batches(learner: Learner, stage: Stage, key):
     return order.reshape(-1, c.mini_batch_size // micro, micro)
 
 
-def _update(
-    learner: Learner,
-    stage: Stage,
-    kl_weight,
-    rates: _Rates,
-    frozen: Frozen,
-    step,
-    carry: _Carry,
-    drawn,
-):
+def _update(learner: Learner, stage: Stage, shared: _Shared, frozen: Frozen, carry: _Carry, drawn):
     """One mini-batch: gradients of its micro-batches added up, then one step of each optimizer."""
     index, key, number = drawn
     mode = learner.config.objective.aggregation
@@ -179,21 +185,15 @@ def _update(
     mini_rows = replay.take(carry.replay, chosen.slots_B)
     count = masked.count(losses.loss_mask(mini_rows, chosen), mode)
     count = jnp.where(count > 0, count, 1.0)
-    facts = losses.facts_of(
-        learner,
-        mini_rows,
-        chosen,
-        index.reshape(-1),
-        number,
-        functools.partial(batch.logps, learner, carry.params),
-    )
+    score = functools.partial(batch.logps, learner, carry.params)
+    facts = losses.facts_of(learner, mini_rows, chosen, index.reshape(-1), number, score)
 
     def backward(micro_index):
         part = jax.tree.map(lambda x: x[micro_index], frozen)
         rows = replay.take(carry.replay, part.slots_B)
         ages = learner.config.replay.window + 1 if stage.replay_groups > 0 else 1
         grads, sums = jax.grad(losses.policy_loss, has_aux=True)(
-            carry.params, learner, rows, part, facts.of(micro_index), kl_weight, count, ages
+            carry.params, learner, rows, part, facts.of(micro_index), shared.kl_weight, count, ages
         )
         critic_grads = None
         if learner.critic is not None:
@@ -206,9 +206,9 @@ def _update(
     grads, sums = _accumulate(backward, index)
     row_ratio_B = sums.pop("row_ratio_B")
     if learner.config.imitation.weight > 0:
-        imitation, sums["loss_imitation"] = _imitate(learner, carry, index.shape, key, step)
+        imitation, sums["loss_imitation"] = _imitate(learner, carry, index.shape, key, shared.step)
         grads = (jax.tree.map(jnp.add, grads[0], imitation), grads[1])
-    carry, norms = _apply(learner, rates, carry, grads, sums)
+    carry, norms = _apply(learner, shared, carry, grads, sums)
     trained_B = chosen.in_batch_B & ~carry.fault_F.any()
     # A place of the batch that no row fills points at some row's slot all the same.
     own_slots_B = jnp.where(chosen.in_batch_B, chosen.slots_B, carry.row_ratio_R.shape[0])
@@ -265,7 +265,7 @@ def _accumulate(backward, index):
     return grads, sums if rows is None else sums | {"row_ratio_B": rows.reshape(-1)}
 
 
-def _apply(learner: Learner, rates: _Rates, carry: _Carry, grads, sums):
+def _apply(learner: Learner, shared: _Shared, carry: _Carry, grads, sums):
     """Both optimizers' steps, unless something is not finite, now or before."""
     c = learner.config
     grads, critic_grads = grads
@@ -277,7 +277,7 @@ def _apply(learner: Learner, rates: _Rates, carry: _Carry, grads, sums):
     norms = {"grad_norm": jnp.sqrt(sum(squares))}
     params, opt_state = _optimize(
         learner.optimizer,
-        rates.policy,
+        shared.rate,
         (carry.params, carry.opt_state),
         grads,
         norms["grad_norm"],
@@ -289,7 +289,7 @@ def _apply(learner: Learner, rates: _Rates, carry: _Carry, grads, sums):
         norms["critic_grad_norm"] = jnp.sqrt(sum(critic_squares))
         critic_params, critic_opt_state = _optimize(
             learner.critic_optimizer,
-            rates.critic,
+            shared.critic_rate,
             (critic_params, critic_opt_state),
             critic_grads,
             norms["critic_grad_norm"],
@@ -322,14 +322,17 @@ def _optimize(optimizer, learning_rate, state, grads, norm, clip, healthy):
     return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, state)
 
 
-def _reduce(learner: Learner, sums) -> dict:
-    """Metrics of the step from the sums [updates, ...]: means over tokens, losses over updates."""
+def _reduce(learner: Learner, sums, has_precedent: bool) -> dict:
+    """Metrics of the step from the sums [updates, ...]: means over tokens, losses over updates.
+
+    Without a precedent its place was taken by the base: what was summed is no KL to it.
+    """
     total = {k: v.max(axis=0) if k.startswith("max_") else v.sum(axis=0) for k, v in sums.items()}
     tokens_A, tokens = total["tokens_A"], total["tokens_A"].sum()
     names = [k for k in sums if k.startswith("loss") or k.endswith("norm")]
     metrics = {name: sums[name].mean() for name in names}
     for name in ("entropy", "kl_base", "kl_prev"):
-        if name in total:
+        if name in total and (has_precedent or name != "kl_prev"):
             metrics[name] = masked.divide(total[name], tokens)
 
     ages = range(tokens_A.shape[0])
