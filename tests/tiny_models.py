@@ -63,3 +63,9 @@ def random_decoder(config: DecoderConfig, seed: int = 0):
     rng = np.random.default_rng(seed)
     noise = [jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32) for x in leaves]
     return model, jax.tree.unflatten(tree, [x + n for x, n in zip(leaves, noise, strict=True)])
+
+
+def edit_json(path, **changes):
+    """Sets fields of a JSON file; a value of `...` removes the field."""
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
