@@ -6,40 +6,13 @@
 # all nodes see them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/options.sh
 
-usage() {
-  sed -n '2,4p' launch/gpu.sh >&2
-  echo "error: $1" >&2
-  exit 2
-}
-
-dry_run=0 slurm=0 nodes=1 gpus=8 partition='' limit=''
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --dry_run) dry_run=1 ;;
-    --slurm) slurm=1 ;;
-    --nodes=*) nodes="${1#*=}" ;;
-    --gpus=*) gpus="${1#*=}" ;;
-    --partition=*) partition="${1#*=}" ;;
-    --time=*) limit="${1#*=}" ;;
-    --)
-      shift
-      break
-      ;;
-    *) usage "unknown option $1" ;;
-  esac
-  shift
-done
+slurm=0 nodes=1 gpus=8 partition='' time=''
+parse "nodes gpus partition time" "slurm dry_run" "" "$@"
+set -- "${rest[@]}"
 [ $# -gt 0 ] || usage "nothing to train: give the flags of experiments.train behind --"
 [[ "$nodes" =~ ^[1-9][0-9]*$ && "$gpus" =~ ^[1-9][0-9]*$ ]] || usage "--nodes and --gpus are counts"
-
-# Prints a command, and runs it unless this is a dry run.
-run() {
-  printf '+'
-  printf ' %q' "$@"
-  printf '\n'
-  if [ "$dry_run" -eq 0 ]; then "$@"; fi
-}
 
 run bash -c 'source launch/setup.sh'
 run .venv/bin/python -m pip install --quiet 'jax[cuda]'
@@ -55,7 +28,7 @@ fi
 options=(--job-name=remix --nodes="$nodes" --ntasks-per-node=1 --gpus-per-node="$gpus" --exclusive)
 options+=(--requeue --open-mode=append --output=slurm-%j.log --signal=TERM@120)
 [ -z "$partition" ] || options+=(--partition="$partition")
-[ -z "$limit" ] || options+=(--time="$limit")
+[ -z "$time" ] || options+=(--time="$time")
 step="$(printf ' %q' srun --kill-on-bad-exit=0 .venv/bin/python -m experiments.train "$@")"
 job="trap : TERM
 code=0;$step || code=\$?

@@ -8,33 +8,11 @@
 # goes on with it, --stop saves and ends the training, --delete gives the slice back.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/options.sh
 
-usage() {
-  sed -n '3,5p' launch/tpu_pod.sh >&2
-  echo "error: $1" >&2
-  exit 2
-}
-
-name='' zone='' type='' version='' project='' prepare=':' action=train spot=0 dry_run=0
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --name=*) name="${1#*=}" ;;
-    --zone=*) zone="${1#*=}" ;;
-    --type=*) type="${1#*=}" ;;
-    --version=*) version="${1#*=}" ;;
-    --project=*) project="${1#*=}" ;;
-    --prepare=*) prepare="${1#*=}" ;;
-    --spot) spot=1 ;;
-    --follow | --stop | --delete) action="${1#--}" ;;
-    --dry_run) dry_run=1 ;;
-    --)
-      shift
-      break
-      ;;
-    *) usage "unknown option $1" ;;
-  esac
-  shift
-done
+name='' zone='' type='' version='' project='' prepare=':' action=train spot=0
+parse "name zone type version project prepare" "spot dry_run" "follow stop delete" "$@"
+set -- "${rest[@]}"
 [ -n "$name" ] && [ -n "$zone" ] || usage "--name and --zone are required"
 if [ "$action" = train ]; then
   [ -n "$type" ] || usage "--type is required: v5p-32, v5litepod-16, v6e-16, ..."
@@ -45,16 +23,6 @@ tpu=(gcloud compute tpus tpu-vm)
 where=(--zone="$zone")
 [ -z "$project" ] || where+=(--project="$project")
 
-show() {
-  printf '+'
-  printf ' %q' "$@"
-  printf '\n'
-}
-# Prints a command, and runs it unless this is a dry run.
-run() {
-  show "$@"
-  if [ "$dry_run" -eq 0 ]; then "$@"; fi
-}
 on() { run "${tpu[@]}" ssh "$name" "${where[@]}" --worker="$1" --command="$2"; }
 
 # The runtime image that the maker of the slice names for each generation.
