@@ -153,6 +153,7 @@ class Memory:
     """
 
     micro_batch_tokens: int = 0  # slots of a device's rows in a pass; 0: by the numbers of rows
+    decode_tokens: int = 0  # slots of cache that a device holds while decoding; 0: of all rows
     logit_slots: int = 0  # response slots whose logits exist at once; 0: all
     logit_entries: int = 0  # entries of the vocabulary, likewise
     remat: bool = False  # layers run again in the backward pass

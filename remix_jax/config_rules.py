@@ -127,9 +127,10 @@ def _size_rules(c: Config):
 def _memory_rules(c: Config):
     m = c.memory
     slots = c.prompt_slots + c.data.response_tokens
-    room = m.micro_batch_tokens == 0 or m.micro_batch_tokens >= slots
     rule = f"must be 0 (off) or hold a row of prompt and response, {slots} tokens"
-    yield "memory.micro_batch_tokens", m.micro_batch_tokens, room, rule
+    for field in ("micro_batch_tokens", "decode_tokens"):
+        budget = getattr(m, field)
+        yield f"memory.{field}", budget, budget == 0 or budget >= slots, rule
     for field in ("logit_slots", "logit_entries"):
         yield (
             f"memory.{field}",

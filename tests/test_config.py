@@ -104,6 +104,7 @@ WRONG = [
     ("prefix.low", 1.0, "must be in [0, 1)"),
     ("prefix.high", 0.3, "must be in (prefix.low = 0.4, 1]"),
     ("data.on_bad_row", "drop", "one of refuse, skip"),
+    ("memory.decode_tokens", 20, "must be 0 (off) or hold a row of prompt and response,"),
     ("data.suites", ("a/x.jsonl", "b/x.jsonl"), "two files of one name"),
 ]
 

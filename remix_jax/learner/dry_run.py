@@ -29,6 +29,8 @@ from remix_jax.learner.setup import (
     size_text,
     state_bytes,
     tree_bytes,
+    wave_plan,
+    waves,
 )
 from remix_jax.learner.state import Learner, TrainState, make_learner
 from remix_jax.models import huggingface
@@ -57,6 +59,7 @@ def print_plans(config: Config, console: Console, architectures: pathlib.Path) -
     mesh = sharding.planned_mesh(config.mesh.sizes)
     check_mesh(config, learner.policy.config, mesh)
     plan["mesh"] = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    plan |= wave_plan(config, mesh)
     console.print_plan(plan)
     console.print_plan(memory_plan(config, learner, state, mesh), title="Memory of a device")
     for path in _missing(config):
@@ -90,16 +93,9 @@ def memory_plan(
     lines: dict[str, object] = {name: size_text(part) for name, part in kept.items()}
     shards, tensor = sharding.row_shards(mesh), mesh.shape["tensor"]
     sizes, extra = learner.policy.config, []
-
-    def cache(rows):
-        return cache_bytes(sizes, -(-rows // shards), config) // tensor
-
-    for name, stage in configs.stages(config).items():
-        rows = stage.fresh_groups * config.group_size
-        extra.append(cache(rows))
-        lines[f"sampling, {name} stage: cache of {rows:,} rows"] = size_text(extra[-1])
-    extra.append(cache(config.evaluation.batch_size))
-    lines["evaluation: cache"] = size_text(extra[-1])
+    for phase, wave in waves(config, mesh).items():
+        extra.append(cache_bytes(sizes, wave.rows // shards, config) // tensor)
+        lines[f"{phase}: cache of {wave.rows:,} rows"] = size_text(extra[-1])
     trained = {"params": state.params, "critic_params": state.critic_params}
     gradients = sharding.device_bytes(trained, mesh)
     micro = configs.micro_batch_rows(config, shards)

@@ -30,7 +30,7 @@ MAY_CHANGE = (
     *("evaluation.", "data.suites", "data.validation"),
     *("micro_batch_size", "score_batch_size", "mesh.", "model.attention"),  # equal up to rounding
     *(f"memory.{name}" for name in ("micro_batch_tokens", "logit_slots", "logit_entries")),
-    *("memory.remat", "memory.scan_layers", "memory.anchors_on_host"),
+    *("memory.decode_tokens", "memory.remat", "memory.scan_layers", "memory.anchors_on_host"),
 )
 
 

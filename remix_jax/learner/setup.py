@@ -18,6 +18,7 @@ from remix_jax.learner.rollout import ProblemSet, Vocabulary, load_vocabulary, p
 from remix_jax.learner.state import Learner, TrainState, make_learner, place_state
 from remix_jax.models import attention, huggingface
 from remix_jax.models.decoder import DecoderConfig
+from remix_jax.models.waves import Waves, in_waves
 from remix_jax.rl import family
 
 _SKIPPED_SHOWN = 5  # malformed rows told in the plan
@@ -159,7 +160,7 @@ def plan(setup: Setup) -> dict[str, object]:
     if setup.train.skipped:
         lines["training rows skipped"] = _some(setup.train.skipped)
     lines["device"] = _devices(setup.mesh)
-    return lines
+    return lines | wave_plan(c, setup.mesh)
 
 
 def method_plan(c: Config) -> dict[str, object]:
@@ -172,6 +173,31 @@ def method_plan(c: Config) -> dict[str, object]:
         "rows a step": f"{c.batch_size} ({_share(c)})",
         "gradient passes a fresh row": _passes(c),
         "optimizer steps a pass": f"{updates} of {c.mini_batch_size} rows",
+    }
+
+
+def waves(config: Config, mesh: Mesh | AbstractMesh | None) -> dict[str, Waves]:
+    """What is decoded at once in the sampling of each stage, and in evaluation."""
+    e, data = config.evaluation, config.data
+    asked = {
+        f"sampling, {name} stage": (stage.fresh_groups, config.own_rows, config.prompt_slots)
+        for name, stage in configs.stages(config).items()
+        if config.own_rows
+    }
+    asked["evaluation"] = max(e.batch_size // e.samples, 1), e.samples, data.prompt_tokens
+    budget, shards = config.memory.decode_tokens, sharding.row_shards(mesh)
+    return {
+        phase: in_waves(groups, size, prompt + data.response_tokens, budget, shards)
+        for phase, (groups, size, prompt) in asked.items()
+    }
+
+
+def wave_plan(config: Config, mesh: Mesh | AbstractMesh | None) -> dict[str, object]:
+    """Of what is not decoded at once."""
+    return {
+        phase: f"{found.number} waves of {found.rows:,} rows"
+        for phase, found in waves(config, mesh).items()
+        if found.number > 1
     }
 
 

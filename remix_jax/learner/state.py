@@ -84,6 +84,7 @@ def executed(sizes: DecoderConfig, config: Config) -> DecoderConfig:
         attention=kernel,
         logit_slots=memory.logit_slots,
         logit_entries=memory.logit_entries,
+        decode_tokens=memory.decode_tokens,
     )
     return dataclasses.replace(sizes, dtype=dtype, execution=execution)
 

@@ -18,6 +18,7 @@ class Execution:
     attention: str = "plain"  # of ATTENTIONS, for rows of `attention.LONG` slots or more
     logit_slots: int = 0  # slots of a row whose logits exist at once; 0: all
     logit_entries: int = 0  # entries of the vocabulary, likewise
+    decode_tokens: int = 0  # slots of cache that a device holds while decoding; 0: of all rows
 
 
 DEFAULTS = Execution()

@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import operator
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from remix_jax.models.decoder import Cache, Decoder
-from remix_jax.sharding import ROWS, by_rows, constrain, places
+from remix_jax.models.waves import Waves, in_waves
+from remix_jax.sharding import ROWS, by_rows, constrain, in_use, places, row_shards
 from remix_jax.types import positions
 
 # The cache grows this many times at most, each time by a multiple of the unit: more segments attend
@@ -48,7 +50,26 @@ class Sampled(NamedTuple):
     logp_BT: jax.Array  # over the full vocabulary at the temperature; 0 beyond the length
     sampled_logp_BT: jax.Array  # under the truncated distribution really drawn from
     ended_B: jax.Array  # bool: an end token came within the limit
-    steps: jax.Array  # int32: response slots run before every row had ended
+    steps: jax.Array  # int32: response slots run before every row had ended, of all waves
+
+
+class _Asked(NamedTuple):
+    """Prompts, and the rows that answer them: as many to each."""
+
+    prompts_QP: jax.Array
+    prompt_len_Q: jax.Array
+    row_ids_B: jax.Array
+    active_B: jax.Array
+
+
+class _Task(NamedTuple):
+    """What is asked of every row."""
+
+    group_size: int
+    max_new_tokens: int
+    settings: SamplerSettings
+    eos_ids: tuple[int, ...]
+    pad_id: int
 
 
 class _Loop(NamedTuple):
@@ -87,7 +108,8 @@ def sample(
 
     A prompt is prefilled once and its rows share the result. Row b draws token t with the key
     fold_in(fold_in(key, row_ids_B[b]), t), so that a response depends on its prompt and its id, not
-    on its neighbours, the batch size or the padding.
+    on its neighbours, the batch size or the padding. Hence rows may be decoded in waves, one after
+    the other within the program, as many at once as `execution.decode_tokens` has room for.
 
     Args:
       model, params: a decoder with head "lm" and its parameters.
@@ -102,33 +124,91 @@ def sample(
       eos_ids: a response ends with the first of these tokens, which belongs to it. May be empty.
       pad_id: fills what is beyond a response's length; may be one of `eos_ids`.
     """
+    task = _Task(group_size, max_new_tokens, settings, eos_ids, pad_id)
+    asked = _Asked(prompts_QP, prompt_len_Q, row_ids_B, active_B)
+    return _sample(model, params, asked, key, task)
+
+
+def _sample(model: Decoder, params: dict, asked: _Asked, key: jax.Array, task: _Task) -> Sampled:
+    """`sample`, wave by wave."""
     run = functools.partial(model.apply, {"params": _for_decoding(model, params)})
-    members = functools.partial(jnp.repeat, repeats=group_size, axis=0)
-    P, T = prompts_QP.shape[1], max_new_tokens
-    prompts_QP, prompt_len_Q = by_rows((prompts_QP, prompt_len_Q))
-    row_ids_B, active_B = by_rows((row_ids_B, active_B))
+    groups, P = asked.prompts_QP.shape
+    waves = in_waves(
+        groups,
+        task.group_size,
+        slots=P + task.max_new_tokens,
+        budget=model.config.execution.decode_tokens,
+        shards=row_shards(in_use()),
+    )
+    wave = functools.partial(_wave, run, key, task._replace(group_size=waves.group_size))
+    filled = _filled(asked, task.group_size, waves)
+    if waves.number == 1:
+        sampled = wave(filled)
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(waves.number, -1, *x.shape[1:]), filled)
+        sampled = _joined(jax.lax.map(wave, parts))
+    rows = asked.row_ids_B.shape[0]
+    return sampled if waves.number * waves.rows == rows else _first(sampled, rows)
+
+
+def _filled(asked: _Asked, group_size: int, waves: Waves) -> _Asked:
+    """Prompts as often as they are prefilled, and empty slots up to whole waves.
+
+    The last prompt is repeated in them, because a row without a real token has no defined output.
+    """
+    groups, rows = waves.number * waves.groups, waves.number * waves.rows
+
+    def prompts(x_Q):
+        if waves.group_size < group_size:
+            x_Q = jnp.repeat(x_Q, group_size // waves.group_size, axis=0)
+        return _longer(x_Q, groups, mode="edge")
+
+    return _Asked(
+        prompts(asked.prompts_QP),
+        prompts(asked.prompt_len_Q),
+        _longer(asked.row_ids_B, rows),
+        _longer(asked.active_B, rows),
+    )
+
+
+def _longer(x_N: jax.Array, n: int, mode: str = "constant") -> jax.Array:
+    missing = n - x_N.shape[0]
+    behind = ((0, missing),) + ((0, 0),) * (x_N.ndim - 1)
+    return constrain(jnp.pad(x_N, behind, mode=mode)) if missing else x_N  # whole, as it came
+
+
+def _joined(sampled: Sampled) -> Sampled:
+    """One batch of the batches [W, B, ...] of all waves."""
+    *rows, steps = sampled
+    return Sampled._make([*(x.reshape(-1, *x.shape[2:]) for x in rows), steps.sum()])
+
+
+def _first(sampled: Sampled, rows: int) -> Sampled:
+    *every, steps = sampled
+    return Sampled._make([*(x[:rows] for x in every), steps])
+
+
+def _wave(run: Callable[..., Any], key: jax.Array, task: _Task, asked: _Asked) -> Sampled:
+    """`sample` for rows that are decoded together."""
+    members = functools.partial(jnp.repeat, repeats=task.group_size, axis=0)
+    P, T = asked.prompts_QP.shape[1], task.max_new_tokens
+    prompts_QP, prompt_len_Q, row_ids_B, active_B = by_rows(asked)
     mask_QP = jnp.arange(P)[None] >= P - prompt_len_Q[:, None]
     x_QD, cache = run(prompts_QP, positions(mask_QP), mask_QP, method="prefill")
     prompt_mask_BP, prompt_len_B = members(mask_QP), members(prompt_len_Q)
     keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(row_ids_B)
 
     def drawn(loop: _Loop, logits_BV) -> _Loop:
-        draws = draw(logits_BV, _fold_in(keys_B, loop.t), settings)
-        return _append(loop, *draws, eos_ids, pad_id)
+        draws = draw(logits_BV, _fold_in(keys_B, loop.t), task.settings)
+        return _append(loop, *draws, task.eos_ids, task.pad_id)
 
     def decoded(loop: _Loop) -> _Loop:
-        slot, width = P + loop.t - 1, loop.cache[0][1].shape[2]
-        written = (jnp.arange(width) >= P) & (jnp.arange(width) <= slot)
-        seen_BS = jnp.pad(prompt_mask_BP, ((0, 0), (0, width - P))) | written[None]
-        at_B = prompt_len_B + loop.t - 1
-        x_BD, cache = run(loop.last_B, at_B, loop.cache, seen_BS, slot, method="decode")
-        logits_BV = run(x_BD[:, None], method="project")[:, 0]
+        cache, logits_BV = _decode(run, prompt_mask_BP, prompt_len_B, loop)
         return drawn(loop._replace(cache=cache), logits_BV)
 
     logits_QV = run(x_QD[:, None], method="project")[:, 0]
     cache = jax.tree.map(lambda x: constrain(members(x), ROWS, "tensor"), cache)
-    loop = _start(active_B, T, pad_id, cache)
-    loop = drawn(loop, members(logits_QV))
+    loop = drawn(_start(active_B, T, task.pad_id, cache), members(logits_QV))
     # A segment's cache is just long enough for it: no step pays for slots that only later segments
     # fill, and none slices (which copies) a longer cache.
     for begin, end in _segments(T):
@@ -144,6 +224,19 @@ def sample(
         steps=loop.t,
     )
     return jax.tree.map(constrain, sampled)  # whole on every device: the host reads all of it
+
+
+def _decode(
+    run: Callable[..., Any], prompt_mask_BP: jax.Array, prompt_len_B: jax.Array, loop: _Loop
+) -> tuple[Cache, jax.Array]:
+    """The cache with each row's last token, and the logits [B, V] of the next."""
+    P = prompt_mask_BP.shape[1]
+    slot, width = P + loop.t - 1, loop.cache[0][1].shape[2]
+    written = (jnp.arange(width) >= P) & (jnp.arange(width) <= slot)
+    seen_BS = jnp.pad(prompt_mask_BP, ((0, 0), (0, width - P))) | written[None]
+    at_B = prompt_len_B + loop.t - 1
+    x_BD, cache = run(loop.last_B, at_B, loop.cache, seen_BS, slot, method="decode")
+    return cache, run(x_BD[:, None], method="project")[:, 0]
 
 
 def _for_decoding(model: Decoder, params: dict) -> dict:

@@ -128,7 +128,13 @@ def test_the_plan_is_of_one_device_of_the_mesh(tmp_path, monkeypatch):
     weights = 4 * PLANNED[remix_ppo_1p5b][1] / 16 / 2**20
     shown = float(re.search(r" policy ([\d.]+) MiB", text).group(1))
     assert weights < shown < 1.002 * weights, "norms and biases are not divided"
-    assert "cache of 256 rows 3.8 GiB" in text  # 28,672 bytes a slot, 8,958 slots
+    # 28,672 bytes a slot, 8,958 slots, 16 rows on a device.
+    assert "sampling, on-policy stage 2 waves of 128 rows" in text
+    assert "sampling, on-policy stage: cache of 128 rows 1.9 GiB" in text
+    config.memory.decode_tokens = 0
+    text = planned(config)
+    assert "cache of 256 rows 3.8 GiB" in text
+    assert "waves of" not in text
     config.mesh.tensor = 4
     with pytest.raises(InputError, match="must divide the model's 2 key heads"):
         planned(config)

@@ -154,6 +154,7 @@ def test_a_small_run_compiles_for_a_slice(tmp_path):
     small = {"batch_size": 16, "mini_batch_size": 8, "micro_batch_size": 8}
     small |= {"data.prompt_tokens": 128, "data.response_tokens": 1024}
     small |= {"memory.micro_batch_tokens": 1200, "evaluation.batch_size": 16}
+    small |= {"memory.decode_tokens": 4 * 1152}  # two waves of 8 rows
     small |= {"model.path": str(tmp_path), "mesh.fsdp": 2, "mesh.tensor": 2}
     done = subprocess.run(
         [
