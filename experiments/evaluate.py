@@ -5,15 +5,19 @@ python -m experiments.evaluate --model=DIR --data=DIR --out=DIR \\
 
 Greedy Pass@1 by default. The paper's sampled protocol: --temperature=0.1
 --samples=aime24:32,amc23:32. The same command continues an evaluation that was killed.
+All devices take part; --mesh=1,-1,4 divides each matrix over 4 of them. On several machines: the
+same command on each, with --coordinator or --distributed as in training (launch/README.md).
 """
 
+import os
 import sys
 
 from absl import flags
 
 from experiments import main
+from remix_jax import processes
 from remix_jax.benchmarks import run
-from remix_jax.benchmarks.settings import Settings, samples_of
+from remix_jax.benchmarks.settings import Settings, mesh_of, samples_of
 from remix_jax.data.benchmark_sets import BENCHMARKS
 from remix_jax.reporting.console import Console
 
@@ -29,7 +33,10 @@ RESPONSE_TOKENS = flags.DEFINE_integer("response_tokens", 8192, "tokens of the l
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "responses decoded at once")
 SEED = flags.DEFINE_integer("seed", 0, "of the draws")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "of the weights")
+MESH = flags.DEFINE_list("mesh", ["1", "-1", "1"], "devices on data,fsdp,tensor; -1: the rest")
 LIMIT = flags.DEFINE_integer("limit", 0, "first problems of each set, for a quick look; 0: all")
+
+JOIN = main.define_processes()
 
 
 def evaluate() -> None:
@@ -49,9 +56,13 @@ def evaluate() -> None:
         limit=LIMIT.value,
         batch_size=BATCH_SIZE.value,
         data=DATA.value,
+        mesh=mesh_of(MESH.value),
     )
+    JOIN()
     try:
-        run.run(settings, OUT.value, Console(0))
+        with open(os.devnull, "w") as nowhere:  # of several processes the first one speaks
+            file = None if processes.is_first() else nowhere
+            run.run(settings, OUT.value, Console(0, file=file))
     except KeyboardInterrupt:
         print("stopped; the same command continues after the last whole batch", file=sys.stderr)
         sys.exit(130)

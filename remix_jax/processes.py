@@ -113,6 +113,24 @@ def divided(n: int, work: Callable[[slice], list[Any]]) -> list[Any]:
     return [result for results in _exchanged(own) for result in results]
 
 
+def first_does(work: Callable[[], Any]) -> Any:
+    """What `work` gives on the first process, on all of them; goes through JSON.
+
+    Raises:
+      InputError: on all processes, if the first one's work raised it.
+    """
+    value, refusal = None, None
+    if is_first():
+        try:
+            value = work()
+        except InputError as error:
+            refusal = str(error)
+    value, refusal = from_first([value, refusal])
+    if refusal is not None:
+        raise InputError(refusal)
+    return value
+
+
 def from_first(value: Any) -> Any:
     """What the first process has, on all of them; goes through JSON."""
     return value if jax.process_count() == 1 else _exchanged(value)[0]

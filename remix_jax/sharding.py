@@ -65,7 +65,7 @@ def mesh_shape(wanted: Sequence[int], devices: int) -> tuple[int, int, int]:
     """
     data, fsdp, tensor = wanted
     known = math.prod(size for size in wanted if size != REST)
-    asked = f"config.mesh: data {data} x fsdp {fsdp} x tensor {tensor}"
+    asked = f"a mesh of data {data} x fsdp {fsdp} x tensor {tensor}"
     if REST in wanted:
         if devices % known:
             raise InputError(
@@ -92,7 +92,7 @@ def make_mesh(wanted: Sequence[int]) -> Mesh | None:
     size = math.prod(shape)
     if jax.process_count() > 1 and size < len(devices):
         raise InputError(
-            f"config.mesh: {' x '.join(map(str, shape))} = {size} devices, but the "
+            f"a mesh of {' x '.join(map(str, shape))} = {size} devices, but the "
             f"{jax.process_count()} processes have {len(devices)}: all of them must take part"
         )
     if size == 1:
@@ -260,6 +260,15 @@ def put(x: np.ndarray | jax.Array, mesh: Mesh | None) -> jax.Array:
 
 
 # --- for people ------------------------------------------------------------------------------
+
+
+def devices_text(mesh: Mesh | None) -> str:
+    """The devices of a run, their kind and the mesh that they form."""
+    if mesh is None:
+        return f"1 x {jax.devices()[0].device_kind}"
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    processes = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}{processes})"
 
 
 def placed(tree: Any, mesh: Mesh | AbstractMesh) -> list[Placed]:

@@ -24,7 +24,8 @@ ALLOWED = {
     | {"sharding", "processes"},
     "evaluation": BASE | {"config", "data", "learner", "sharding", "processes"},
     "collection": BASE | {"data", "learner", "models", "reporting"},
-    "benchmarks": BASE | {"data", "evaluation", "learner", "models", "reporting"},
+    "benchmarks": BASE
+    | {"data", "evaluation", "learner", "models", "reporting", "sharding", "processes"},
 }
 ORBAX_IMPORTERS = {"remix_jax/learner/checkpoint.py"}
 

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
+from remix_jax import processes, sharding
 from remix_jax.benchmarks import record, results
 from remix_jax.benchmarks.reflection import reflects
 from remix_jax.benchmarks.settings import PLACE_BITS, Settings, identity, row_id, validate
@@ -47,22 +49,30 @@ class Question(NamedTuple):
 def run(settings: Settings, out: str | pathlib.Path, console: Console) -> dict:
     """Evaluates, or continues to, and leaves settings, generations and results in `out`.
 
+    Several processes divide devices and grading; the first one alone writes.
+
     Returns:
-      What results.json holds: see `results.summarise`.
+      What results.json holds: see `results.summarise`; nothing on other processes than the first.
 
     Raises:
-      InputError: settings, model, problems or `out`; before anything is generated.
+      InputError: settings, model, problems, mesh or `out`; before anything is generated.
     """
     out = pathlib.Path(out)
     validate(settings)
     vocabulary = load_vocabulary(settings.model)
     problems = {name: _problems(settings, name) for name in settings.benchmarks}
     questions = _questions(settings, problems, vocabulary)
-    _check_width(settings)
+    mesh = _mesh(settings)
     saved = identity(settings, problems)
-    record.claim(out, saved)
-    console.print_plan(_plan(settings, problems, questions), title="Evaluation")
-    _generate(settings, vocabulary, questions, out, console)
+    processes.first_does(lambda: record.claim(out, saved))
+    console.print_plan(_plan(settings, problems, questions, mesh), title="Evaluation")
+    _generate(settings, vocabulary, questions, mesh, out, console)
+    found = _summarise(settings, problems, saved, out, console) if processes.is_first() else {}
+    processes.wait_for_all("evaluated")
+    return found
+
+
+def _summarise(settings: Settings, problems, saved, out: pathlib.Path, console: Console) -> dict:
     found = results.summarise(
         record.read_generations(out), problems, dict(_per_set(settings)), saved
     )
@@ -96,17 +106,27 @@ def _questions(settings: Settings, problems, vocabulary: Vocabulary) -> list[Que
     return sorted(questions, key=lambda q: -len(q.prompt))
 
 
-def _check_width(settings: Settings) -> None:
+def _mesh(settings: Settings) -> Mesh | None:
+    """The mesh asked for, after a look whether the model suits it and the lengths."""
+    sizes = huggingface.read_config(settings.model)
     slots = settings.prompt_tokens + settings.response_tokens
-    limit = huggingface.read_config(settings.model).max_positions
-    if slots > limit:
+    if slots > sizes.max_positions:
         raise InputError(
-            f"--prompt_tokens + --response_tokens = {slots}: {settings.model} takes {limit} "
-            "positions (max_position_embeddings)"
+            f"--prompt_tokens + --response_tokens = {slots}: {settings.model} takes "
+            f"{sizes.max_positions} positions (max_position_embeddings)"
         )
+    mesh = sharding.make_mesh(settings.mesh)
+    if mesh is not None and sizes.kv_heads % mesh.shape["tensor"]:
+        raise InputError(
+            f"--mesh: tensor = {mesh.shape['tensor']} must divide the model's {sizes.kv_heads} "
+            "key heads"
+        )
+    return mesh
 
 
-def _plan(settings: Settings, problems, questions: Sequence[Question]) -> dict[str, object]:
+def _plan(
+    settings: Settings, problems, questions: Sequence[Question], mesh: Mesh | None
+) -> dict[str, object]:
     lines: dict[str, object] = {"model": settings.model}
     for name, samples in _per_set(settings):
         asked = len({q.place for q in questions if q.benchmark == name})
@@ -122,7 +142,7 @@ def _plan(settings: Settings, problems, questions: Sequence[Question]) -> dict[s
         "seed": str(settings.seed),
         "dtype": settings.dtype,
         "batch": f"{settings.batch_size} responses",
-        "device": jax.devices()[0].device_kind,
+        "device": sharding.devices_text(mesh),
     }
 
 
@@ -130,23 +150,27 @@ def _generate(
     settings: Settings,
     vocabulary: Vocabulary,
     questions: Sequence[Question],
+    mesh: Mesh | None,
     out: pathlib.Path,
     console: Console,
 ) -> None:
     """Draws what is missing of `questions`, batch by batch."""
-    done = {(r["set"], r["place"], r["sample"]) for r in record.read_generations(out)}
+    known = processes.first_does(
+        lambda: [(r["set"], r["place"], r["sample"]) for r in record.read_generations(out)]
+    )
+    done = set(map(tuple, known))
     missing = [q for q in questions if (q.benchmark, q.place, q.sample) not in done]
     if done:
         console.event(f"{len(done):,} responses were there already")
     if not missing:
         return
     batches = _batches(settings, missing)
-    model, params = huggingface.load(settings.model, dtype=settings.dtype)
+    model, params = huggingface.load(settings.model, dtype=settings.dtype, mesh=mesh)
     heat = SamplerSettings(temperature=settings.temperature, top_p=settings.top_p)
     samplers = {
         width: compile_sampler(
             model, width, settings.response_tokens, settings.batch_size, 1, heat,
-            eos_ids=vocabulary.eos_ids, pad_id=vocabulary.pad_id,
+            eos_ids=vocabulary.eos_ids, pad_id=vocabulary.pad_id, mesh=mesh,
         )
         for width in sorted({width for width, _ in batches})
     }  # fmt: skip
@@ -161,7 +185,8 @@ def _generate(
                 samplers[width], shape, params, problems, prompts, ids, vocabulary, key, pool
             )
             seen = vocabulary.tokenizer.batch_decode(prompts)
-            record.append_generations(out, map(_record, batch, seen, responses))
+            if processes.is_first():
+                record.append_generations(out, map(_record, batch, seen, responses))
             progress.advance(len(batch), sum(r.length for r in responses))
 
 

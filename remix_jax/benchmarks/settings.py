@@ -18,7 +18,7 @@ SAMPLE_BITS, PLACE_BITS = 10, 14  # of a response's number: see `row_id`
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides an evaluation's numbers; `batch_size` and `data` decide only how it runs."""
+    """What decides an evaluation's numbers; the last three decide only how it runs."""
 
     model: str  # Hugging Face model directory
     benchmarks: tuple[str, ...]
@@ -32,6 +32,7 @@ class Settings:
     limit: int  # the first problems of each set; 0: all
     batch_size: int  # responses decoded at once
     data: str  # directory of the benchmarks' files
+    mesh: tuple[int, int, int] = (1, -1, 1)  # data, fsdp, tensor; -1: the rest of the devices
 
 
 def validate(s: Settings) -> None:
@@ -55,6 +56,7 @@ def validate(s: Settings) -> None:
         ("batch_size", s.batch_size >= 1, "must be 1 or more"),
         ("limit", s.limit >= 0, "must be 0 (all) or more"),
         ("seed", 0 <= s.seed < 2**31, "must be in [0, 2^31)"),
+        ("mesh", all(n >= 1 or n == -1 for n in s.mesh), "sizes must be 1 or more, or -1"),
     )
     for field, holds, rule in rules:
         if not holds:
@@ -80,6 +82,19 @@ def samples_of(text: Sequence[str], benchmarks: Sequence[str]) -> tuple[int, ...
     return tuple(given.get(name, 1) for name in benchmarks)
 
 
+def mesh_of(text: Sequence[str]) -> tuple[int, int, int]:
+    """Sizes of data, fsdp and tensor from a flag.
+
+    Raises:
+      InputError: they are not three whole numbers.
+    """
+    try:
+        data, fsdp, tensor = map(int, text)
+    except ValueError:
+        raise InputError(f"--mesh={','.join(text)}: expected DATA,FSDP,TENSOR, as 1,-1,1") from None
+    return data, fsdp, tensor
+
+
 def row_id(benchmark: str, place: int, sample: int) -> int:
     """The number of a response's random stream: of its set, place and sample alone, below 2^31."""
     number = list(BENCHMARKS).index(benchmark) << PLACE_BITS | place
@@ -89,7 +104,7 @@ def row_id(benchmark: str, place: int, sample: int) -> int:
 def identity(s: Settings, problems: dict[str, list[Problem]]) -> dict[str, Any]:
     """The settings as saved: what must be the same for an evaluation to be continued."""
     decisive = dataclasses.asdict(s)
-    del decisive["batch_size"], decisive["data"]
+    del decisive["batch_size"], decisive["data"], decisive["mesh"]
     decisive |= {"model": str(pathlib.Path(s.model).expanduser().resolve())}
     content = {name: [(p.problem, p.answers) for p in of] for name, of in problems.items()}
     return {

@@ -159,7 +159,7 @@ def plan(setup: Setup) -> dict[str, object]:
         lines["problems dropped"] = f"{dropped:,} with prompts over {c.data.prompt_tokens} tokens"
     if setup.train.skipped:
         lines["training rows skipped"] = _some(setup.train.skipped)
-    lines["device"] = _devices(setup.mesh)
+    lines["device"] = sharding.devices_text(setup.mesh)
     return lines | wave_plan(c, setup.mesh)
 
 
@@ -276,14 +276,6 @@ def _passes(c: Config) -> str:
         return "1"
     ends = 0 < c.reincarnation_step < c.steps
     return f"{mixing:.2f} expected in the mix stage (m = {c.passes})" + (", then 1" if ends else "")
-
-
-def _devices(mesh: Mesh | None) -> str:
-    if mesh is None:
-        return f"1 x {jax.devices()[0].device_kind}"
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    processes = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}{processes})"
 
 
 def _epochs(setup: Setup, prompts: int) -> str:

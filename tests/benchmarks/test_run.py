@@ -33,6 +33,7 @@ SETTINGS = Settings(
     limit=0,
     batch_size=4,
     data=str(FIXTURES),
+    mesh=(1, 1, 1),
 )
 
 
@@ -116,6 +117,18 @@ def test_a_kill_costs_at_most_the_running_batch(whole, tmp_path, monkeypatch):
     calls.clear()
     evaluate(out)
     assert not calls, "a finished evaluation draws nothing more"
+
+
+def test_a_mesh_gives_what_one_device_gives(whole, tmp_path):
+    """Of four devices for batches of 3 rows: the mesh divides no set's number of responses."""
+    printed, found = evaluate(tmp_path / "out", mesh=(1, -1, 2), batch_size=3)
+    assert "data 1 x fsdp 4 x tensor 2" in " ".join(printed().split())
+    theirs = generations(whole[0])
+    ours = generations(tmp_path / "out")
+    assert {key: row["response"] for key, row in ours.items()} == {
+        key: row["response"] for key, row in theirs.items()
+    }
+    assert found == whole[2]
 
 
 def test_another_evaluation_is_not_mixed_in(whole, tmp_path):

@@ -18,6 +18,8 @@ from remix_jax.learner import loop
 from tests.experiments.runs import figures, quiet, small_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+BASE = "experiments/arithmetic/base"
+SETS = "tests/fixtures/benchmarks"
 PRESET = "experiments/configs/arithmetic_remix_grpo.py"
 LOOP = """
 import time
@@ -112,6 +114,33 @@ def test_two_processes_train_as_one(tmp_path, ended):
     assert (alone / "ledger.json").read_text() == (together / "ledger.json").read_text()
     assert (together / "export" / "model.safetensors").stat().st_size > 0
     assert {path.name for path in (together / "checkpoints").iterdir()} == {"2"}
+
+
+def test_two_processes_evaluate_as_one(tmp_path, ended):
+    """Each row is graded once, the first process writes; what it refuses, both do."""
+    flags = {"model": BASE, "data": SETS, "benchmarks": "aime24,math500", "samples": "2"}
+    flags |= {"temperature": 1, "prompt_tokens": 100, "response_tokens": 6, "batch_size": 4}
+    flags |= {"dtype": "float32", "mesh": "1,2,1"}
+    arguments = ["-m", "experiments.evaluate"]
+    arguments += [f"--{name}={value}" for name, value in flags.items()]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    ended += [launch([*arguments, f"--out={alone}"], 2, tmp_path / "alone_log")]
+    assert ended[0].wait(timeout=300) == 0, (tmp_path / "alone_log.err").read_text()
+    ended += pair([*arguments, f"--out={together}"], 1, tmp_path)
+    for i, process in enumerate(ended[1:]):
+        assert process.wait(timeout=300) == 0, (tmp_path / f"process{i}.err").read_text()
+    assert (tmp_path / "process1.out").read_text() == "", "the first process speaks"
+    for name in ("results.json", "generations.jsonl"):
+        assert (together / name).read_text() == (alone / name).read_text()
+
+
+def test_what_the_first_process_refuses_all_do():
+    def refused():
+        raise InputError("no room")
+
+    assert processes.first_does(lambda: [1, None]) == [1, None]
+    with pytest.raises(InputError, match="no room"):
+        processes.first_does(refused)
 
 
 @pytest.mark.parametrize(("killed", "pause"), [(0, 1000), (1, 0.1)])
