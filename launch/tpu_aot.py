@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # compiling asks for no device
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nor for a cloud's metadata
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # slices may be compiled side by side
 
 import jax
 import numpy as np
@@ -47,7 +48,7 @@ ARCHITECTURES = pathlib.Path(main.__file__).resolve().parent / "configs" / "arch
 SLICES = {
     "v5e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-    "v5p": ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8"),
+    "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8"),
 }
 SYSTEM_BYTES = 256 * 2**20  # of a chip's memory, kept by the runtime
 
