@@ -118,17 +118,12 @@ def make_plan(config: Config, values, workdir: pathlib.Path, workers: int) -> Pl
             f"--methods={given}: ratios are to {absent.pop()}, which must be among them"
         )
     rates = RATES_QUICK if values.quick else values.learning_rates
-    try:
-        learning_rates = tuple(dict.fromkeys(float(rate) for rate in rates))
-    except ValueError:
-        learning_rates = ()
-    if not learning_rates or min(learning_rates) <= 0:
-        raise InputError(f"--learning_rates={','.join(rates)}: must be numbers above 0")
+    learning_rates = trials.learning_rates(rates)
     if len(learning_rates) > 1 and not config.data.validation:
         raise InputError("config.data.validation = '': settings cannot be chosen without it")
     seeds = values.tuning if values.quick else values.seeds
-    if seeds < values.tuning and len(learning_rates) > 1:
-        raise InputError(f"--seeds={seeds}: must be --tuning={values.tuning} or more")
+    if len(learning_rates) > 1:
+        trials.check_seeds(seeds, values.tuning)
     if values.rollouts is not None:
         config = with_rollouts(config, values.rollouts)
     config_rules.validate(config)
@@ -156,13 +151,9 @@ def experiment() -> None:
     begin = time.perf_counter()
     values = flags.FLAGS
     workdir = pathlib.Path(values.workdir)
-    workers = values.workers or trials.default_workers()
-    try:
-        plan = make_plan(main.config_of(CONFIG_FLAG), values, workdir, workers)
-        data = compare(plan, workdir, workers)
-    except trials.Stopped:
-        print("stopped; the same command continues")
-        return
+    workers = WORKERS()
+    plan = make_plan(main.config_of(CONFIG_FLAG), values, workdir, workers)
+    data = compare(plan, workdir, workers)
     data["about"] = trials.about(plan.config, time.perf_counter() - begin, workers)
     comparison.write(data, workdir)
     Terminal(width=None if sys.stdout.isatty() else 120).print(comparison_tables.tables(data))
@@ -185,6 +176,6 @@ if __name__ == "__main__":
         False,
         f"{' and '.join(METHODS_QUICK)} at {', '.join(RATES_QUICK)}, one seed a base",
     )
-    flags.DEFINE_integer("workers", 0, "runs at a time; 0: one a core on a CPU, else one")
+    WORKERS = trials.define_workers()
     flags.DEFINE_string("workdir", "runs/compare", "a directory a run, and the comparison")
     main.run(experiment)

@@ -239,12 +239,8 @@ def experiment() -> None:
     begin = time.perf_counter()
     workdir = pathlib.Path(WORKDIR.value)
     config = main.config_of(CONFIG_FLAG)
-    workers = WORKERS.value or trials.default_workers()
-    try:
-        data = measure(config, SEEDS.value, workdir, workers)
-    except trials.Stopped:
-        print("stopped; the same command continues")
-        return
+    workers = WORKERS()
+    data = measure(config, SEEDS.value, workdir, workers)
     data["about"] = trials.about(config, time.perf_counter() - begin, workers)
     dynamics.write(data, workdir)
     for finding in data["findings"]:
@@ -255,6 +251,6 @@ def experiment() -> None:
 if __name__ == "__main__":
     CONFIG_FLAG = main.define_config(default=str(CONFIG))
     SEEDS = flags.DEFINE_integer("seeds", 3, "seeds of every arm", lower_bound=1)
-    WORKERS = flags.DEFINE_integer("workers", 0, "runs at a time; 0: one a core on a CPU, else one")
+    WORKERS = trials.define_workers()
     WORKDIR = flags.DEFINE_string("workdir", "runs/dynamics", "a directory a run, and the results")
     main.run(experiment)

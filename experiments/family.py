@@ -163,14 +163,8 @@ def make_plan(values) -> Plan:
     methods = tuple(values.methods)
     if not methods or any(method not in known for method in methods):
         raise InputError(f"--methods={','.join(methods)}: each must be one of {', '.join(known)}")
-    try:
-        rates = tuple(dict.fromkeys(float(rate) for rate in values.learning_rates))
-    except ValueError:
-        rates = ()
-    if not rates or min(rates) <= 0:
-        raise InputError(f"--learning_rates={','.join(values.learning_rates)}: numbers above 0")
-    if values.tuning > values.seeds:
-        raise InputError(f"--tuning={values.tuning}: must be --seeds={values.seeds} or less")
+    rates = trials.learning_rates(values.learning_rates)
+    trials.check_seeds(values.seeds, values.tuning)
     return Plan(methods, rates, values.seeds, values.tuning, values.rollouts)
 
 
@@ -182,13 +176,9 @@ def experiment() -> None:
         collect_traces(pathlib.Path(values.collect))
         return
     workdir = pathlib.Path(values.workdir)
-    workers = values.workers or trials.default_workers()
+    workers = WORKERS()
     plan = make_plan(values)
-    try:
-        data = compare(plan, workdir, workers)
-    except trials.Stopped:
-        print("stopped; the same command continues")
-        return
+    data = compare(plan, workdir, workers)
     shown = plan.trial(plan.methods[0], plan.learning_rates[0], 0).config
     about = trials.about(shown, time.perf_counter() - begin, workers)
     family_report.write(data | {"about": about}, workdir)
@@ -201,7 +191,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seeds", 3, "seeds of each method at its best rate", lower_bound=1)
     flags.DEFINE_integer("tuning", 1, "seeds that a rate is chosen by", lower_bound=1)
     flags.DEFINE_integer("rollouts", base.ROLLOUTS, "fresh, of each run", lower_bound=4)
-    flags.DEFINE_integer("workers", 0, "runs at a time; 0: one a core on a CPU, else one")
+    WORKERS = trials.define_workers()
     flags.DEFINE_string(
         "collect", "", "make the bank of traces in this directory, and nothing else"
     )

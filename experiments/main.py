@@ -24,6 +24,10 @@ from remix_jax.learner.loop import FaultError, Outcome
 PREEMPTED = os.EX_TEMPFAIL
 
 
+class Stopped(Exception):
+    """Ctrl-C: what is finished is kept, the same command continues."""
+
+
 def define_config(default: str | None = None) -> flags.FlagHolder:
     """The flag --config=FILE with its --config.FIELD=VALUE overrides."""
     return config_flags.DEFINE_config_file("config", default, "config file; get_config() -> Config")
@@ -75,6 +79,8 @@ def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
         cache_compilations()
         try:
             experiment()
+        except Stopped:
+            print("stopped; the same command continues")
         except InputError as error:
             _refuse(str(error))
         except (FaultError, SaveError, OSError) as error:

@@ -195,7 +195,7 @@ def supervise(plan: Plan, keys: list[tuple[str, float, int]]) -> None:
         if not ARMS[name].tuned or (directory / "export").exists():
             continue
         if loop.run(config, directory, Console(config.steps, file=io.StringIO())).stopped:
-            raise trials.Stopped
+            raise main.Stopped
 
 
 @functools.cache
@@ -278,14 +278,8 @@ def make_plan(config: Config, values, workdir: pathlib.Path) -> Plan:
     config_rules.validate(config)
     if not config.prefix.bank:
         raise InputError("config.prefix.bank = '': name the bank of traces")
-    try:
-        rates = tuple(dict.fromkeys(float(rate) for rate in values.learning_rates))
-    except ValueError:
-        rates = ()
-    if not rates or min(rates) <= 0:
-        raise InputError(f"--learning_rates={','.join(values.learning_rates)}: numbers above 0")
-    if values.seeds < values.tuning:
-        raise InputError(f"--seeds={values.seeds}: must be --tuning={values.tuning} or more")
+    rates = trials.learning_rates(values.learning_rates)
+    trials.check_seeds(values.seeds, values.tuning)
     bank = traces.load(config.prefix.bank)
     if values.budget <= bank.flops:
         raise InputError(f"--budget={values.budget:g}: the bank alone took {bank.flops:.3g} FLOPs")
@@ -299,13 +293,9 @@ def experiment() -> None:
     """The experiment behind the flags."""
     begin = time.perf_counter()
     values = flags.FLAGS
-    workdir, workers = pathlib.Path(values.workdir), values.workers or trials.default_workers()
-    try:
-        plan = make_plan(main.config_of(CONFIG), values, workdir)
-        data = measure(plan, tuple(ARMS), workers)
-    except trials.Stopped:
-        print("stopped; the same command continues")
-        return
+    workdir, workers = pathlib.Path(values.workdir), WORKERS()
+    plan = make_plan(main.config_of(CONFIG), values, workdir)
+    data = measure(plan, tuple(ARMS), workers)
     data["about"] = trials.about(plan.config, time.perf_counter() - begin, workers)
     prefix.write(data, workdir)
     for claim in numbers.claims(data):
@@ -320,6 +310,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("seeds", 3, "seeds of each arm", lower_bound=1)
     flags.DEFINE_integer("tuning", 1, "seeds of each trial of the grid", lower_bound=1)
     flags.DEFINE_string("bar_bank", str(BAR_BANK), "bank of traces that the bar is measured with")
-    flags.DEFINE_integer("workers", 0, "runs at a time; 0: one a core on a CPU, else one")
+    WORKERS = trials.define_workers()
     flags.DEFINE_string("workdir", "runs/prefix", "a directory a run, and the results")
     main.run(experiment)

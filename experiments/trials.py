@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
+from absl import flags
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,6 +26,7 @@ from experiments import main
 from remix_jax import config as configs
 from remix_jax import config_rules
 from remix_jax.config import Config
+from remix_jax.errors import InputError
 from remix_jax.learner import loop
 from remix_jax.reporting import report
 from remix_jax.reporting.console import Console
@@ -42,13 +44,37 @@ class Trial:
     config: Config
 
 
-class Stopped(Exception):
-    """Ctrl-C: what is finished is kept, the same command continues."""
+def define_workers() -> Callable[[], int]:
+    """The flag --workers, and what tells how many that are."""
+    text = "runs at a time; 0: one a core on a CPU, else one"
+    given = flags.DEFINE_integer("workers", 0, text, lower_bound=0)
+    return lambda: given.value or _default_workers()
 
 
-def default_workers() -> int:
+def _default_workers() -> int:
     """One a core on a CPU, one in all on an accelerator."""
     return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else 1
+
+
+def learning_rates(given: Sequence[str]) -> tuple[float, ...]:
+    """What --learning_rates lists, each once.
+
+    Raises:
+      InputError: nothing, or something else than numbers above 0.
+    """
+    try:
+        rates = tuple(dict.fromkeys(float(rate) for rate in given))
+    except ValueError:
+        rates = ()
+    if not rates or min(rates) <= 0:
+        raise InputError(f"--learning_rates={','.join(given)}: must be numbers above 0")
+    return rates
+
+
+def check_seeds(seeds: int, tuning: int) -> None:
+    """Raises InputError where fewer seeds are reported than a learning rate is chosen by."""
+    if seeds < tuning:
+        raise InputError(f"--seeds={seeds}: must be --tuning={tuning} or more")
 
 
 def run(trials: Sequence[Trial], workdir: pathlib.Path, workers: int) -> dict[str, list[Metrics]]:
@@ -59,7 +85,7 @@ def run(trials: Sequence[Trial], workdir: pathlib.Path, workers: int) -> dict[st
 
     Raises:
       InputError: wrong config, or a directory that holds another run.
-      Stopped: Ctrl-C.
+      main.Stopped: Ctrl-C.
     """
     for trial in trials:
         config_rules.validate(trial.config)
@@ -115,7 +141,7 @@ def map_in_processes(
                 progress.console.print(done.result(), soft_wrap=True)
                 progress.advance(bar)
         except KeyboardInterrupt:
-            raise Stopped from None
+            raise main.Stopped from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -205,5 +231,5 @@ def _train(
         return read_metrics(directory)
     main.leave(outcome)
     if outcome.stopped:
-        raise Stopped
+        raise main.Stopped
     return outcome.metrics
