@@ -155,9 +155,5 @@ def write(data: Data, directory: str | pathlib.Path) -> None:
 
 
 def read(path: str | pathlib.Path) -> Data:
-    """The data of a family.json.
-
-    Raises:
-      InputError: it is not there, or holds something else.
-    """
+    """The data of a family.json (`records.read_json`)."""
     return records.read_json(path, KEYS)

@@ -90,14 +90,8 @@ def write(data: dict[str, Any], directory: str | pathlib.Path) -> None:
 
 
 def read(path: str | pathlib.Path) -> dict[str, Any]:
-    """The data of a prefix.json, checked.
-
-    Raises:
-      InputError: the file is not there, or holds something else.
-    """
-    data = records.read_json(path, numbers.KEYS)
-    numbers.check(data)
-    return data
+    """The data of a prefix.json, checked (`records.read_json`)."""
+    return records.read_json(path, numbers.KEYS, numbers.check)
 
 
 def markdown(data: Data) -> str:

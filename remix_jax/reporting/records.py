@@ -3,7 +3,7 @@
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from remix_jax.errors import InputError
@@ -38,11 +38,18 @@ def write_json(data: Mapping[str, Any], path: pathlib.Path) -> None:
     path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
-def read_json(path: str | pathlib.Path, keys: tuple[str, ...]) -> dict[str, Any]:
+def read_json(
+    path: str | pathlib.Path,
+    keys: tuple[str, ...],
+    check: Callable[[dict[str, Any]], None] = lambda data: None,
+) -> dict[str, Any]:
     """Reads what `write_json` wrote.
 
+    Args:
+      keys: that must be there.
+      check: raises InputError where the rest is wrong.
     Raises:
-      InputError: no such file, no JSON object, or one without some of the keys.
+      InputError: no such file, no JSON object, one without some of the keys, or what `check` says.
     """
     path = pathlib.Path(path)
     try:
@@ -50,6 +57,7 @@ def read_json(path: str | pathlib.Path, keys: tuple[str, ...]) -> dict[str, Any]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a JSON file of results ({error})") from None
     require_keys(data, keys, str(path))
+    check(data)
     return data
 
 
