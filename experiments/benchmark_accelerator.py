@@ -97,7 +97,7 @@ def ours(sizes: DecoderConfig, config: Config, repeats: int) -> dict[str, Any]:
         decode.append(time.perf_counter() - begin)
     assert sampled is not None
     stage = next(iter(configs.stages(config).values()))
-    learn = programs._compile_learn(learner, stage, None).call
+    learn = programs.compile_learn(learner, stage, None).call
     state, seconds = init_state(learner, params, config), []
     counts = jnp.asarray(0, jnp.int32), jnp.asarray(configs.method_numbers(config, 1), jnp.float32)
     rows = _rows(sampled, config)

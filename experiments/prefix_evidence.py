@@ -30,7 +30,7 @@ from remix_jax.config import Config
 from remix_jax.data import traces
 from remix_jax.errors import InputError
 from remix_jax.learner import loop
-from remix_jax.learner.cost import step_flops
+from remix_jax.learner.cost import base_weight, step_flops
 from remix_jax.learner.state import make_learner
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder
@@ -38,7 +38,6 @@ from remix_jax.reporting import prefix
 from remix_jax.reporting import prefix_numbers as numbers
 from remix_jax.reporting.console import Console
 from remix_jax.reporting.metrics import read_metrics
-from remix_jax.rl.schedules import kl_convex_weight
 
 PRESET = pathlib.Path(arithmetic_prefix_reinforce.__file__)
 BAR_BANK = arithmetic_prefix_reinforce.TASK / "traces_2500"
@@ -205,15 +204,14 @@ def _sizes(model: str):
 
 def steps_within(config: Config, model: str, budget: float) -> int:
     """Steps that about spend the budget, by the cost of their programs."""
-    learner, kl = make_learner(config, Decoder(_sizes(model))), config.kl
+    learner = make_learner(config, Decoder(_sizes(model)))
     spent, step = 0.0, 0
     while spent < budget:
         step += 1
         one = dataclasses.replace(config, steps=step)
         stage = configs.stages(one)[configs.stage_at(one, step)]
         tokens = TOKENS * configs.fresh_groups(config, step) * config.group_size
-        weight = kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor) if kl.convex else 1.0
-        spent += step_flops(learner, config, stage, tokens, float(weight))
+        spent += step_flops(learner, config, stage, tokens, base_weight(config, step))
     return step
 
 

@@ -27,10 +27,10 @@ from remix_jax.errors import InputError
 from remix_jax.learner.programs import Program, compile_sampler
 from remix_jax.learner.rollout import (
     Vocabulary,
-    decode,
     load_vocabulary,
     prompt_batch,
     response_ids,
+    texts_of,
 )
 from remix_jax.models import flops, huggingface
 from remix_jax.models.decoder import DecoderConfig
@@ -262,13 +262,13 @@ def _batch(
     ids_B = np.where(active_B, (place_B << ATTEMPT_BITS) | attempt_B, 0).astype(np.int32)
     inputs = (tokens_QP, length_Q, ids_B, active_B)
     sampled = sampler.program.call(sampler.params, *map(jnp.asarray, inputs), sampler.key)
-    texts = decode(sampler.vocabulary, sampled, s.batch_size)
+    responses = response_ids(sampled, s.batch_size)
+    texts = texts_of(sampler.vocabulary, responses)
     verdicts = grading.grade_many(texts, [asked.problems[i].answers for i in place_B], pool)
     length_B, ended_B = jax.device_get((sampled.response_len_B, sampled.ended_B))
     correct_B = np.array([v.correct for v in verdicts]) & ended_B  # an empty slot never ends
     for b in np.flatnonzero(correct_B):
         correct_B[b] = sampler.accept(asked.problems[place_B[b]].problem, texts[b])
-    responses = response_ids(sampled, s.batch_size)
     made = {}
     for place, before in ((i, bank.traces[i]) for i in drawn):
         own_B = (place_B == place) & active_B

@@ -56,7 +56,7 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._thread: threading.Thread | None = None
         self.trouble: str | None = None  # why the last save failed, None if it did not
-        if _is_first():
+        if processes.is_first():
             _prepare(directory)
 
     def save(self, step: int, state: TrainState, host: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ class Checkpoints:
           InputError: there are some, all damaged.
         """
         step = -1
-        if _is_first():
+        if processes.is_first():
             step = self._newest(tell)
         if jax.process_count() > 1:
             step = int(multihost_utils.broadcast_one_to_all(step))
@@ -152,7 +152,7 @@ class Checkpoints:
     def _make(self, scratch: pathlib.Path) -> None:
         """A new directory; where the first process cannot make it, all raise its OSError."""
         failed = None
-        if _is_first():
+        if processes.is_first():
             try:
                 scratch.mkdir()
             except OSError as error:
@@ -165,7 +165,7 @@ class Checkpoints:
         """What follows orbax's own writing, in a thread."""
         try:
             self._orbax.wait_until_finished()
-            if not _is_first():
+            if not processes.is_first():
                 return
             (scratch / HOST).write_text(host)
             write_durably(scratch / MANIFEST, json.dumps(_manifest(scratch, step)))
@@ -176,7 +176,7 @@ class Checkpoints:
             self._give_up(scratch, step, error)
 
     def _give_up(self, scratch: pathlib.Path, step: int, error: Exception) -> None:
-        if _is_first():
+        if processes.is_first():
             shutil.rmtree(scratch, ignore_errors=True)
         good = steps(self._directory)
         kept = f"the last good one is of step {good[-1]}" if good else "there is none yet"
@@ -290,11 +290,6 @@ def _sync(directory: pathlib.Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _is_first() -> bool:
-    """Whether this is the process that makes, names and deletes directories."""
-    return jax.process_index() == 0
 
 
 def _brief(error: Exception) -> str:

@@ -4,6 +4,7 @@ from remix_jax.config import Config, Stage
 from remix_jax.learner.state import Learner
 from remix_jax.models import flops
 from remix_jax.rl import family
+from remix_jax.rl.schedules import kl_convex_weight
 
 
 def step_flops(
@@ -38,6 +39,14 @@ def step_flops(
         total += flops.scored(policy, config.batch_size, *slots, "value")
         total += flops.trained(policy, trained, *slots, "value")
     return total
+
+
+def base_weight(config: Config, step: int) -> float:
+    """lambda of a step (from 1), the `kl_weight` of `step_flops`; 1 without KL-Convex."""
+    kl = config.kl
+    if not kl.convex:
+        return 1.0
+    return float(kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor))
 
 
 def sampling_flops(learner: Learner, config: Config, stage: Stage, new_tokens: float) -> float:

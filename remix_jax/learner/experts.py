@@ -6,8 +6,6 @@ mistake is not finite and stops the run. `Rows.expert_B` marks them.
 
 from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from remix_jax import types
@@ -56,6 +54,8 @@ def expert_rows(
 ) -> types.Rows:
     """A row a group: the trace of its problem, with reward 1; empty rows up to the stage's groups.
 
+    On the host (NumPy).
+
     Args:
       draw: the groups of the step.
       first_group: number of the first one in the run.
@@ -77,7 +77,7 @@ def expert_rows(
         response_len_B[b] = len(ids)
     unknown_BT = np.full((slots, length), np.nan, np.float32)
     row_B = np.arange(slots, dtype=np.int32)
-    rows = types.Rows(
+    return types.Rows(
         tokens_BS=np.concatenate([prompt_BP, response_BT], axis=1),
         prompt_len_B=prompt_len_B,
         response_len_B=response_len_B,
@@ -92,7 +92,6 @@ def expert_rows(
         valid_B=valid_B,
         expert_B=np.ones(slots, bool),
     )
-    return jax.tree.map(jnp.asarray, rows)
 
 
 def _key(item: Problem | Trace) -> tuple:

@@ -18,7 +18,7 @@ from remix_jax.evaluation import evaluate
 from remix_jax.learner import programs as compiled
 from remix_jax.learner import resume
 from remix_jax.learner.checkpoint import Checkpoints, SaveError, check_room
-from remix_jax.learner.cost import sampling_flops, step_flops
+from remix_jax.learner.cost import base_weight, sampling_flops, step_flops
 from remix_jax.learner.experts import expert_rows
 from remix_jax.learner.prefixed import draw_problems
 from remix_jax.learner.programs import Programs
@@ -33,7 +33,6 @@ from remix_jax.reporting import plotting, report
 from remix_jax.reporting.console import Console
 from remix_jax.reporting.metrics import MetricsWriter, SamplesWriter, read_metrics
 from remix_jax.rl import replay
-from remix_jax.rl.schedules import kl_convex_weight
 from remix_jax.sharding import put, whole
 
 TRACE = "profile"  # a run's directory of traces
@@ -289,11 +288,11 @@ def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: floa
 
 def _flops(setup: Setup, step: int, new_tokens: float) -> tuple[float, float]:
     """Of the step, and of its sampling."""
-    config, kl = setup.config, setup.config.kl
+    config = setup.config
     stage = configs.stages(config)[configs.stage_at(config, step)]
-    weight = kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor) if kl.convex else 1.0
+    weight = base_weight(config, step)
     sampling = sampling_flops(setup.learner, config, stage, new_tokens)
-    return step_flops(setup.learner, config, stage, new_tokens, float(weight)), sampling
+    return step_flops(setup.learner, config, stage, new_tokens, weight), sampling
 
 
 def _due(every: int, step: int) -> bool:

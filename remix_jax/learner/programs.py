@@ -78,7 +78,7 @@ def build(
                 group_size=config.own_rows,
                 settings=sampler_settings(config),
             )
-        learn[stage.name] = _compile_learn(learner, stage, mesh)
+        learn[stage.name] = compile_learn(learner, stage, mesh)
     e = config.evaluation
     prompts = max(e.batch_size // e.samples, 1)
     settings = sampling.SamplerSettings(temperature=e.temperature)
@@ -146,7 +146,8 @@ def trace_sampler(
 
 
 @functools.cache
-def _compile_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> Program:
+def compile_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> Program:
+    """`step.learn` for a stage; equal learners share it."""
     return _finish(trace_learn(learner, stage, mesh), mesh)
 
 

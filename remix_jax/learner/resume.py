@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from remix_jax import config as configs
+from remix_jax import processes
 from remix_jax.config import Config
 from remix_jax.data import grading
 from remix_jax.errors import InputError
@@ -44,7 +45,7 @@ def claimed(workdir: pathlib.Path, config: Config) -> Iterator[None]:
       InputError: it holds something else, which is left as it is; another process trains there;
         or it cannot be written.
     """
-    if jax.process_index() > 0:
+    if not processes.is_first():
         yield
         return
     with contextlib.ExitStack() as held:
@@ -76,7 +77,7 @@ def start(
     found = checkpoints.newest(tell)
     if found is None:
         counters = _first_counters(setup)
-        if jax.process_index() == 0:
+        if processes.is_first():
             cut(workdir, counters["places"], 0)
         return state, counters
     step, counters = found
@@ -87,7 +88,7 @@ def start(
     for leaf in jax.tree.leaves(state):
         leaf.delete()
     state = checkpoints.restore(step, like)
-    if jax.process_index() == 0:
+    if processes.is_first():
         write_durably(workdir / CONFIG_FILE, configs.to_json(setup.config))
         for note in cut(workdir, counters["places"], step):
             tell(note)

@@ -98,7 +98,7 @@ def prompt_batch(prompts: list[list[int]], slots: int, width: int, pad_id: int):
 
 def decode(vocabulary: Vocabulary, sampled: Sampled, rows: int) -> list[str]:
     """The text of the first `rows` responses, special tokens left out."""
-    return _texts(vocabulary, response_ids(sampled, rows))
+    return texts_of(vocabulary, response_ids(sampled, rows))
 
 
 def response_ids(sampled: Sampled, rows: int) -> list[list[int]]:
@@ -108,7 +108,8 @@ def response_ids(sampled: Sampled, rows: int) -> list[list[int]]:
     return [tokens_BS[b, first : first + length_B[b]].tolist() for b in range(rows)]
 
 
-def _texts(vocabulary: Vocabulary, ids: list[list[int]]) -> list[str]:
+def texts_of(vocabulary: Vocabulary, ids: list[list[int]]) -> list[str]:
+    """The text of each response, special tokens left out."""
     return vocabulary.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
@@ -174,7 +175,7 @@ def _verdicts(
     """The verdict on each row, and whether its form is right; processes grade a part each."""
 
     def graded(part: slice) -> list[tuple[grading.Verdict, bool]]:
-        texts = _texts(vocabulary, ids[part])
+        texts = texts_of(vocabulary, ids[part])
         whole = _with_prefixes(vocabulary, texts, ids[part], of_row.prefixes[part])
         answers = [problem.answers for problem in of_row.problems[part]]
         verdicts = grading.grade_many(whole, answers, pool)
@@ -200,7 +201,7 @@ def _samples(
             "truncated": not bool(ended_B[b]),
         }
         | _prefix_text(vocabulary, of_row.prefixes[b])
-        for b, text in enumerate(_texts(vocabulary, ids) if ids else [])
+        for b, text in enumerate(texts_of(vocabulary, ids) if ids else [])
     ]
 
 
@@ -225,7 +226,7 @@ def prefix_metrics(reward_B: np.ndarray, prefixes: list[Prefix | None]) -> dict[
 def _with_prefixes(vocabulary: Vocabulary, texts, ids, prefixes) -> list[str]:
     """Prefix and response as one text; decoded together, for a letter may be split over both."""
     joint = [[*p.ids, *own] for p, own in zip(prefixes, ids, strict=True) if p is not None]
-    decoded = iter(_texts(vocabulary, joint) if joint else [])
+    decoded = iter(texts_of(vocabulary, joint) if joint else [])
     return [text if p is None else next(decoded) for p, text in zip(prefixes, texts, strict=True)]
 
 

@@ -74,12 +74,12 @@ def test_wrong_flags_are_one_line(tmp_path, more, message):
 def test_runs_that_differ_in_rate_seed_or_length_share_their_programs(tmp_path):
     config = small_config(tmp_path)
     loop.run(config, tmp_path / "one", quiet(config))
-    before = compiled._compile_learn.cache_info().misses
+    before = compiled.compile_learn.cache_info().misses
     other = small_config(tmp_path)
     other.seed, other.optimizer.learning_rate, other.critic.optimizer.learning_rate = 5, 3e-4, 2e-3
     other.steps, other.reincarnation_step = 5, 4
     loop.run(other, tmp_path / "two", quiet(other))
-    assert compiled._compile_learn.cache_info().misses == before
+    assert compiled.compile_learn.cache_info().misses == before
 
 
 def test_a_failed_trial_keeps_its_record_and_is_not_repeated(tmp_path):

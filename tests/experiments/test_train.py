@@ -48,7 +48,7 @@ def finished(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compilation_cache.reset_cache()
-    for cached in (compiled.compile_sampler, compiled._compile_learn):
+    for cached in (compiled.compile_sampler, compiled.compile_learn):
         cached.cache_clear()
     jax.clear_caches()  # another test of this process may have made these programs
 

@@ -38,7 +38,7 @@ def learned(config, wanted):
     _, rows_from = start(config)
     every = []
     for step in (1, 2, 3):
-        program = programs._compile_learn(learner, stage_of(config, step), mesh)
+        program = programs.compile_learn(learner, stage_of(config, step), mesh)
         rows = fresh_rows(config, rows_from, step)
         replayed = np.int32(config.batch_groups - fresh_groups(config, step))
         numbers = method_numbers(config, step)
