@@ -4,6 +4,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from remix_jax.config import ADVANTAGES, ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config, set_name
@@ -49,7 +50,15 @@ def _rules(c: Config):
     yield from _size_rules(c)
     yield from _memory_rules(c)
     yield from _method_rules(c)
+    yield from _kl_rules(c)
+    yield from _addition_rules(c)
     yield from _family_rules(c)
+    yield from _optimizer_rules(c)
+    yield from _evaluation_rules(c)
+    yield from _mesh_rules(c)
+
+
+def _optimizer_rules(c: Config):
     for name, optimizer in (("optimizer", c.optimizer), ("critic.optimizer", c.critic.optimizer)):
         lr, clip = optimizer.learning_rate, optimizer.grad_clip
         yield f"{name}.learning_rate", lr, lr > 0, "must be above 0"
@@ -57,35 +66,33 @@ def _rules(c: Config):
         yield f"{name}.beta1", optimizer.beta1, 0 <= optimizer.beta1 < 1, "must be in [0, 1)"
         yield f"{name}.beta2", optimizer.beta2, 0 <= optimizer.beta2 < 1, "must be in [0, 1)"
         moment = optimizer.first_moment_dtype
-        yield f"{name}.first_moment_dtype", moment, moment in ("", *DTYPES), _dtype_or_empty()
+        yield f"{name}.first_moment_dtype", moment, *_one_of(moment, ("", *DTYPES))
         yield f"{name}.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, ">= 0"
+
+
+def _evaluation_rules(c: Config):
     e = c.evaluation
     yield "evaluation.every", e.every, e.every >= 0, "must be 0 (first and last) or more"
     yield "evaluation.samples", e.samples, e.samples >= 1, "must be 1 or more"
     yield "evaluation.temperature", e.temperature, e.temperature >= 0, "must be 0 (greedy) or more"
     yield "evaluation.batch_size", e.batch_size, e.batch_size >= 1, "must be 1 or more"
+    greedy_once = e.temperature > 0 or e.samples == 1
+    yield "evaluation.samples", e.samples, greedy_once, "greedy decoding has one sample a problem"
+
+
+def _mesh_rules(c: Config):
     axes = dataclasses.asdict(c.mesh)
     for axis, size in axes.items():
         yield f"mesh.{axis}", size, size >= 1 or size == -1, "must be 1 or more, or -1: the rest"
     left = sum(size == -1 for size in axes.values())
     yield "mesh", axes, left <= 1, "one axis at most can be -1 (the rest of the devices)"
-    greedy_once = e.temperature > 0 or e.samples == 1
-    yield "evaluation.samples", e.samples, greedy_once, "greedy decoding has one sample a problem"
 
 
 def _size_rules(c: Config):
+    """How many rows and steps, the model, the data."""
     yield "seed", c.seed, 0 <= c.seed < 2**31, "must be in [0, 2^31)"
-    sizes = (
-        "steps",
-        "batch_size",
-        "group_size",
-        "mini_batch_size",
-        "micro_batch_size",
-        "score_batch_size",
-    )
-    for field in sizes:
-        yield field, getattr(c, field), getattr(c, field) >= 1, "must be 1 or more"
-    for field in ("passes", "keep_checkpoints"):
+    rows = ("batch_size", "group_size", "mini_batch_size", "micro_batch_size", "score_batch_size")
+    for field in ("steps", *rows, "passes", "keep_checkpoints"):
         yield field, getattr(c, field), getattr(c, field) >= 1, "must be 1 or more"
     for field in ("reincarnation_step", "checkpoint_every", "keep_every", "samples_per_step"):
         yield field, getattr(c, field), getattr(c, field) >= 0, "must be 0 (off) or more"
@@ -98,27 +105,15 @@ def _size_rules(c: Config):
     yield "micro_batch_size", c.micro_batch_size, divides, rule
     yield "model.path", c.model.path, c.model.path != "", "must name a model directory"
     m = c.model
-    yield "model.dtype", m.dtype, m.dtype in DTYPES, f"one of {', '.join(DTYPES)}"
-    yield (
-        "model.compute_dtype",
-        m.compute_dtype,
-        m.compute_dtype in ("", *DTYPES),
-        _dtype_or_empty(),
-    )
-    yield (
-        "model.attention",
-        m.attention,
-        m.attention in ATTENTIONS,
-        f"one of {', '.join(ATTENTIONS)}",
-    )
+    yield "model.dtype", m.dtype, *_one_of(m.dtype, DTYPES)
+    yield "model.compute_dtype", m.compute_dtype, *_one_of(m.compute_dtype, ("", *DTYPES))
+    yield "model.attention", m.attention, *_one_of(m.attention, ATTENTIONS)
     yield "data.train", c.data.train, c.data.train != "", "must name a problem file"
     yield "data.suites", c.data.suites, len(c.data.suites) > 0, "must name a held-out file or more"
     names = [set_name(path) for path in (*c.data.suites, c.data.validation) if path]
     unique = len(set(names)) == len(names)
     yield "data.suites", c.data.suites, unique, "two files of one name (a suite is its file's name)"
-    choices = ("refuse", "skip")
-    known = c.data.on_bad_row in choices
-    yield "data.on_bad_row", c.data.on_bad_row, known, f"one of {', '.join(choices)}"
+    yield "data.on_bad_row", c.data.on_bad_row, *_one_of(c.data.on_bad_row, ("refuse", "skip"))
     for field in ("prompt_tokens", "response_tokens"):
         value = getattr(c.data, field)
         yield f"data.{field}", value, value >= 1, "must be 1 or more"
@@ -132,22 +127,14 @@ def _memory_rules(c: Config):
         budget = getattr(m, field)
         yield f"memory.{field}", budget, budget == 0 or budget >= slots, rule
     for field in ("logit_slots", "logit_entries"):
-        yield (
-            f"memory.{field}",
-            getattr(m, field),
-            getattr(m, field) >= 0,
-            "must be 0 (all) or more",
-        )
-    known = m.anchors_dtype in ("", *DTYPES)
-    yield "memory.anchors_dtype", m.anchors_dtype, known, _dtype_or_empty()
-
-
-def _dtype_or_empty() -> str:
-    return f"empty, or one of {', '.join(DTYPES)}"
+        value = getattr(m, field)
+        yield f"memory.{field}", value, value >= 0, "must be 0 (all) or more"
+    yield "memory.anchors_dtype", m.anchors_dtype, *_one_of(m.anchors_dtype, ("", *DTYPES))
 
 
 def _method_rules(c: Config):
-    s, o, kl = c.sampling, c.objective, c.kl
+    """Sampling, replay and the policy's loss."""
+    s, o = c.sampling, c.objective
     yield "sampling.temperature", s.temperature, s.temperature > 0, "must be above 0 to explore"
     yield "sampling.top_k", s.top_k, s.top_k >= 0, "must be 0 (off) or more"
     yield "sampling.top_p", s.top_p, 0 < s.top_p <= 1, "must be in (0, 1]"
@@ -157,42 +144,34 @@ def _method_rules(c: Config):
     fewest, _ = schedules.fresh_unit_range(c.batch_groups, c.replay.share)
     some, rule = fewest >= 1, f"leaves steps without a fresh group of the {c.batch_groups}"
     yield "replay.share", c.replay.share, some, rule
-    known = (*ADVANTAGES, OWN_ADVANTAGE)
-    yield "objective.advantage", o.advantage, o.advantage in known, f"one of {', '.join(known)}"
+    known = _one_of(o.advantage, (*ADVANTAGES, OWN_ADVANTAGE))
+    yield "objective.advantage", o.advantage, *known
     method = family.METHODS.get(o.method)
     alone = c.has_critic or (method is not None and not method.compares)
     grouped = alone or c.group_size > 1
-    yield (
-        "group_size",
-        c.group_size,
-        grouped,
-        f"{o.advantage} compares at least 2 responses a prompt",
-    )
+    rule = f"{o.advantage} compares at least 2 responses a prompt"
+    yield "group_size", c.group_size, grouped, rule
     yield "objective.clip", o.clip, o.clip > 0, "must be above 0"
     dual = o.dual_clip == 0 or o.dual_clip > 1
     yield "objective.dual_clip", o.dual_clip, dual, "must be 0 (off) or above 1"
-    modes = masked.AGGREGATIONS
-    yield (
-        "objective.aggregation",
-        o.aggregation,
-        o.aggregation in modes,
-        f"one of {', '.join(modes)}",
-    )
+    yield "objective.aggregation", o.aggregation, *_one_of(o.aggregation, masked.AGGREGATIONS)
     yield "objective.entropy_coef", o.entropy_coef, o.entropy_coef >= 0, "must be 0 or more"
     yield "objective.gamma", o.gamma, 0 <= o.gamma <= 1, "must be in [0, 1]"
     yield "objective.lam", o.lam, 0 <= o.lam <= 1, "must be in [0, 1]"
-    estimators = constraints.ESTIMATORS
-    yield (
-        "kl.estimator",
-        kl.estimator,
-        kl.estimator in estimators,
-        f"one of {', '.join(estimators)}",
-    )
+
+
+def _kl_rules(c: Config):
+    kl = c.kl
+    yield "kl.estimator", kl.estimator, *_one_of(kl.estimator, constraints.ESTIMATORS)
     yield "kl.coef", kl.coef, kl.coef >= 0, "must be 0 (off) or more"
     yield "kl.start", kl.start, kl.start >= 0, "must be 0 or more"
     yield "kl.every", kl.every, kl.every >= 1, "must be 1 or more"
     yield "kl.drop", kl.drop, 0 <= kl.drop <= 1, "must be in [0, 1]"
     yield "kl.floor", kl.floor, 0 <= kl.floor <= 1, "must be in [0, 1]"
+
+
+def _addition_rules(c: Config):
+    """PrefixRL, imitation, the critic."""
     prefix = c.prefix
     with_bank = (prefix.bank != "") == (prefix.tokens > 0) and prefix.tokens >= 0
     rule = "slots for a prefix: 1 or more with a trace bank (config.prefix.bank), 0 without"
@@ -211,16 +190,9 @@ def _method_rules(c: Config):
 
 def _family_rules(c: Config):
     """What objective.method asks of the other fields."""
-    o, bank = c.objective, c.expert.bank
-    known = ", ".join(family.METHODS)
-    yield "objective.method", o.method, o.method in family.METHODS, f"one of {known}"
-    samplers = priorities.SAMPLERS
-    yield (
-        "replay.sampler",
-        c.replay.sampler,
-        c.replay.sampler in samplers,
-        (f"one of {', '.join(samplers)}"),
-    )
+    o, sampler = c.objective, c.replay.sampler
+    yield "objective.method", o.method, *_one_of(o.method, family.METHODS)
+    yield "replay.sampler", sampler, *_one_of(sampler, priorities.SAMPLERS)
     method = family.METHODS[o.method]
     number = method.number
     if number is None:
@@ -241,22 +213,18 @@ def _family_rules(c: Config):
     whole = not method.whole_groups or c.mini_batch_size % c.group_size == 0
     rule = f"{o.method} needs whole groups: a multiple of group_size = {c.group_size}"
     yield "mini_batch_size", c.mini_batch_size, whole, rule
-    yield from _expert_rules(c, method, bank)
+    yield from _expert_rules(c, method)
 
 
-def _expert_rules(c: Config, method: family.Method, bank: str):
-    name = c.objective.method
+def _expert_rules(c: Config, method: family.Method):
+    name, bank = c.objective.method, c.expert.bank
     takers = [m for m, entry in family.METHODS.items() if entry.experts != "refused"]
-    refused = bank == "" or method.experts != "refused"
-    yield (
-        "expert.bank",
-        bank,
-        refused,
-        (
-            f"{name} needs behaviour log-probs, which the rows of a bank do not have: "
-            f"set objective.method to one of {', '.join(takers)}, or leave the bank empty"
-        ),
+    taken = bank == "" or method.experts != "refused"
+    rule = (
+        f"{name} needs behaviour log-probs, which the rows of a bank do not have: "
+        f"set objective.method to one of {', '.join(takers)}, or leave the bank empty"
     )
+    yield "expert.bank", bank, taken, rule
     there = bank != "" or method.experts != "needed"
     yield "expert.bank", bank, there, f"{name} needs the rows of an expert: name a bank of traces"
     if not bank:
@@ -270,6 +238,13 @@ def _expert_rules(c: Config, method: family.Method, bank: str):
     yield "group_size", size, size == 1 or not alone, rule
     rule = f"{name} needs own rows beside the expert's one: must be 2 or more"
     yield "group_size", size, size > 1 or alone, rule
+
+
+def _one_of(value: str, choices: Iterable[str]) -> tuple[bool, str]:
+    """Whether the value is among the choices, and the rule that says so; "" reads as empty."""
+    names = list(choices)
+    empty = "empty, or " if "" in names else ""
+    return value in names, f"{empty}one of {', '.join(name for name in names if name)}"
 
 
 def _typed_leaves(node, prefix: str = ""):
