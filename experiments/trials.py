@@ -7,6 +7,7 @@ one worker, this process.
 
 import concurrent.futures
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -123,8 +124,8 @@ def map_in_processes(
     os.environ.setdefault("GLIBC_TUNABLES", MALLOC.read_text().strip())
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
-    for core in sorted(os.sched_getaffinity(0)):
-        cores.put(core)
+    for core in itertools.islice(itertools.cycle(sorted(os.sched_getaffinity(0))), workers):
+        cores.put(core)  # one a worker, shared where there are more workers than cores
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, mp_context=context, initializer=_own_core, initargs=(cores,)
     )
