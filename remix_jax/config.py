@@ -12,23 +12,13 @@ Marks beside a default say where it comes from: [P] the paper, [R] the authors' 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from remix_jax.rl import advantages, family, priorities, schedules
+from remix_jax.rl import family, priorities, schedules
 
-ADVANTAGES: dict[str, Callable[..., Any]] = {
-    "gae": advantages.gae,
-    "vtrace": advantages.vtrace,
-    "group_normalized": advantages.group_normalized,
-    "rloo": advantages.rloo,
-    "mean_baseline": advantages.mean_baseline,
-}
 CRITIC_ADVANTAGES = ("gae", "vtrace")
 OWN_ADVANTAGE = "method"  # the estimator that belongs to objective.method
-
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("auto", "plain", "splash", "cudnn")
 

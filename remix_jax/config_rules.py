@@ -7,9 +7,9 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from remix_jax.config import ADVANTAGES, ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config, set_name
+from remix_jax.config import ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config, set_name
 from remix_jax.errors import InputError
-from remix_jax.rl import constraints, family, masked, priorities, schedules
+from remix_jax.rl import advantages, constraints, family, masked, priorities, schedules
 
 _LARGEST = 1e15  # of any number: whole numbers up to it are exact in any arithmetic here
 
@@ -144,7 +144,7 @@ def _method_rules(c: Config):
     fewest, _ = schedules.fresh_unit_range(c.batch_groups, c.replay.share)
     some, rule = fewest >= 1, f"leaves steps without a fresh group of the {c.batch_groups}"
     yield "replay.share", c.replay.share, some, rule
-    known = _one_of(o.advantage, (*ADVANTAGES, OWN_ADVANTAGE))
+    known = _one_of(o.advantage, (*advantages.ESTIMATORS, OWN_ADVANTAGE))
     yield "objective.advantage", o.advantage, *known
     method = family.METHODS.get(o.method)
     alone = c.has_critic or (method is not None and not method.compares)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from remix_jax import sharding
-from remix_jax.config import ADVANTAGES, Stage, score_rows
+from remix_jax.config import Stage, score_rows
 from remix_jax.learner import losses
 from remix_jax.learner.losses import Frozen
 from remix_jax.learner.state import Learner, TrainState
@@ -150,7 +150,7 @@ def _group_advantage(learner: Learner, rows: Rows, counted_B, number):
     mask_B = counted_B.astype(jnp.float32)
     if method.own_advantage is not None:
         return method.own_advantage(rows.reward_B, rows.group_B, mask_B, number)
-    estimator = ADVANTAGES[objective.advantage]
+    estimator = advantages.ESTIMATORS[objective.advantage]
     return estimator(rows.reward_B, rows.group_B, mask_B=mask_B)
 
 

@@ -4,7 +4,8 @@ PPO: `gae` over the critic's values. GRPO and its kin: a response's reward again
 its group, the responses to one prompt (or to one prefix of it).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -203,3 +204,13 @@ def _group(reward_B, group_B, mask_B) -> _Group:
     centred_B = below_best_B - masked.divide(group_sum(below_best_B), size_B)
     variance_B = group_sum(jnp.square(centred_B)) / jnp.maximum(size_B - 1, 1)
     return _Group(reward_B, size_B, centred_B, variance_B)
+
+
+ESTIMATORS: dict[str, Callable[..., Any]] = {
+    "gae": gae,
+    "vtrace": vtrace,
+    "group_normalized": group_normalized,
+    "rloo": rloo,
+    "mean_baseline": mean_baseline,
+}
+"""What objective.advantage names; the first two need a critic."""
