@@ -121,7 +121,7 @@ def make_plan(config: Config, values, workdir: pathlib.Path, workers: int) -> Pl
     learning_rates = trials.learning_rates(rates)
     if len(learning_rates) > 1 and not config.data.validation:
         raise InputError("config.data.validation = '': settings cannot be chosen without it")
-    seeds = values.tuning if values.quick else values.seeds
+    seeds = values.bases if values.quick else values.seeds
     if len(learning_rates) > 1:
         trials.check_seeds(seeds, values.tuning)
     if values.rollouts is not None:
@@ -167,7 +167,7 @@ if __name__ == "__main__":
         "learning_rates", ["1e-4", "2e-4", "4e-4", "6e-4"], "the grid; the first is the equal rate"
     )
     flags.DEFINE_integer("seeds", 5, "seeds of each reported setting", lower_bound=1)
-    flags.DEFINE_integer("tuning", 3, "seeds of each trial of the grid", lower_bound=1)
+    flags.DEFINE_integer("tuning", 2, "seeds of each trial of the grid", lower_bound=1)
     flags.DEFINE_integer("bases", 3, "independently made base models of the task", lower_bound=1)
     flags.DEFINE_list("models", [], "model directories to take as bases instead")
     flags.DEFINE_integer("rollouts", None, "fresh rollouts a run; default: the config's")

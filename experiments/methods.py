@@ -107,5 +107,5 @@ def _methods(base: str, parts: dict[str, tuple[str, dict[str, Any]]]) -> dict[st
 
 
 METHODS: dict[str, Method] = _methods("ppo", _PAPER | _PLUS) | _methods("grpo", _PAPER | _PLUS)
-COMPARED: tuple[str, ...] = tuple(name for name in METHODS if not name.startswith("imitation-"))
-"""What a comparison compares unless told otherwise."""
+COMPARED: tuple[str, ...] = (*_methods("ppo", _PAPER), *_methods("grpo", _PAPER))
+"""What a comparison compares unless told otherwise: the paper's method, its bases, its parts."""
