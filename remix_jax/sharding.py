@@ -266,9 +266,13 @@ def devices_text(mesh: Mesh | None) -> str:
     """The devices of a run, their kind and the mesh that they form."""
     if mesh is None:
         return f"1 x {jax.devices()[0].device_kind}"
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     processes = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes}{processes})"
+    return f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({axes_text(mesh)}{processes})"
+
+
+def axes_text(mesh: Mesh | AbstractMesh) -> str:
+    """The axes of a mesh and their sizes."""
+    return " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
 
 
 def placed(tree: Any, mesh: Mesh | AbstractMesh) -> list[Placed]:

@@ -58,7 +58,7 @@ def print_plans(config: Config, console: Console, architectures: pathlib.Path) -
         plan["architecture, from"] = directory / MODEL_CONFIG
     mesh = sharding.planned_mesh(config.mesh.sizes)
     check_mesh(config, learner.policy.config, mesh)
-    plan["mesh"] = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    plan["mesh"] = sharding.axes_text(mesh)
     plan |= wave_plan(config, mesh)
     console.print_plan(plan)
     console.print_plan(memory_plan(config, learner, state, mesh), title="Memory of a device")

@@ -35,7 +35,7 @@ def print_placement(config: Config, console: Console, architectures: pathlib.Pat
         everywhere += tree_bytes(tree)
     console.print_plan(
         {
-            "mesh": " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+            "mesh": sharding.axes_text(mesh),
             "all of it": size_text(everywhere),
             "on a device": size_text(total),
         },

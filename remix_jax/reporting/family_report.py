@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,24 +53,18 @@ def accuracies(data: Data, method: str) -> list[list[float | None]]:
         of_seeds = []
         for trial in trials:
             xs, ys = trial["curve"]["rollouts"], trial["curve"]["accuracy"]
-            last = at == data["rollouts"][-1]
-            nothing = xs[-1] == 0
-            of_seeds.append((ys[-1] if last else None) if nothing else _at(xs, ys, at))
+            if xs[-1] > 0:
+                of_seeds.append(report.interpolate(xs, ys, at))
+            else:
+                of_seeds.append(ys[-1] if at == data["rollouts"][-1] else None)
         found.append(of_seeds)
     return found
 
 
-def _at(xs: Sequence[float], ys: Sequence[float], at: float) -> float | None:
-    return report.interpolate(xs, ys, at)
-
-
 def median(values: Sequence[float | None]) -> float | None:
-    """Of an odd or even number of values; None if one is missing."""
-    if not values or any(value is None for value in values):
-        return None
-    ordered = sorted(value for value in values if value is not None)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    """None if a value is missing, or all are."""
+    there = [value for value in values if value is not None]
+    return statistics.median(there) if there and len(there) == len(values) else None
 
 
 def table(data: Data) -> str:
