@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -43,6 +44,8 @@ def finished(tmp_path_factory):
     """A whole small run, in this process: (config, workdir, compilations seen at each step)."""
     directory = tmp_path_factory.mktemp("finished")
     config, compilations = small_config(directory), {}
+    slots = config.data.prompt_tokens + config.data.response_tokens
+    config.memory.decode_tokens = 4 * slots  # rows are decoded in waves
     count = 0
     cache = tmp_path_factory.mktemp("cache")  # for the processes of the test that kills
     jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -73,12 +76,14 @@ def test_the_real_main_trains_and_leaves_everything(tmp_path):
     flags = {
         "steps": 3, "reincarnation_step": 2, "batch_size": 16, "mini_batch_size": 8,
         "micro_batch_size": 8, "data.suites": small.data.suites, "evaluation.batch_size": 8,
+        "memory.decode_tokens": 200,
     }  # fmt: skip
     overrides = [f"--config.{name}={value}" for name, value in flags.items()]
     done = run_main(f"--config={PRESET}", f"--workdir={workdir}", *overrides)
     assert done.returncode == 0, done.stderr
     assert "fresh rollouts, whole run" in done.stdout
     assert "3.33 expected in the mix stage (m = 2), then 1" in done.stdout
+    assert re.search(r"sampling, mix stage +2 waves of 5 rows", done.stdout)  # of 34 slots
     assert "Memory of a device" in done.stdout
     assert "step 3: reincarnation" in done.stdout
     assert "held-out at step 3" in done.stdout
