@@ -242,10 +242,10 @@ def find(config: Config, kind: str) -> str | None:
 
     Slices that do not even hold the state are left out without compiling.
     """
-    _, _, state = dry_run.described_run(config, ARCHITECTURES)
+    _, learner, state = dry_run.described_run(config, ARCHITECTURES)
     for size in SLICES[kind]:
         topology = f"{kind}:{size}"
-        for wanted in _meshes(config, topology):
+        for wanted in _meshes(config, topology, learner.policy.config.kv_heads):
             mesh = slice_mesh(topology, wanted)
             chip = chips.of_kind(mesh.devices.flat[0].device_kind)
             trial = dataclasses.replace(config, mesh=configs.Mesh(*wanted))
@@ -256,12 +256,13 @@ def find(config: Config, kind: str) -> str | None:
     return None
 
 
-def _meshes(config: Config, topology: str) -> Iterator[tuple[int, int, int]]:
+def _meshes(config: Config, topology: str, heads: int) -> Iterator[tuple[int, int, int]]:
     """Meshes worth trying on a slice: rows over fsdp as far as a mini-batch has some."""
     chips_there = slice_mesh(topology, (1, -1, 1)).size
     for tensor in (1, 2, 4):
         fsdp = chips_there // tensor
-        if chips_there % tensor == 0 and config.mini_batch_size % fsdp == 0:
+        divides = chips_there % tensor == 0 and heads % tensor == 0
+        if divides and config.mini_batch_size % fsdp == 0:
             yield 1, fsdp, tensor
 
 
