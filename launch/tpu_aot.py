@@ -145,7 +145,9 @@ def _sampling(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
     )
     # Every response at its full length; the loops that depend on data are the decoding ones.
     loops = len(sampling._segments(config.data.response_tokens))
-    name = f"sampling, {stage.fresh_groups * config.own_rows} rows"
+    waves = setup.waves(config, mesh)[f"sampling, {stage.name} stage"]
+    rows = f"{stage.fresh_groups * config.own_rows} rows"
+    name = f"sampling, {rows} in waves of {waves.rows}" if waves.number > 1 else f"sampling, {rows}"
     return name, traced, config.data.response_tokens / loops, {"params": state.params}
 
 
@@ -206,7 +208,7 @@ def report(config: Config, topology: str, parts: list[str], dump: str | None) ->
     if chip is None:
         raise InputError(f"--topology={topology}: no peaks are known for this chip")
     room = chip.memory_bytes - SYSTEM_BYTES
-    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    axes = sharding.axes_text(mesh)
     print(f"{config.model.path} on {topology}: {axes}, {setup.size_text(room)} a chip", flush=True)
     fits = True
     for found in compiled_programs(config, topology, parts, dump):
