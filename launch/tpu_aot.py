@@ -90,8 +90,10 @@ def slice_mesh(topology: str, wanted: tuple[int, int, int]) -> Mesh:
     Raises:
       InputError: there is no such slice, no TPU compiler, or the mesh does not suit it.
     """
+    # A host has 2 x 2 chips unless it is told that there is one chip in all.
+    alone = {"chips_per_host_bounds": [1, 1, 1]} if topology.endswith(":1x1") else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **alone)
     except Exception as error:  # libtpu's own
         text = " ".join(str(error).split())[:200]
         hint = 'needs pip install "jax[tpu]"; a slice is v5e:4x8, v5p:2x2x2, ...'
