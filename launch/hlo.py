@@ -158,6 +158,9 @@ class Program:
             source = table[i.operands[0]].type
             read = _size(i.type, everywhere=True) if _size(source) else 0.0
             return read + _size(i.type)
+        if i.op == "slice-start":  # its type: operands, result, context
+            part, source = _split(i.type[1:-1])[1], table[i.operands[0]].type
+            return (_size(part, everywhere=True) if _size(source) else 0.0) + _size(part)
         if i.op == "copy-start":
             return _size(table[i.operands[0]].type) + _size(_first(i.type))
         if i.op == "fusion":

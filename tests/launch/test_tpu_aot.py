@@ -129,6 +129,40 @@ def test_the_spellings_of_the_tpu_compiler(groups):
     assert traffic.memory == 28 * 3 * part  # x is read twice, y is written
 
 
+SLICES_TEXT = """HloModule jit_g, is_scheduled=true
+
+ENTRY %main (w: s8[4096]) -> s8[1024] {
+  %w = s8[4096]{0:T(1024)} parameter(0)
+  %s.1 = ((s8[4096]{0}), s8[1024]{0:S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:1024]}
+  %d.1 = s8[1024]{0:T(1024)S(1)} slice-done(%s.1)
+  %s.2 = ((s8[4096]{0}), s8[512]{0}, s32[]{:S(2)}) slice-start(%w), slice={[1024:1536]}
+  ROOT %d.2 = s8[512]{0:T(1024)} slice-done(%s.2)
+}
+"""
+
+
+def test_a_slice_fetched_beside_other_work_reads_itself_alone():
+    """1,024 bytes into the fast memory, 512 read and written in the main one."""
+    assert hlo.Program(SLICES_TEXT).traffic(1).memory == 1024 + 2 * 512
+
+
+def test_find_stops_at_the_smallest_slice():
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip('the TPU compiler is not installed: pip install "jax[tpu]"')
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "launch.tpu_aot", "--find=v5e"),
+            "--config=experiments/configs/arithmetic_remix_grpo.py",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.rstrip().endswith("smallest v5e slice that fits: v5e:1x1")
+
+
 def test_a_small_run_compiles_for_a_slice(tmp_path):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip('the TPU compiler is not installed: pip install "jax[tpu]"')
@@ -168,7 +202,11 @@ def test_a_small_run_compiles_for_a_slice(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for program in ("sampling, 16 rows", "scoring, 2 rows", "learning, mix stage"):
+    for program in (
+        "sampling, 16 rows in waves of 8",
+        "scoring, 2 rows",
+        "learning, mix stage",
+    ):
         assert f"{program}: arguments" in done.stdout
     assert "all-gather: " in done.stdout
     assert done.stdout.rstrip().endswith("fits")
