@@ -146,6 +146,7 @@ class Embedding(nn.Module):
         return lookup(self.embedding, tokens_N)
 
     def logits(self, x_ND: jax.Array) -> jax.Array:
+        """x times the transposed embedding: the tied head, [N, V]."""
         where = places((*self.path, "embedding"), self.embedding.shape)
         if where is not None:
             where = Places(*(P(*reversed(spec)) for spec in where))

@@ -146,26 +146,25 @@ def test_a_slice_fetched_beside_other_work_reads_itself_alone():
     assert hlo.Program(SLICES_TEXT).traffic(1).memory == 1024 + 2 * 512
 
 
-def test_find_stops_at_the_smallest_slice():
+def compiled_ahead(config, *flags):
+    """What launch.tpu_aot prints, where it can run."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip('the TPU compiler is not installed: pip install "jax[tpu]"')
+    call = [sys.executable, "-m", "launch.tpu_aot", f"--config=experiments/configs/{config}.py"]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "launch.tpu_aot", "--find=v5e"),
-            "--config=experiments/configs/arithmetic_remix_grpo.py",
-        ],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
+        [*call, *flags], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.rstrip().endswith("smallest v5e slice that fits: v5e:1x1")
+    return done.stdout.rstrip()
+
+
+def test_find_stops_at_the_smallest_slice():
+    printed = compiled_ahead("arithmetic_remix_grpo", "--find=v5e")
+    assert printed.endswith("smallest v5e slice that fits: v5e:1x1")
 
 
 def test_a_small_run_compiles_for_a_slice(tmp_path):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip('the TPU compiler is not installed: pip install "jax[tpu]"')
     (tmp_path / "config.json").write_text(
         json.dumps(
             {
@@ -190,23 +189,13 @@ def test_a_small_run_compiles_for_a_slice(tmp_path):
     small |= {"memory.micro_batch_tokens": 1200, "evaluation.batch_size": 16}
     small |= {"memory.decode_tokens": 4 * 1152}  # two waves of 8 rows
     small |= {"model.path": str(tmp_path), "mesh.fsdp": 2, "mesh.tensor": 2}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "launch.tpu_aot", "--topology=v5e:2x2"),
-            "--config=experiments/configs/remix_ppo_1p5b.py",
-            *(f"--config.{name}={value}" for name, value in small.items()),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    changes = (f"--config.{name}={value}" for name, value in small.items())
+    printed = compiled_ahead("remix_ppo_1p5b", "--topology=v5e:2x2", *changes)
     for program in (
         "sampling, 16 rows in waves of 8",
         "scoring, 2 rows",
         "learning, mix stage",
     ):
-        assert f"{program}: arguments" in done.stdout
-    assert "all-gather: " in done.stdout
-    assert done.stdout.rstrip().endswith("fits")
+        assert f"{program}: arguments" in printed
+    assert "all-gather: " in printed
+    assert printed.endswith("fits")
