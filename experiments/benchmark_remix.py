@@ -54,7 +54,7 @@ class Run:
         import jax
 
         from remix_jax.config import stage_at, stages
-        from remix_jax.data.grader_pool import GraderPool
+        from remix_jax.data.grading import process_pool
         from remix_jax.data.problems import Problem
         from remix_jax.learner import programs
         from remix_jax.learner.rollout import load_vocabulary, prompt_batch
@@ -62,7 +62,7 @@ class Run:
         from remix_jax.models import huggingface
 
         self.size, self.clock = size, LapClock()
-        self.vocabulary, self.grader = load_vocabulary(model_dir), GraderPool()
+        self.vocabulary, self.grader = load_vocabulary(model_dir), process_pool()
         policy, params = huggingface.load(model_dir)
         config = grpo_config(model_dir, size)
         self.learner = make_learner(config, policy)

@@ -78,7 +78,8 @@ def _algebra(rng: random.Random) -> tuple[str, list[str], list[str]]:
         (f"({a},\\frac{{\\pi}}{{{b}}})",
          [f"\\left({a}, \\pi/{b}\\right)", f"({a},\\frac{{2\\pi}}{{{2 * b}}})"],
          [f"({a},\\frac{{\\pi}}{{{b + 1}}})", f"(\\frac{{\\pi}}{{{b}}},{a})"]),
-        (f"[{a},\\infty)", [f"x\\ge {a}", f"{a} \\le x"], [f"x>{a}", f"(-\\infty,{a}]"]),
+        (f"[{a},{a + c})", [f"{a} \\le x < {a + c}", f"x \\in [{a},{a + c})"],
+         [f"{a} < x < {a + c}", f"({a},{a + c}]"]),
     ])  # fmt: skip
 
 

@@ -99,8 +99,7 @@ def collect(settings: Settings, out: str | pathlib.Path, console: Console) -> Ba
         console.event(f"{bank.attempts:,} responses were there already: {bank.solved:,} solved")
     if _open(settings, bank):
         sampler = _sampler(settings, vocabulary, asked)
-        with GraderPool() as pool:
-            bank = _collect(settings, sampler, asked, bank, pool, out, console)
+        bank = _collect(settings, sampler, asked, bank, grading.process_pool(), out, console)
     traces.save(bank, out)
     console.print_plan(_summary(bank), title="Traces")
     console.event(f"the bank is in {out}")

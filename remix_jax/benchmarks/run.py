@@ -19,7 +19,6 @@ from remix_jax.benchmarks.reflection import reflects
 from remix_jax.benchmarks.settings import PLACE_BITS, Settings, identity, row_id, validate
 from remix_jax.data import grading
 from remix_jax.data.benchmark_sets import BENCHMARKS, locate
-from remix_jax.data.grader_pool import GraderPool
 from remix_jax.data.problems import INSTRUCTION, Problem, load_problems
 from remix_jax.data.prompts import encode_prompts
 from remix_jax.errors import InputError
@@ -176,18 +175,18 @@ def _generate(
     }  # fmt: skip
     progress = Progress(len(batches), len(missing), console)
     key = jax.random.key(settings.seed)
-    with GraderPool() as pool:
-        for width, batch in batches:
-            shape = Shape(settings.batch_size, width, 1)
-            ids = [row_id(q.benchmark, q.place, q.sample) for q in batch]
-            problems, prompts = [q.problem for q in batch], [q.prompt for q in batch]
-            responses = respond(
-                samplers[width], shape, params, problems, prompts, ids, vocabulary, key, pool
-            )
-            seen = vocabulary.tokenizer.batch_decode(prompts)
-            if processes.is_first():
-                record.append_generations(out, map(_record, batch, seen, responses))
-            progress.advance(len(batch), sum(r.length for r in responses))
+    pool = grading.process_pool()
+    for width, batch in batches:
+        shape = Shape(settings.batch_size, width, 1)
+        ids = [row_id(q.benchmark, q.place, q.sample) for q in batch]
+        problems, prompts = [q.problem for q in batch], [q.prompt for q in batch]
+        responses = respond(
+            samplers[width], shape, params, problems, prompts, ids, vocabulary, key, pool
+        )
+        seen = vocabulary.tokenizer.batch_decode(prompts)
+        if processes.is_first():
+            record.append_generations(out, map(_record, batch, seen, responses))
+        progress.advance(len(batch), sum(r.length for r in responses))
 
 
 def _batches(settings: Settings, questions: Sequence[Question]) -> list[tuple[int, list[Question]]]:

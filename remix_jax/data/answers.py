@@ -26,34 +26,38 @@ _MAX_NUMBER = (
 )
 
 _UNICODE = str.maketrans(
-    {"−": "-", "≤": r"\le ", "≥": r"\ge ", "π": r"\pi ", "∞": r"\infty ", "×": r"\times "}
-    | {"·": r"\cdot ", "∪": r"\cup ", "α": r"\alpha ", "β": r"\beta ", "θ": r"\theta "}
-    | {"\t": " ", "\n": " ", "\r": " ", "°": ""}
+    {"−": "-", "≤": r"\le ", "≥": r"\ge ", "π": r"\pi ", "×": r"\times ", "·": r"\cdot "}
+    | {"÷": r"\div ", "±": r"\pm ", "∪": r"\cup ", "α": r"\alpha ", "β": r"\beta ", "θ": r"\theta "}
+    | {"\t": " ", "\n": " ", "\r": " "}
 )
-_ROOT_SIGN = re.compile(r"√\s*([0-9]+|[a-zA-Z])")
 _WRAPPERS = re.compile(
-    r"\\(?:text|textbf|textrm|textit|textnormal|mathrm|mathbf|mathit|mbox|boxed)\s*\{([^{}]*)\}"
+    r"\\(?:text|textbf|textrm|textit|textnormal|texttt|emph|mathrm|mathbf|mathit|mbox|boxed|fbox)"
+    r"\s*\{([^{}]*)\}"
 )
-_WRAPPED = re.compile(r"(?:\\(?:text|mathrm|mathbf|mbox|boxed)\s*)?\{")
+_WRAPPED = re.compile(r"(?:\\(?:text|mathrm|mathbf|boldsymbol|underline|mbox|boxed|fbox)\s*)?\{")
 _SINGLE = re.compile(r"([_^])\{([0-9A-Za-z])\}(?![0-9A-Za-z])")
-_FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_SPACES = re.compile(r"(?<!\\)\\(?:[,;: ]|quad(?![a-zA-Z]))|~")
+_FRACTION = re.compile(r"\\[dtc]?frac(?![a-zA-Z]) *(?:([0-9]) +([0-9]))?")  # \frac 3 8
+_PERCENT = re.compile(r"(?<=[0-9}]) *(?:\\ )?(?:\\text\{ *percent *\}|percent)$")
+_SPACES = re.compile(r"(?<!\\)\\(?:[,;: ]|quad(?![a-zA-Z]))|(?<=.)~")  # ~9.6 is about 9.6
 # Sizing, colour, negative space, dollars and degrees never change what is meant.
 _NOISE = re.compile(
-    r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\color\s*\{[a-z]*\}|\\!|\\?\$"
-    r"|\^\s*\\circ(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\u200b"
+    r"\\(?:left|right|displaystyle|bf|large|Large)(?![a-zA-Z])|\\(?:text)?color\s*\{[a-z]*\}|\\!|\\?\$"
+    r"|(?:\{\})?\^\s*\\circ(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\\degree(?![a-zA-Z])|\u200b"
 )
+_ROOT = re.compile(r"(\\sqrt\[[0-9a-z]\]) *([0-9a-z])")
+_ROUNDED = re.compile(r"(?<=[0-9A-Za-z})]) *\\approx.*", re.DOTALL)  # \frac{1}{3} \approx 0.33
 _IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])")  # "1 2" is not "12": it stays
 
 _WORDS = re.compile(r"\(?[A-Za-z][A-Za-z ]*\)?")
+_LETTERS = re.compile(r"[A-Za-z ]{3,}")
 
 _PLAIN = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 _NUMBER = re.compile(
     r"(?P<sign>[+-]?)(?:"
-    r"(?P<grouped>[0-9]{1,3}(?:[, ][0-9]{3})+(?:\.[0-9]*)?)"
-    rf"|(?P<mantissa>{_PLAIN})(?:[eE]|(?:\\times|\\cdot|\*) ?10\^)"
-    r"(?:\{(?P<braced>[+-]?[0-9]{1,3})\}|(?P<exponent>[+-]?[0-9]{1,3}))"
-    r"|10\^(?:\{(?P<power_braced>[+-]?[0-9]{1,3})\}|(?P<power>[0-9]))"
+    r"(?P<grouped>[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?)"
+    rf"|(?P<mantissa>{_PLAIN})(?:[eE]|(?:\\times|\*) ?10\^)"
+    r"(?:\{(?P<braced>[+-]?[0-9]{1,3})\}|(?P<exponent>-?[0-9]{1,3}))"
+    r"|10\^(?:\{(?P<power_braced>[+-]?[0-9]{1,3})\}|(?P<power>-?[0-9]))"
     rf"|(?P<plain>{_PLAIN})"
     rf"|\\frac\{{(?P<top>[+-]?(?:{_PLAIN}))\}}\{{(?P<bottom>[+-]?(?:{_PLAIN}))\}}"
     r"|\\frac(?P<digit_top>[0-9])(?P<digit_bottom>[0-9])"
@@ -61,31 +65,31 @@ _NUMBER = re.compile(
     r")(?P<percent>\\?%)?"
 )
 
-_UNIT_TEXT = re.compile(
-    r"\\(?:text|textrm|mathrm|mbox)\s*\{(?P<unit>[^{}]*)\}"
-    r"\s*(?:\^\s*\{?(?P<power>-?[0-9])\}?)?\s*\.?$"
-)
-_UNIT_BARE = re.compile(
-    r"(?<=[0-9}) ])(?P<unit>[A-Za-z][A-Za-z/]*)(?:\^\{?(?P<power>[0-9])\}?)?\.?$"
-)
+_END_SPACE = re.compile(r"(?:\\[,;:! ]|[~ ])+$")
+_UNIT_TEXT = r"\\(?:text|textrm|mathrm|mbox)\s*\{([^{}]*)\}(?:\s*\^\s*\{?-?[0-9]\}?)?\s*"
+_UNITS = re.compile(rf"(?:{_UNIT_TEXT}(?:(?:/|\\cdot(?![a-zA-Z])|\\[,;: ]|~)\s*)*)+\.?$")
+_UNIT_BARE = re.compile(r"(?<=[0-9}) ])(?P<unit>[A-Za-z][A-Za-z/]*)(?:\^\{?[0-9]\}?)?\.?$")
 _SHORT_UNITS = words_of(
     "cm mm km nm dm kg mg ml mL ft yd mi hr hrs min sec ms mph kph Hz kHz MHz eV keV MeV GeV "
-    "kJ kW Pa kPa mol oz lb lbs am pm m/s km/h"
+    "kJ kW Pa kPa mol oz lb lbs am pm m/s km/h deg rad"
+)
+_UNIT_NAMES = words_of(
+    "degree degrees centimeter centimeters meter meters mile miles foot feet inch inches yard "
+    "yards second seconds minute minutes hour hours day days week weeks month months year years"
 )
 _LONE_UNITS = words_of("m s g h l L J N W V A K C F T")  # only inside \text
-# With one of these the text says more than a unit: another value, a doubt, a multiple.
+# With one of these the text is no unit: it gives another value, a range, a multiple.
 _NO_UNITS = words_of(
-    "not no non or and is isn isnt are be was if but nor never wrong false incorrect about "
-    "around approximately roughly nearly almost less more than greater fewer least most over "
-    "under up only except without plus minus times mod modulo base dozen hundred hundreds "
-    "thousand thousands million millions billion billions trillion trillions half halves "
-    "third thirds quarter quarters double twice triple squared cubed percent factorial where "
-    "when any every each otherwise either neither both some one two three four five six seven "
-    "eight nine ten to the power root of sqrt sin cos tan cot sec csc log ln exp max gcd lcm "
-    "infinity infty inf theta alpha beta gamma delta lambda omega sigma"
+    "or and less more than greater fewer least most over under up only except without plus "
+    "minus times mod modulo base dozen "
+    "hundred hundreds thousand thousands million millions billion billions trillion trillions "
+    "half halves third thirds quarter quarters double twice triple squared cubed percent "
+    "factorial where both some one two three four five six seven eight nine ten to power root "
+    "of if pi sqrt sin cos tan cot sec csc log ln exp max gcd lcm infinity infty inf theta alpha "
+    "beta gamma delta lambda omega sigma"
 )
 _UNIT_WORDS = re.compile(r"[A-Za-zµΩ]+")
-_UNIT_LETTERS = re.compile(r"[A-Za-zµΩ/ .()*-]+")
+_UNIT_LETTERS = re.compile(r"[A-Za-zµΩ/ .()*~-]+")
 
 
 def last_box(text: str) -> tuple[str | None, bool]:
@@ -126,14 +130,18 @@ def _closing(text: str, begin: int, limit: int) -> tuple[int | None, int]:
 
 def clean(text: str) -> str:
     """Takes away what typesetting adds to an answer: dollars, spaces, wrappers, a final period."""
-    text = _ROOT_SIGN.sub(r"\\sqrt{\1}", text).translate(_UNICODE)
-    text = _NOISE.sub("", _SPACES.sub(" ", _FRACTION.sub(r"\\frac", text)))
+    text = _FRACTION.sub(_fraction, text.translate(_UNICODE))
+    text = _ROOT.sub(r"\1{\2}", _NOISE.sub("", _SPACES.sub(" ", text)))
     text = _unwrap(text.strip())
     # Twice: a wrapper in a wrapper. Deeper ones say something else.
     text = _WRAPPERS.sub(r"\1", _WRAPPERS.sub(r"\1", text))
-    text = _IDLE_SPACE.sub("", " ".join(text.replace("{,}", ",").split()))
+    text = _IDLE_SPACE.sub("", " ".join(text.replace("{,}", ",").replace("{:}", ":").split()))
     text = _SINGLE.sub(r"\1\2", text)
     return text[:-1] if text.endswith(".") and len(text) > 1 else text
+
+
+def _fraction(found: re.Match[str]) -> str:
+    return r"\frac" + "".join(f"{{{digit}}}" for digit in found.groups() if digit)
 
 
 def _unwrap(text: str) -> str:
@@ -154,6 +162,16 @@ def same_text(a: str, b: str) -> bool:
 def is_word(written: str, cleaned: str) -> bool:
     """Whether an answer was written as text: its letters are no product of variables."""
     return ("\\text" in written or "\\mbox" in written) and bool(_WORDS.fullmatch(cleaned))
+
+
+def is_product(cleaned: str) -> bool:
+    """Whether an answer is three or more letters and nothing else."""
+    return bool(_LETTERS.fullmatch(cleaned))
+
+
+def same_product(a: str, b: str) -> bool:
+    """Whether two products of letters side by side have the same factors: abc is c b a."""
+    return sorted(a.replace(" ", "")) == sorted(b.replace(" ", ""))
 
 
 class Number(NamedTuple):
@@ -189,7 +207,7 @@ def _value(part: dict[str, str | None]) -> Fraction | None:
     top = part["top"] or part["digit_top"] or part["over"]
     if top is None:
         plain = part["grouped"] or part["plain"] or ""
-        return Fraction(plain.replace(",", "").replace(" ", ""))
+        return Fraction(plain.replace(",", ""))
     bottom = Fraction(part["bottom"] or part["digit_bottom"] or part["under"] or 0)
     return Fraction(top) / bottom if bottom else None
 
@@ -202,37 +220,33 @@ def same_number(a: Number, b: Number) -> bool:
     return bare in (rate, rate / 100)
 
 
-def split_unit(text: str) -> tuple[str, str]:
-    """(value, unit) of an answer as it was written; the unit is "" where none is recognised.
+def without_unit(text: str) -> str:
+    """The value of an answer as it was written, without the unit or remark behind it.
 
-    A unit is one to three words at the end, none of which changes the value ("or", "million",
-    "not"). Two units are compared as text: 5 cm is not 5 m.
+    That is text at the end, none of whose words changes the value ("or", "million"), or a bare
+    abbreviation. What it says is not compared: 5 m passes for 5 cm, as in other graders.
     """
-    text = text.rstrip().rstrip("$").rstrip()
-    found = _UNIT_TEXT.search(text)
-    if found is None or not _is_unit(found["unit"], _LONE_UNITS | _SHORT_UNITS):
+    text = _ROUNDED.sub("", _unwrap(text.strip().rstrip("$").rstrip()))
+    text = _PERCENT.sub(r"\%", text)
+    found = _UNITS.search(text)
+    if found is None or not _is_unit(" ".join(re.findall(_UNIT_TEXT, found.group()))):
         found = _UNIT_BARE.search(text)
-        if found is None or not _is_unit(found["unit"], _SHORT_UNITS):
-            return text, ""
-    value = text[: found.start()].rstrip()
+        if found is None or found["unit"] not in _SHORT_UNITS | _UNIT_NAMES:
+            return text
+    value = _END_SPACE.sub("", text[: found.start()])
     if not re.search(r"[0-9]|\\pi|\\sqrt", value) or value.endswith(("\\", "^", "_", "{", "(")):
-        return text, ""
-    return value, _unit_key(found["unit"]) + (found["power"] or "")
+        return text
+    return value
 
 
-def _is_unit(unit: str, short: frozenset[str]) -> bool:
-    words = _UNIT_WORDS.findall(unit)
-    if not 1 <= len(words) <= 3 or not _UNIT_LETTERS.fullmatch(unit):
+def _is_unit(text: str) -> bool:
+    words = _UNIT_WORDS.findall(text)
+    if not words or not _UNIT_LETTERS.fullmatch(text):
         return False
     if any(word.lower() in _NO_UNITS for word in words):
         return False
-    # A short word may be a product of variables.
-    return len(words) > 1 or len(words[0]) > 3 or words[0] in short or unit.strip() in short
-
-
-def _unit_key(unit: str) -> str:
-    letters = re.sub(r"[ .()]", "", unit)
-    return letters[:-1] if len(letters) > 3 and letters.endswith("s") else letters
+    # One letter may be a variable.
+    return len(words) > 1 or len(words[0]) > 1 or words[0] in _LONE_UNITS
 
 
 # What may be shown to the parser of expressions: these characters, commands and short names.
@@ -253,7 +267,7 @@ _MAX_DEPTH = 12
 _NAMES = re.compile(
     r"(?<![\\A-Za-z])(sqrt|pi|sin|cos|tan|log|ln|infty|theta|alpha|beta|gamma|omega)(?![A-Za-z])"
 )
-_INFINITY = re.compile(r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])")
+_INFINITY = re.compile(r"(?<![\\A-Za-z])(?:inf|oo)(?![A-Za-z])")
 _CALLED_ROOT = re.compile(r"\\sqrt\(([^()]*)\)")
 
 # Numbers, or operations on them, that no exact comparison can afford.
@@ -264,10 +278,10 @@ _HEAVY = re.compile(
     r"|\^\s*[0-9A-Za-z]\s*\^"  # 9^9^9
     rf"|{_BIG}\s*[)}}]*!|\([^()]*[0-9]\s*\^[^()]*\)\s*!|!\s*[)}}]*\s*!"  # 10000!, (10^7)!, (9!)!
     r"|[eE][+-]?[0-9]{4,}"  # 1e999999999
-    r"|\^\{?[+-]?\d+\}?\s*[)}]\s*\^\{?[+-]?\d"  # (9^9)^9
+    r"|\^\{?[+-]?\d{2,}\}?\s*[)}]\s*\^\{?[+-]?\d{2,}"  # (9^99)^99
 )
 _COUNTING = re.compile(r"\\(?:binom|sum|prod|int|lim)(?![A-Za-z])")
-_COUNTED_FAR = re.compile(r"[0-9]{4,}|[0-9]\s*\^\s*\{?[0-9]")
+_COUNTED_FAR = re.compile(r"[0-9]{4,}|(?<!_)[0-9]\s*\^\s*\{?[0-9]")
 
 Screened = Literal["expression", "text", "heavy"]
 
@@ -284,8 +298,10 @@ def screen(text: str) -> Screened:
         return "text"
     if not set(_ENVIRONMENT.findall(text)) <= _ENVIRONMENTS:
         return "text"
+    if any(twice in text for twice in ("__", "**", "..")):
+        return "text"
     bare = _COMMAND.sub("", _ENVIRONMENT.sub("", text))
-    if _LONG_WORD.search(bare) or "__" in text or "**" in text or not balanced(text):
+    if _LONG_WORD.search(bare) or not balanced(text):
         return "text"
     if _HEAVY.search(text) or (_COUNTING.search(text) and _COUNTED_FAR.search(text)):
         return "heavy"

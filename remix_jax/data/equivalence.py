@@ -10,6 +10,7 @@ start a program.
 import fractions
 import re
 import sys
+from collections.abc import Callable
 
 import sympy
 from latex2sympy2_extended.latex2sympy2 import (
@@ -19,8 +20,10 @@ from latex2sympy2_extended.latex2sympy2 import (
     normalize_latex,
 )
 from math_verify.grader import should_treat_as_complex, verify
+from sympy.integrals import manualintegrate  # noqa: F401  (compiles text when it is imported)
 from sympy.matrices import MatrixBase
 from sympy.parsing import sympy_parser
+from sympy.polys import monomials
 
 from remix_jax.data import answers, shapes
 
@@ -37,6 +40,7 @@ _MIXED = re.compile(r"(?<![0-9A-Za-z.}])([0-9]+) ([0-9]+)/([0-9]+)(?![0-9A-Za-z.
 _NUMERAL = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
 _JUXTAPOSED = re.compile(r"[0-9.] +[0-9.]")
 _SUBSCRIPTED = re.compile(r"[0-9)}]\s*_")
+_LOG_BASE = re.compile(r"(\\log_)([0-9a-z])")  # \log_2 8: not the product 2 8
 
 Pair = tuple[str, str]
 _FORBIDDEN = answers.words_of(
@@ -63,11 +67,13 @@ def forbid_evaluation() -> None:
     """From here on this process compiles no string, starts no program, writes and deletes no file.
 
     Cannot be undone. sympy's own parser of strings, which the LaTeX grammar calls for every numeral
-    (sympy.Number -> sympify -> parse_expr -> eval), reads decimal numerals and nothing else.
+    (sympy.Number -> sympify -> parse_expr -> eval), reads decimal numerals and nothing else. What
+    sympy writes itself to multiply monomials, from the number of variables alone, is compiled.
     """
     sys.dont_write_bytecode = True
     for name in ("parse_expr", "eval_expr", "stringify_expr"):
         setattr(sympy_parser, name, _numeral)
+    monomials.MonomialOps._build = _monomial_operation
     sys.addaudithook(_audit)
 
 
@@ -76,6 +82,13 @@ def _numeral(text: str, *_args, **_kwargs) -> sympy.Rational:
     if not isinstance(text, str) or not _NUMERAL.fullmatch(text):
         raise EvaluationError("text for sympy's parser of Python expressions")
     return sympy.Rational(*fractions.Fraction(text).as_integer_ratio())
+
+
+def _monomial_operation(_self, code: str, name: str) -> Callable:
+    """A function of sympy's polynomials, compiled under another name than `_audit` refuses."""
+    namespace: dict[str, Callable] = {}
+    exec(compile(code, "<monomials>", "exec"), namespace)
+    return namespace[name]
 
 
 def _audit(event: str, args: tuple) -> None:
@@ -96,22 +109,19 @@ def _same_scalar(answer: str, gold: str) -> bool:
     a, b = answers.number(ours), answers.number(theirs)
     if a is not None and b is not None:
         return answers.same_number(a, b)
-    if _percent(ours) == _percent(theirs):
-        return _equal(_parse(ours.rstrip("\\%")), _parse(theirs.rstrip("\\%")))
+    value, target = _parse_both(ours.rstrip("\\%"), theirs.rstrip("\\%"))
+    percent = ours.endswith("%")
+    if percent == theirs.endswith("%"):
+        return _equal(value, target)
     # A percent sign on one side only: as in `answers.same_number`.
-    value, bare = _parse(ours.rstrip("\\%")), _parse(theirs.rstrip("\\%"))
-    rate, other = (value, bare) if _percent(ours) else (bare, value)
+    rate, other = (value, target) if percent else (target, value)
     return _equal(rate, other) or _equal(rate / 100, other)
-
-
-def _percent(text: str) -> bool:
-    return text.endswith("%")
 
 
 def _same_equation(answer: Pair, gold: Pair) -> bool:
     """Whether one equation is a constant, not 0, times the other."""
-    ours, theirs = ([_parse(answers.clean(side)) for side in sides] for sides in (answer, gold))
-    difference, target = ours[0] - ours[1], theirs[0] - theirs[1]
+    sides = _parse_both(*(answers.clean(side) for side in (*answer, *gold)))
+    difference, target = sides[0] - sides[1], sides[2] - sides[3]
     if not isinstance(difference, sympy.Expr) or not isinstance(target, sympy.Expr):
         return False
     if difference.free_symbols != target.free_symbols or not target.free_symbols:
@@ -120,7 +130,13 @@ def _same_equation(answer: Pair, gold: Pair) -> bool:
     return bool(ratio.is_number and ratio.is_finite and ratio.is_zero is False)
 
 
-def _parse(text: str) -> sympy.Expr | MatrixBase:
+def _parse_both(*texts: str) -> list[sympy.Expr | MatrixBase]:
+    """The expressions of cleaned scalars that are compared: an i in one is an i in all."""
+    real = not any(should_treat_as_complex(text) for text in texts)
+    return [_parse(text, real) for text in texts]
+
+
+def _parse(text: str, real: bool) -> sympy.Expr | MatrixBase:
     """The expression that a cleaned scalar writes, its decimals as exact fractions.
 
     Raises:
@@ -128,14 +144,14 @@ def _parse(text: str) -> sympy.Expr | MatrixBase:
     """
     if _SUBSCRIPTED.search(text) or ":" in text:  # 2516_8: the grammar drops the base
         raise ValueError("a numeral with a subscript, or a ratio")
-    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = _LOG_BASE.sub(r"\1{\2}", _MIXED.sub(r"\1\\frac{\2}{\3}", text))
     if _JUXTAPOSED.search(text):
         raise ValueError("two numerals side by side")
     text = _FRACTIONS.sub(r"\1\\cdot ", _FACTOR.sub(r"\\cdot ", text))
     text = normalize_latex(text, _NORMALIZATION)
     value = latex2sympy(
         text,
-        is_real=not should_treat_as_complex(text),
+        is_real=real,
         normalization_config=None,
         conversion_config=_CONVERSION,
     )
@@ -147,12 +163,14 @@ def _parse(text: str) -> sympy.Expr | MatrixBase:
 
 def _equal(answer: sympy.Expr | MatrixBase, gold: sympy.Expr | MatrixBase) -> bool:
     """math-verify's comparison, without its own clock: the pool has one."""
+    if isinstance(gold, sympy.Symbol):  # it compares these by their looks: x is not 1x
+        return bool(sympy.simplify(answer) == gold)
     return bool(
         verify(
             gold,
             answer,
             float_rounding=_DIGITS,
-            numeric_precision=_DIGITS,
+            numeric_precision=_DIGITS + 20,  # so that its last digit is none of the 60
             timeout_seconds=None,
             raise_on_error=True,
         )

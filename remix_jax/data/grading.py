@@ -43,7 +43,7 @@ def grade(response: str, answers: Answers) -> Verdict:
       a grader may spend: neither right nor shown to be wrong), "empty-box" (nothing in the box),
       "unbalanced-box" (a box was opened and never closed) or "no-box".
     """
-    return grade_many([response], [answers], _process_pool())[0]
+    return grade_many([response], [answers], process_pool())[0]
 
 
 def grade_many(
@@ -54,7 +54,7 @@ def grade_many(
     found = functools.cache(_find)
     boxes = [found(response) for response in responses]
     decided: list[list[_Quick]] = [
-        [quick(box.answer, str(gold)) for gold in _listed(golds)] if box.answer else []
+        [quick(box.answer, gold) for gold in _listed(golds)] if box.answer else []
         for box, golds in zip(boxes, answers, strict=True)
     ]
     # Nothing is computed for a response that one of its answers matches already.
@@ -64,6 +64,14 @@ def grade_many(
         box if not box.answer else Verdict(*_judge(box.answer, each, compared))
         for box, each in zip(boxes, decided, strict=True)
     ]
+
+
+@functools.cache
+def process_pool() -> GraderPool:
+    """The pool of this process: shared by its runs, ended with it."""
+    pool = GraderPool()
+    atexit.register(pool.close)
+    return pool
 
 
 @functools.cache
@@ -110,10 +118,11 @@ def _find(response: str) -> Verdict:
     return Verdict(False, answer, "wrong" if answer else "empty-box")
 
 
-def _listed(answers: Answers) -> Sequence[str | float]:
-    if isinstance(answers, str | numbers.Number):
-        return [answers]
-    return answers  # type: ignore[return-value]
+def _listed(answers: Answers) -> list[str]:
+    single = isinstance(answers, str | numbers.Number)  # also one of NumPy's
+    listed: Sequence[str | float] = [answers] if single else answers  # type: ignore
+    # Python writes 1e16 as "1e+16", which is no numeral of an answer.
+    return [gold if isinstance(gold, str) else str(gold).replace("e+", "e") for gold in listed]
 
 
 def _quick(answer: str, gold: str) -> _Quick:
@@ -122,14 +131,13 @@ def _quick(answer: str, gold: str) -> _Quick:
         return "match" if answer == gold.strip() else "wrong"
     if texts.same_text(texts.clean(answer), texts.clean(gold)):
         return "match"
-    (ours, our_unit), (theirs, their_unit) = texts.split_unit(answer), texts.split_unit(gold)
-    if our_unit and their_unit and our_unit != their_unit:
-        return "wrong"
-    ours, theirs = texts.clean(ours), texts.clean(theirs)
+    ours, theirs = (texts.clean(texts.without_unit(text)) for text in (answer, gold))
     if texts.same_text(ours, theirs):
         return "match"
     if texts.is_word(gold, theirs):
         return "match" if texts.same_text(ours.strip("()"), theirs.strip("()")) else "wrong"
+    if texts.is_product(theirs):
+        return "match" if texts.same_product(ours, theirs) else "wrong"
     a, b = texts.number(ours), texts.number(theirs)
     if a is not None and b is not None:
         return "match" if texts.same_number(a, b) else "wrong"
@@ -151,10 +159,3 @@ def _judge(
     if "match" in outcomes:
         return True, answer, "match"
     return False, answer, "timeout" if "timeout" in outcomes else "wrong"
-
-
-@functools.cache
-def _process_pool() -> GraderPool:
-    pool = GraderPool()
-    atexit.register(pool.close)
-    return pool

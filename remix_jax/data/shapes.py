@@ -35,11 +35,11 @@ _TOKEN = re.compile(
 _NAME = re.compile(
     r"\\?[A-Za-z]+(?:_(?:\{[A-Za-z0-9]+\}|[A-Za-z0-9]))?'?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
 )
+_NAMES = re.compile(rf"\((?:{_NAME.pattern})(?:, ?(?:{_NAME.pattern}))+\)")  # (x,y) = (1,2)
 _LESS = {"<": "(", r"\lt": "(", r"\le": "[", r"\leq": "[", r"\leqslant": "[", "<=": "["}
 _MORE = {">": "(", r"\gt": "(", r"\ge": "[", r"\geq": "[", r"\geqslant": "[", ">=": "["}
 _CLOSING = {"(": ")", "[": "]"}
 _INVERSE = {"(": ")", "[": "]", ")": "(", "]": "["}
-_BUILDER = re.compile(r"\\\{\s*([A-Za-z])\s*(?:\\mid|\||:)(.+)\\\}")
 _CONSTANTS = frozenset(("e", "i", r"\pi", r"\infty"))
 _MAX_ITEMS = 64
 
@@ -47,9 +47,6 @@ _MAX_ITEMS = 64
 def read(text: str) -> Shape:
     """The structure of a cleaned answer without its unit."""
     text = text.strip()
-    builder = _BUILDER.fullmatch(text)
-    if builder and _NAME.fullmatch(builder[1]) and _bounds(builder[2]):
-        return _bounds(builder[2]) or Shape("scalar", text=text)
     text = _AND_OR.sub(",", text)
     ungrouped = _GROUPED.sub(lambda group: group[0].replace(",", ""), text)
     if not re.search(r"[,(\[]", ungrouped):  # x = 1,234
@@ -75,26 +72,18 @@ def read(text: str) -> Shape:
 
 
 def _bounds(text: str) -> Shape | None:
-    """An inequality: an interval where it bounds a name, else a relation of its sides."""
+    """2 < x < 5 is an interval; x < 5 and 5 > x are the same relation, and no interval."""
     sides, operators = _split(text, set(_LESS) | set(_MORE))
     if not operators or not all(sides):
         return None
-    if all(op in _MORE for op in operators):  # 5 > x > 2 reads 2 < x < 5
+    if len(sides) == 2 and operators[0] in _MORE:
         flipped = dict(zip(_MORE, _LESS, strict=True))
-        sides, operators = sides[::-1], [flipped[op] for op in operators[::-1]]
+        sides, operators = sides[::-1], [flipped[operators[0]]]
     if not all(op in _LESS for op in operators) or len(operators) > 2:
         return None
-    low, high, opening, closing = r"-\infty", r"\infty", "(", ")"
-    if len(sides) == 3:
+    if len(sides) == 3 and _NAME.fullmatch(sides[1]) and sides[1] not in _CONSTANTS:
         low, name, high = sides
         opening, closing = _LESS[operators[0]], _CLOSING[_LESS[operators[1]]]
-    elif _NAME.fullmatch(sides[0]) and sides[0] not in _CONSTANTS:
-        name, high = sides
-        closing = _CLOSING[_LESS[operators[0]]]
-    else:
-        low, name = sides
-        opening = _LESS[operators[0]]
-    if _NAME.fullmatch(name) and name not in _CONSTANTS:
         ends = (Shape("scalar", text=low), Shape("scalar", text=high))
         return Shape(opening + closing, ends, text, name)
     parts = tuple(Shape("scalar", text=side) for side in sides)
@@ -204,12 +193,13 @@ def _equal_equations(
 
 
 def _assigned(shape: Shape) -> tuple[str, list[Shape]]:
-    """(name, values): x of `x = 5` and `5 = x`, no name where no side is one; all its values."""
+    """(name, values): x of `x = 5` and `5 = x`, (x,y) of `(x,y) = (1,2)`; "" if no side is one."""
     if shape.kind != "equation":
         return "", [shape]
     sides = [side.text for side in shape.items]
     for i in (0, len(sides) - 1):
-        if _NAME.fullmatch(sides[i]) and sides[i] not in _CONSTANTS:
+        named = _NAME.fullmatch(sides[i]) or _NAMES.fullmatch(sides[i])
+        if named and sides[i] not in _CONSTANTS:
             return sides[i], [read(side) for side in sides[:i] + sides[i + 1 :]]
     return "", [read(side) for side in sides]
 

@@ -87,7 +87,6 @@ def run(
         if processes.is_first():
             sizes = tree_bytes(setup.state), tree_bytes(setup.state.params)
             check_room(directory, *sizes, config.keep_checkpoints)
-        open_.enter_context(setup.grader)
         checkpoints = Checkpoints(directory, config.keep_checkpoints, config.keep_every)
         open_.enter_context(checkpoints)
         stop = open_.enter_context(watch(console.event))

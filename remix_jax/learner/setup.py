@@ -9,6 +9,7 @@ from jax.sharding import AbstractMesh, Mesh
 from remix_jax import config as configs
 from remix_jax import config_rules, sharding
 from remix_jax.config import Config
+from remix_jax.data import grading
 from remix_jax.data.grader_pool import GraderPool
 from remix_jax.errors import InputError
 from remix_jax.learner.experts import Traces, with_traces
@@ -72,7 +73,7 @@ def prepare(config: Config) -> Setup:
         validation,
         state,
         mesh,
-        GraderPool(),
+        grading.process_pool(),
         held,
     )
 
