@@ -81,12 +81,11 @@ _LONE_UNITS = words_of("m s g h l L J N W V A K C F T")  # only inside \text
 # With one of these the text is no unit: it gives another value, a range, a multiple.
 _NO_UNITS = words_of(
     "or and less more than greater fewer least most over under up only except without plus "
-    "minus times mod modulo base dozen "
-    "hundred hundreds thousand thousands million millions billion billions trillion trillions "
-    "half halves third thirds quarter quarters double twice triple squared cubed percent "
-    "factorial where both some one two three four five six seven eight nine ten to power root "
-    "of if pi sqrt sin cos tan cot sec csc log ln exp max gcd lcm infinity infty inf theta alpha "
-    "beta gamma delta lambda omega sigma"
+    "minus times mod modulo base dozen hundred hundreds thousand thousands million millions "
+    "billion billions trillion trillions half halves third thirds quarter quarters double twice "
+    "triple squared cubed percent factorial where both some one two three four five six seven "
+    "eight nine ten to power root of if pi sqrt sin cos tan cot sec csc log ln exp max gcd lcm "
+    "infinity infty inf theta alpha beta gamma delta lambda omega sigma"
 )
 _UNIT_WORDS = re.compile(r"[A-Za-zµΩ]+")
 _UNIT_LETTERS = re.compile(r"[A-Za-zµΩ/ .()*~-]+")

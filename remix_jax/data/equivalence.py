@@ -67,8 +67,8 @@ def forbid_evaluation() -> None:
     """From here on this process compiles no string, starts no program, writes and deletes no file.
 
     Cannot be undone. sympy's own parser of strings, which the LaTeX grammar calls for every numeral
-    (sympy.Number -> sympify -> parse_expr -> eval), reads decimal numerals and nothing else. What
-    sympy writes itself to multiply monomials, from the number of variables alone, is compiled.
+    (sympy.Number -> sympify -> parse_expr -> eval), reads decimal numerals and nothing else.
+    The functions of monomials that it would write and compile are taken in their plain form.
     """
     sys.dont_write_bytecode = True
     for name in ("parse_expr", "eval_expr", "stringify_expr"):
@@ -84,11 +84,11 @@ def _numeral(text: str, *_args, **_kwargs) -> sympy.Rational:
     return sympy.Rational(*fractions.Fraction(text).as_integer_ratio())
 
 
-def _monomial_operation(_self, code: str, name: str) -> Callable:
-    """A function of sympy's polynomials, compiled under another name than `_audit` refuses."""
-    namespace: dict[str, Callable] = {}
-    exec(compile(code, "<monomials>", "exec"), namespace)
-    return namespace[name]
+def _monomial_operation(_self, _code: str, name: str) -> Callable:
+    """What sympy would compile from text for a number of variables, in its plain form."""
+    if name == "monomial_mulpow":
+        return lambda a, b, k: tuple(x + y * k for x, y in zip(a, b, strict=True))
+    return getattr(monomials, name)
 
 
 def _audit(event: str, args: tuple) -> None:
