@@ -37,7 +37,7 @@ class Setup(NamedTuple):
     validation: list[ProblemSet]  # one, or none
     state: TrainState
     mesh: Mesh | None  # None: one device
-    grader: GraderPool  # its processes start when an answer needs one
+    grader: GraderPool  # of this process; its workers start when an answer needs one
     traces: Traces  # an expert's, of every training problem; or none
 
 

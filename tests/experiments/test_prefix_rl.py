@@ -108,7 +108,6 @@ def test_interrupted_and_continued_is_uninterrupted(finished, tmp_path):
     resume._check(setup, 4, saved, told.append)
     with pytest.raises(InputError, match="gives other prefixes than the run to be continued had"):
         resume._check(setup, 4, saved | {"prefixes": "0"}, told.append)
-    setup.grader.close()
 
 
 def test_collecting_says_what_it_does(collected):
