@@ -36,7 +36,7 @@ _WRAPPERS = re.compile(
 )
 _WRAPPED = re.compile(r"(?:\\(?:text|mathrm|mathbf|boldsymbol|underline|mbox|boxed|fbox)\s*)?\{")
 _SINGLE = re.compile(r"([_^])\{([0-9A-Za-z])\}(?![0-9A-Za-z])")
-_FRACTION = re.compile(r"\\[dtc]?frac(?![a-zA-Z]) *(?:([0-9]) +([0-9]))?")  # \frac 3 8
+_FRACTION = re.compile(r"\\[dtc]?frac(?![a-zA-Z])(?: *([0-9A-Za-z]) *([0-9A-Za-z]))?")  # \frac 3 8
 _PERCENT = re.compile(r"(?<=[0-9}]) *(?:\\ )?(?:\\text\{ *percent *\}|percent)$")
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;: ]|quad(?![a-zA-Z]))|(?<=.)~")  # ~9.6 is about 9.6
 # Sizing, colour, negative space, dollars and degrees never change what is meant.
@@ -60,7 +60,6 @@ _NUMBER = re.compile(
     r"|10\^(?:\{(?P<power_braced>[+-]?[0-9]{1,3})\}|(?P<power>-?[0-9]))"
     rf"|(?P<plain>{_PLAIN})"
     rf"|\\frac\{{(?P<top>[+-]?(?:{_PLAIN}))\}}\{{(?P<bottom>[+-]?(?:{_PLAIN}))\}}"
-    r"|\\frac(?P<digit_top>[0-9])(?P<digit_bottom>[0-9])"
     rf"|(?P<over>{_PLAIN})/(?P<under>{_PLAIN})"
     r")(?P<percent>\\?%)?"
 )
@@ -203,11 +202,11 @@ def _value(part: dict[str, str | None]) -> Fraction | None:
         if abs(int(power)) > _MAX_NUMBER:
             return None
         return Fraction(part["mantissa"] or 1) * Fraction(10) ** int(power)
-    top = part["top"] or part["digit_top"] or part["over"]
+    top = part["top"] or part["over"]
     if top is None:
         plain = part["grouped"] or part["plain"] or ""
         return Fraction(plain.replace(",", ""))
-    bottom = Fraction(part["bottom"] or part["digit_bottom"] or part["under"] or 0)
+    bottom = Fraction(part["bottom"] or part["under"] or 0)
     return Fraction(top) / bottom if bottom else None
 
 

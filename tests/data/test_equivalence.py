@@ -40,6 +40,8 @@ from tests.data import agreement
         ("x^1", "x"),
         ("(x,y) = (1,2)", "(1,2)"),
         ("c b a", "abc"),
+        (r"\lceil\frac n2\rceil", r"\lceil n/2 \rceil"),
+        (r"\frac1{72}x", r"\frac{x}{72}"),
         (r"(x^5)^2", "x^{10}"),
         ("7 feet", "7"),
         (r"5\text{ cm}", r"5 \text{cm}"),
