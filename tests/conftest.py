@@ -1,7 +1,9 @@
 """Settings of the suite: eight CPU devices, no silent rank promotion, shared vectors."""
 
+import gc
 import os
 import pathlib
+from collections.abc import Iterator
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -17,6 +19,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """Drops a module's compiled programs after it.
+
+    Every one holds memory maps, of which Linux gives a process 65,530; XLA crashes beyond them.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
