@@ -45,11 +45,13 @@ _NOISE = re.compile(
     r"|(?:\{\})?\^\s*\\circ(?![a-zA-Z])|\^\s*\{\s*\\circ\s*\}|\\degree(?![a-zA-Z])|\u200b"
 )
 _ROOT = re.compile(r"(\\sqrt\[[0-9a-z]\]) *([0-9a-z])")
-_ROUNDED = re.compile(r"(?<=[0-9A-Za-z})]) *\\approx.*", re.DOTALL)  # \frac{1}{3} \approx 0.33
+_ROUNDED = re.compile(
+    r"(?<=[0-9A-Za-z})]) *\\approx *-?[0-9]*\.?[0-9]+$"
+)  # \frac{1}{3} \approx .33
 _IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z]) | (?![0-9A-Za-z])")  # "1 2" is not "12": it stays
 
 _WORDS = re.compile(r"\(?[A-Za-z][A-Za-z ]*\)?")
-_LETTERS = re.compile(r"[A-Za-z ]{3,}")
+_THREE_LETTERS = re.compile(r"[A-Za-z] ?[A-Za-z] ?[A-Za-z]")
 
 _PLAIN = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 _NUMBER = re.compile(
@@ -163,8 +165,11 @@ def is_word(written: str, cleaned: str) -> bool:
 
 
 def is_product(cleaned: str) -> bool:
-    """Whether an answer is three or more letters and nothing else."""
-    return bool(_LETTERS.fullmatch(cleaned))
+    """Whether an answer is three letters side by side and no name as `inf`.
+
+    More of them are a word, or spaced, and no case of their own.
+    """
+    return bool(_THREE_LETTERS.fullmatch(cleaned)) and spell(cleaned) == cleaned
 
 
 def same_product(a: str, b: str) -> bool:
@@ -222,10 +227,14 @@ def without_unit(text: str) -> str:
     """The value of an answer as it was written, without the unit or remark behind it.
 
     That is text at the end, none of whose words changes the value ("or", "million"), or a bare
-    abbreviation. What it says is not compared: 5 m passes for 5 cm, as in other graders.
+    abbreviation. What it says is not compared: 5 m passes for 5 cm, as in other graders. A rounded
+    value beside an exact one is taken off too.
     """
-    text = _ROUNDED.sub("", _unwrap(text.strip().rstrip("$").rstrip()))
-    text = _PERCENT.sub(r"\%", text)
+    text = _PERCENT.sub(r"\%", _unwrap(text.strip().rstrip("$").rstrip()))
+    return _ROUNDED.sub("", _without_unit(text))
+
+
+def _without_unit(text: str) -> str:
     found = _UNITS.search(text)
     if found is None or not _is_unit(" ".join(re.findall(_UNIT_TEXT, found.group()))):
         found = _UNIT_BARE.search(text)

@@ -120,7 +120,7 @@ def _find(response: str) -> Verdict:
 
 def _listed(answers: Answers) -> list[str]:
     single = isinstance(answers, str | numbers.Number)  # also one of NumPy's
-    listed: Sequence[str | float] = [answers] if single else answers  # type: ignore
+    listed: Sequence[str | float] = [answers] if single else answers  # type: ignore[list-item, assignment]
     # Python writes 1e16 as "1e+16", which is no numeral of an answer.
     return [gold if isinstance(gold, str) else str(gold).replace("e+", "e") for gold in listed]
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from remix_jax import config as configs
 from remix_jax import processes
 from remix_jax.config import Config
+from remix_jax.data import grading
 from remix_jax.evaluation import evaluate
 from remix_jax.learner import programs as compiled
 from remix_jax.learner import resume
@@ -332,7 +333,7 @@ def _collect(
         vocabulary,
         config.own_rows,
         first_group=before,
-        pool=setup.grader,
+        pool=grading.process_pool(),
         mesh=setup.mesh,
         shown=config.samples_per_step,
     )
@@ -349,7 +350,7 @@ def _evaluate(run: _Run, state: TrainState) -> dict[str, float]:
         setup.validation,
         setup.vocabulary,
         setup.config,
-        setup.grader,
+        grading.process_pool(),
     )
     return figures | {"seconds/eval": time.perf_counter() - begin}
 

@@ -9,8 +9,6 @@ from jax.sharding import AbstractMesh, Mesh
 from remix_jax import config as configs
 from remix_jax import config_rules, sharding
 from remix_jax.config import Config
-from remix_jax.data import grading
-from remix_jax.data.grader_pool import GraderPool
 from remix_jax.errors import InputError
 from remix_jax.learner.experts import Traces, with_traces
 from remix_jax.learner.prefixed import Prefixes, load_prefixes, prefix_plan
@@ -37,7 +35,6 @@ class Setup(NamedTuple):
     validation: list[ProblemSet]  # one, or none
     state: TrainState
     mesh: Mesh | None  # None: one device
-    grader: GraderPool  # of this process; its workers start when an answer needs one
     traces: Traces  # an expert's, of every training problem; or none
 
 
@@ -73,7 +70,6 @@ def prepare(config: Config) -> Setup:
         validation,
         state,
         mesh,
-        grading.process_pool(),
         held,
     )
 

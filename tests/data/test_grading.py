@@ -96,6 +96,8 @@ def test_equal_answers_match(answer, gold):
         ("42...", "42"),
         (r"3\text{i}", "3"),
         (r"\approx 42", "42"),
+        (r"42 \approx 42.0, 43", "42"),  # two answers
+        ("thorn", "north"),
         ("42°", "42"),
         ("0.3333", r"\frac{1}{3}"),
         ("3.61e-10", "0"),

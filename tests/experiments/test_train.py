@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import kills, main
 from remix_jax import config as configs
-from remix_jax.data import grader_pool
+from remix_jax.data import grader_pool, grading
 from remix_jax.errors import InputError
 from remix_jax.learner import loop, resume, stop
 from remix_jax.learner import programs as compiled
@@ -63,6 +63,7 @@ def finished(tmp_path_factory):
     console = quiet(config, lambda step: compilations.setdefault(step, count))
     with pytest.MonkeyPatch.context() as patch:  # arithmetic needs no algebra, so no process
         patch.setattr(grader_pool, "_Worker", None)
+        patch.setattr(grading, "process_pool", grader_pool.GraderPool)  # none that has some already
         outcome = loop.run(config, directory / "run", console)
     assert not outcome.stopped
     jax.config.update("jax_compilation_cache_dir", None)
