@@ -18,10 +18,11 @@ from rich.console import Console as Terminal
 from rich.table import Table
 
 from experiments import main
-from remix_jax.reporting import comparison, dynamics, prefix, report
+from remix_jax.reporting import comparison, dynamics, prefix
 from remix_jax.reporting import comparison_numbers as compared
 from remix_jax.reporting import dynamics_numbers as numbers
 from remix_jax.reporting import prefix_numbers as prefixes
+from remix_jax.run import report
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results" / "arithmetic"
 

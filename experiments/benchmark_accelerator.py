@@ -26,11 +26,12 @@ from remix_jax import config as configs
 from remix_jax import config_rules
 from remix_jax.config import KL, Config, Data, Evaluation, Memory, Model, Objective, Replay
 from remix_jax.errors import InputError
-from remix_jax.learner import chips, cost, programs
+from remix_jax.learner import programs
 from remix_jax.learner.state import Learner, init_state, make_learner
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.sampling import Sampled
+from remix_jax.run import chips, cost
 from remix_jax.types import Rows, empty_rows
 
 ARCHITECTURES = pathlib.Path(__file__).resolve().parent / "configs" / "architectures"

@@ -3,7 +3,7 @@
     python -m experiments.benchmark_remix SPEC.json OUT.json
 
 GRPO as a config of the one learner: no replay, one pass of four mini-batches, KL to the base model.
-A step is what `remix_jax.learner.loop` makes of it: sample, decode to text and grade, learn. The
+A step is what `remix_jax.run.loop` makes of it: sample, decode to text and grade, learn. The
 learner scores the fresh rows under the base model inside its one program; for the table that part
 is measured by itself, right after the step and outside it, and taken off the program's time.
 """
@@ -54,12 +54,12 @@ class Run:
         import jax
 
         from remix_jax.config import stage_at, stages
-        from remix_jax.data.grading import process_pool
         from remix_jax.data.problems import Problem
+        from remix_jax.grading.verdicts import process_pool
         from remix_jax.learner import programs
-        from remix_jax.learner.rollout import load_vocabulary, prompt_batch
         from remix_jax.learner.state import init_state, make_learner
         from remix_jax.models import huggingface
+        from remix_jax.rollout.rollouts import load_vocabulary, prompt_batch
 
         self.size, self.clock = size, LapClock()
         self.vocabulary, self.grader = load_vocabulary(model_dir), process_pool()
@@ -102,7 +102,7 @@ class Run:
         import jax.numpy as jnp
         import numpy as np
 
-        from remix_jax.learner.rollout import Draw, grade_rollouts
+        from remix_jax.rollout.rollouts import Draw, grade_rollouts
 
         self.clock.take()
         self.clock.switch("generate")

@@ -14,10 +14,10 @@ import sys
 from absl import flags
 
 from experiments import main
-from remix_jax import collection
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.reporting.console import Console
+from remix_jax.rollout import collection
+from remix_jax.sinks.console import Console
 
 # Flag -> the config's field that stands in for it where there is a config.
 FROM_CONFIG = {

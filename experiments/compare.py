@@ -26,7 +26,8 @@ from experiments.trials import Trial
 from remix_jax import config_rules
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.reporting import comparison, comparison_tables, report
+from remix_jax.reporting import comparison, comparison_tables
+from remix_jax.run import report
 
 TARGET = 0.8
 CONFIG = pathlib.Path(__file__).resolve().parent / "configs" / "arithmetic_remix_ppo.py"

@@ -16,10 +16,10 @@ from absl import flags
 
 from experiments import main
 from remix_jax import processes
-from remix_jax.benchmarks import run
-from remix_jax.benchmarks.settings import Settings, mesh_of, samples_of
 from remix_jax.data.benchmark_sets import BENCHMARKS
-from remix_jax.reporting.console import Console
+from remix_jax.evaluation import run
+from remix_jax.evaluation.settings import Settings, mesh_of, samples_of
+from remix_jax.sinks.console import Console
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face model directory")
 SETS = flags.DEFINE_list("benchmarks", list(BENCHMARKS), "sets, in the order of the table")

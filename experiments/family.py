@@ -27,13 +27,13 @@ from experiments.configs import family as presets
 from experiments.configs.family import base
 from experiments.methods import METHODS, with_rollouts
 from experiments.trials import Trial
-from remix_jax import collection
 from remix_jax.config import Config
 from remix_jax.data.traces import BANK_FILE
 from remix_jax.errors import InputError
 from remix_jax.reporting import comparison, family_report
-from remix_jax.reporting.console import Console
 from remix_jax.rl import family
+from remix_jax.rollout import collection
+from remix_jax.sinks.console import Console
 
 REFERENCES = ("ppo", "remix-ppo", "grpo", "remix-grpo")
 TRACED = 640  # problems of the bank: the first of the training file

@@ -24,10 +24,10 @@ import numpy as np
 from experiments import main
 from experiments.configs import arithmetic_remix_grpo, arithmetic_remix_ppo
 from remix_jax.config import Config
-from remix_jax.learner import loop
-from remix_jax.learner.checkpoint import Checkpoints, steps
-from remix_jax.learner.setup import prepare
-from remix_jax.reporting.console import Console
+from remix_jax.run import loop
+from remix_jax.run.checkpoint import Checkpoints, steps
+from remix_jax.run.setup import prepare
+from remix_jax.sinks.console import Console
 
 PRESETS = {"remix-ppo": arithmetic_remix_ppo, "remix-grpo": arithmetic_remix_grpo}
 # Where a phase begins. "save" is the copy and what a thread writes while training goes on.

@@ -18,8 +18,8 @@ from ml_collections import config_flags
 from remix_jax import processes
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.learner.checkpoint import SaveError
-from remix_jax.learner.loop import FaultError, Outcome
+from remix_jax.run.checkpoint import SaveError
+from remix_jax.run.loop import FaultError, Outcome
 
 PREEMPTED = os.EX_TEMPFAIL
 

@@ -29,15 +29,15 @@ from remix_jax import config_rules
 from remix_jax.config import Config
 from remix_jax.data import traces
 from remix_jax.errors import InputError
-from remix_jax.learner import loop
-from remix_jax.learner.cost import base_weight, step_flops
 from remix_jax.learner.state import make_learner
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder
 from remix_jax.reporting import prefix
 from remix_jax.reporting import prefix_numbers as numbers
-from remix_jax.reporting.console import Console
-from remix_jax.reporting.metrics import read_metrics
+from remix_jax.run import loop
+from remix_jax.run.cost import base_weight, step_flops
+from remix_jax.sinks.console import Console
+from remix_jax.sinks.metrics import read_metrics
 
 PRESET = pathlib.Path(arithmetic_prefix_reinforce.__file__)
 BAR_BANK = arithmetic_prefix_reinforce.TASK / "traces_2500"

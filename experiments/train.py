@@ -11,9 +11,10 @@ import pathlib
 from absl import flags
 
 from experiments import main
+from launch import dry_run, placement
 from remix_jax.errors import InputError
-from remix_jax.learner import dry_run, loop, placement, speed
-from remix_jax.reporting.console import Console
+from remix_jax.run import loop, speed
+from remix_jax.sinks.console import Console
 
 CONFIG = main.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run: new, or of the same run")

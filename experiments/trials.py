@@ -28,10 +28,9 @@ from remix_jax import config as configs
 from remix_jax import config_rules
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.learner import loop
-from remix_jax.reporting import report
-from remix_jax.reporting.console import Console
-from remix_jax.reporting.metrics import METRICS_FILE, Metrics, read_metrics
+from remix_jax.run import loop, report
+from remix_jax.sinks.console import Console
+from remix_jax.sinks.metrics import METRICS_FILE, Metrics, read_metrics
 
 LOG_FILE = "log.txt"
 MALLOC = pathlib.Path(__file__).resolve().parents[1] / "launch" / "malloc.txt"

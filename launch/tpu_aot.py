@@ -27,14 +27,15 @@ from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh
 
 from experiments import main
-from launch import hlo, jaxpr_flops
+from launch import dry_run, hlo, jaxpr_flops
 from remix_jax import config as configs
 from remix_jax import sharding
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.learner import chips, dry_run, programs, setup
+from remix_jax.learner import programs
 from remix_jax.learner.state import Learner, TrainState
 from remix_jax.models import sampling, scoring
+from remix_jax.run import chips, setup
 from remix_jax.types import empty_rows
 
 CONFIG = main.define_config()

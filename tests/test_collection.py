@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from experiments.arithmetic import task
-from remix_jax import collection
-from remix_jax.collection import Settings, collect
 from remix_jax.data import traces
 from remix_jax.errors import InputError
 from remix_jax.learner.programs import compile_sampler
-from remix_jax.learner.rollout import load_vocabulary
 from remix_jax.models import huggingface
 from remix_jax.models.sampling import SamplerSettings
-from remix_jax.reporting.console import Console
+from remix_jax.rollout import collection
+from remix_jax.rollout.collection import Settings, collect
+from remix_jax.rollout.rollouts import load_vocabulary
+from remix_jax.sinks.console import Console
 
 ARITHMETIC = pathlib.Path(task.__file__).parent
 SEED, CAP = 3, 12

@@ -15,11 +15,12 @@ from experiments.configs import arithmetic_remix_ppo
 from remix_jax import config as configs
 from remix_jax import config_rules
 from remix_jax.config import Config
-from remix_jax.data import answers, grading
 from remix_jax.data.problems import Problem, load_problems
 from remix_jax.errors import InputError
-from remix_jax.learner import resume
+from remix_jax.grading import answers
+from remix_jax.grading import verdicts as grading
 from remix_jax.models import huggingface
+from remix_jax.run import resume
 from tests import tiny_models
 
 # The same examples in every run: a failure is found by whoever causes it, not by the next one.

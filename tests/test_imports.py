@@ -1,4 +1,4 @@
-"""Imports point one way: types, config <- rl, models, data <- learner <- experiments."""
+"""Imports point one way: types, config <- rl, models, data, grading <- learner, rollout <- evaluation <- run."""
 
 import ast
 import pathlib
@@ -18,16 +18,29 @@ ALLOWED = {
     "processes": {"errors"},
     "models": BASE | {"sharding"},
     "data": BASE,
-    "reporting": BASE,
-    "learner": BASE
-    | {"config", "config_rules", "rl", "models", "data", "evaluation", "reporting"}
-    | {"sharding", "processes"},
-    "evaluation": BASE | {"config", "data", "learner", "sharding", "processes"},
-    "collection": BASE | {"data", "learner", "models", "reporting"},
-    "benchmarks": BASE
-    | {"data", "evaluation", "learner", "models", "reporting", "sharding", "processes"},
+    "grading": BASE,
+    "sinks": BASE,
+    "reporting": BASE | {"sinks", "run"},
+    "learner": BASE | {"config", "rl", "models", "sharding", "processes"},
+    "rollout": BASE
+    | {"config", "data", "grading", "learner", "models", "rl", "sharding", "processes", "sinks"},
+    "evaluation": BASE
+    | {
+        "config",
+        "data",
+        "grading",
+        "learner",
+        "models",
+        "rollout",
+        "sharding",
+        "processes",
+        "sinks",
+    },
+    "run": BASE
+    | {"config", "config_rules", "rl", "models", "data", "grading", "learner", "rollout"}
+    | {"evaluation", "sinks", "sharding", "processes"},
 }
-ORBAX_IMPORTERS = {"remix_jax/learner/checkpoint.py"}
+ORBAX_IMPORTERS = {"remix_jax/run/checkpoint.py"}
 
 
 def imported(path: pathlib.Path) -> set[str]:

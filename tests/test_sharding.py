@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from remix_jax import sharding
 from remix_jax.errors import InputError
-from remix_jax.learner.setup import check_mesh
+from remix_jax.run.setup import check_mesh
 from remix_jax.sharding import make_mesh, mesh_shape, placed, planned_mesh, shardings, spec_of
 from tests.learner.tiny import POLICY, grouped, make_config, start
 

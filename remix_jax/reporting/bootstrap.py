@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from remix_jax.reporting import report
+from remix_jax.run import report
 
 RESAMPLES = 10_000
 LEAST = 3  # with fewer values an interval is their range

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from remix_jax.errors import InputError
-from remix_jax.reporting import comparison_plot, comparison_tables, records, report
+from remix_jax.reporting import comparison_plot, comparison_tables, records
 from remix_jax.reporting.comparison_numbers import KEYS, best_learning_rate, check, setting
-from remix_jax.reporting.metrics import Metrics
+from remix_jax.run import report
+from remix_jax.sinks.metrics import Metrics
 
 __all__ = ["best_learning_rate", "check", "read", "setting", "trial", "write"]
 

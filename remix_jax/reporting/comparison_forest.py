@@ -11,8 +11,8 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from remix_jax.reporting import bootstrap
 from remix_jax.reporting import comparison_numbers as numbers
 from remix_jax.reporting.comparison_numbers import BEST, EQUAL, Data
-from remix_jax.reporting.plotting import BLACK, GREY
 from remix_jax.reporting.plotting_methods import REFERENCE, method_style
+from remix_jax.run.figures import BLACK, GREY
 
 TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50)
 LABELS = {EQUAL: "equal learning rate", BEST: "each at its own best"}

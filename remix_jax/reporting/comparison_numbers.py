@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from remix_jax.errors import InputError
-from remix_jax.reporting import bootstrap, records, report
+from remix_jax.reporting import bootstrap, records
+from remix_jax.run import report
 
 KEYS = (
     "about", "levels", "target", "equal_learning_rate", "learning_rates", "methods",

@@ -15,8 +15,8 @@ from remix_jax.reporting import bootstrap
 from remix_jax.reporting import comparison_numbers as numbers
 from remix_jax.reporting.comparison_forest import draw_ratios
 from remix_jax.reporting.comparison_numbers import BEST, EQUAL, Data
-from remix_jax.reporting.plotting import GREY, PERCENT, STYLE, X_LABELS, save
 from remix_jax.reporting.plotting_methods import REFERENCE, method_style
+from remix_jax.run.figures import GREY, PERCENT, STYLE, X_LABELS, save
 
 TITLES = {EQUAL: "equal learning rate", BEST: "each at its own best learning rate"}
 

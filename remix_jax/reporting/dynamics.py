@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from remix_jax.errors import InputError
-from remix_jax.reporting import bootstrap, dynamics_plot, plotting, records, report
+from remix_jax.reporting import bootstrap, dynamics_plot, records
 from remix_jax.reporting import dynamics_numbers as numbers
 from remix_jax.reporting.comparison_tables import about_lines, cell, percent
-from remix_jax.reporting.console import ages
 from remix_jax.reporting.dynamics_numbers import Data
-from remix_jax.reporting.metrics import Metrics
+from remix_jax.run import figures as plotting
+from remix_jax.run import report
+from remix_jax.sinks.console import ages
+from remix_jax.sinks.metrics import Metrics
 
 POINTS = 48  # of a series, at most
 DIGITS = 4

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from remix_jax.errors import InputError
-from remix_jax.reporting import bootstrap, records, report
+from remix_jax.reporting import bootstrap, records
+from remix_jax.run import report
 
 KEYS = ("about", "levels", "panels", "trials", "findings")
 BUDGET = 1024  # rollouts at which early accuracy is read

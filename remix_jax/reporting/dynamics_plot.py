@@ -12,10 +12,12 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
-from remix_jax.reporting import bootstrap, report
+from remix_jax.reporting import bootstrap
 from remix_jax.reporting import dynamics_numbers as numbers
 from remix_jax.reporting.dynamics_numbers import Data, Trial
-from remix_jax.reporting.plotting import (
+from remix_jax.reporting.plotting_methods import MARKERS, line_style
+from remix_jax.run import report
+from remix_jax.run.figures import (
     AMBER,
     BLUE,
     GREEN,
@@ -29,7 +31,6 @@ from remix_jax.reporting.plotting import (
     logarithmic,
     save,
 )
-from remix_jax.reporting.plotting_methods import MARKERS, line_style
 
 BAND = "bands: 95 % bootstrap interval of the median over seeds (range with fewer than three)"
 AGE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)

@@ -9,8 +9,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from remix_jax.errors import InputError
-from remix_jax.reporting import plotting, records, report
+from remix_jax.reporting import records
 from remix_jax.reporting.comparison_numbers import rate_text
+from remix_jax.run import figures as plotting
+from remix_jax.run import report
 
 KEYS = ("about", "rollouts", "learning_rates", "selection_seeds", "methods", "trials")
 NAME = "family"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from remix_jax.reporting import comparison_numbers as numbers
-from remix_jax.reporting.plotting import AMBER, BLUE, GREEN, ORANGE, PURPLE, SKY
+from remix_jax.run.figures import AMBER, BLUE, GREEN, ORANGE, PURPLE, SKY
 
 REFERENCE = "#4D4D4D"
 OTHERS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)

@@ -12,8 +12,8 @@ from remix_jax.errors import InputError
 from remix_jax.reporting import bootstrap, prefix_plot, records
 from remix_jax.reporting import prefix_numbers as numbers
 from remix_jax.reporting.comparison_tables import about_lines, cell, percent
-from remix_jax.reporting.metrics import Metrics
 from remix_jax.reporting.prefix_numbers import Data
+from remix_jax.sinks.metrics import Metrics
 
 QUARTERS = 4
 _BIN = "reward/prefix_"

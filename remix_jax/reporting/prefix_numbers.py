@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from remix_jax.errors import InputError
-from remix_jax.reporting import bootstrap, records, report
+from remix_jax.reporting import bootstrap, records
+from remix_jax.run import report
 
 KEYS = (
     "about", "budget", "bank", "bar", "learning_rates", "selection_seeds", "arms", "trials",

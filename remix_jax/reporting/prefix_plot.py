@@ -7,10 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from remix_jax.reporting import bootstrap, plotting
+from remix_jax.reporting import bootstrap
 from remix_jax.reporting import prefix_numbers as numbers
-from remix_jax.reporting.plotting import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 from remix_jax.reporting.prefix_numbers import Data
+from remix_jax.run import figures as plotting
+from remix_jax.run.figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 
 _PREFIXED = (BLUE, SKY, GREEN)
 _OTHERS = (GREY, BLACK, ORANGE, AMBER, PURPLE)

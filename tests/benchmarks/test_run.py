@@ -10,13 +10,13 @@ import sys
 
 import pytest
 
-from remix_jax.benchmarks import record, results, run
-from remix_jax.benchmarks.reflection import reflects
-from remix_jax.benchmarks.settings import Settings, row_id, samples_of, validate
 from remix_jax.data.benchmark_sets import BENCHMARKS
 from remix_jax.data.problems import Problem
 from remix_jax.errors import InputError
-from remix_jax.reporting.console import Console
+from remix_jax.evaluation import record, results, run
+from remix_jax.evaluation.reflection import reflects
+from remix_jax.evaluation.settings import Settings, row_id, samples_of, validate
+from remix_jax.sinks.console import Console
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FIXTURES = ROOT / "tests" / "fixtures" / "benchmarks"

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from remix_jax.benchmarks import statistics
+from remix_jax.evaluation import statistics
 
 
 @pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (5, 0), (5, 2), (5, 5), (8, 3)])

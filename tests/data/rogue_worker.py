@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-from remix_jax.data import grader_worker
+from remix_jax.grading import worker as grader_worker
 
 
 def compare(answer: str, gold: str) -> bool:

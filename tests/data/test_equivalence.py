@@ -3,8 +3,8 @@ import pathlib
 import pytest
 
 from experiments import stress_grading as stress
-from remix_jax.data.grader_pool import GraderPool
-from remix_jax.data.grading import grade, grade_many
+from remix_jax.grading.pool import GraderPool
+from remix_jax.grading.verdicts import grade, grade_many
 from tests.data import agreement
 
 
@@ -152,7 +152,7 @@ def test_the_worker_refuses_to_evaluate(tmp_path):
     import sys
 
     code = (
-        "from remix_jax.data import equivalence as e; import sympy, os; e.forbid_evaluation()\n"
+        "from remix_jax.grading import equivalence as e; import sympy, os; e.forbid_evaluation()\n"
         "def refused(f, *a):\n"
         "    try: f(*a)\n"
         "    except e.EvaluationError: return True\n"

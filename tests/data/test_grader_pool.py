@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from remix_jax.data import grader_worker
-from remix_jax.data.grader_pool import GraderPool
+from remix_jax.grading import worker as grader_worker
+from remix_jax.grading.pool import GraderPool
 
 ROGUE = "tests.data.rogue_worker"
 SANE = [(str(i), str(i - i % 3)) for i in range(60)]
@@ -99,7 +99,7 @@ def test_close_leaves_no_process_and_no_zombie():
 def test_workers_end_with_a_killed_parent(answer):
     code = (
         "import sys, threading, time\n"
-        "from remix_jax.data.grader_pool import GraderPool\n"
+        "from remix_jax.grading.pool import GraderPool\n"
         f"pool = GraderPool(workers=1, seconds=0.5, module={ROGUE!r})\n"
         "pool.compare([('a', 'a')])\n"
         f"threading.Thread(target=pool.compare, args=([({answer!r}, 'b')],), daemon=True).start()\n"
@@ -161,7 +161,7 @@ def test_workers_that_do_not_start_are_an_error():
 
 def test_workers_import_no_jax():
     code = (
-        "import sys; from remix_jax.data import equivalence, grader_worker;"
+        "import sys; from remix_jax.grading import equivalence, worker;"
         "sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

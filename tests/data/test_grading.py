@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from remix_jax.data.grading import Verdict, format_ok, grade
+from remix_jax.grading.verdicts import Verdict, format_ok, grade
 
 LONG = 1_000_000
 

@@ -9,7 +9,7 @@ import sys
 
 from experiments.configs import arithmetic_remix_grpo, arithmetic_remix_ppo
 from remix_jax.config import Config
-from remix_jax.reporting.console import Console
+from remix_jax.sinks.console import Console
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 

@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from experiments.arithmetic import make_base, task
-from remix_jax.data.grading import format_ok, grade
 from remix_jax.data.problems import load_problems
+from remix_jax.grading.verdicts import format_ok, grade
 from remix_jax.models import huggingface
 
 SHIPPED = pathlib.Path(make_base.__file__).resolve().parent

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import benchmark_accelerator as benchmark
 from remix_jax import config_rules
-from remix_jax.learner import chips
+from remix_jax.run import chips
 from tests.tiny_models import decoder_config
 
 

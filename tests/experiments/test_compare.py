@@ -8,9 +8,9 @@ from experiments import dynamics, trials
 from experiments.methods import METHODS
 from experiments.trials import Trial
 from remix_jax import config_rules
-from remix_jax.learner import loop
 from remix_jax.learner import programs as compiled
 from remix_jax.reporting import comparison
+from remix_jax.run import loop
 from tests.experiments.runs import quiet, run_main, small_config
 
 SMALL = {

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from experiments.configs import gsm8k_0p5b
-from remix_jax.benchmarks import record, run
-from remix_jax.benchmarks.settings import Settings
 from remix_jax.data.benchmark_sets import BENCHMARKS, locate
 from remix_jax.data.problems import load_problems
-from remix_jax.learner import loop
-from remix_jax.learner.rollout import load_vocabulary
+from remix_jax.evaluation import record, run
+from remix_jax.evaluation.settings import Settings
 from remix_jax.models import huggingface
-from remix_jax.reporting.console import Console
+from remix_jax.rollout.rollouts import load_vocabulary
+from remix_jax.run import loop
+from remix_jax.sinks.console import Console
 from tests import bpe_models
 from tests.experiments.runs import figures, quiet
 

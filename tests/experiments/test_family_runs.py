@@ -11,11 +11,11 @@ from experiments.configs.family import base, sft
 from remix_jax import config as configs
 from remix_jax import config_rules
 from remix_jax.errors import InputError
-from remix_jax.learner import loop
-from remix_jax.learner.experts import with_traces
-from remix_jax.learner.rollout import load_vocabulary, problem_set
 from remix_jax.reporting import family_report
 from remix_jax.rl.family import METHODS
+from remix_jax.rollout.experts import with_traces
+from remix_jax.rollout.rollouts import load_vocabulary, problem_set
+from remix_jax.run import loop
 from tests.experiments.runs import figures, quiet, small_config
 from tests.reporting import redrawn
 

@@ -10,9 +10,9 @@ from remix_jax import config as configs
 from remix_jax import config_rules
 from remix_jax.data import traces
 from remix_jax.errors import InputError
-from remix_jax.learner import prefixed
-from remix_jax.learner.rollout import load_vocabulary, problem_set
 from remix_jax.models.digest import model_digest
+from remix_jax.rollout import prefixed
+from remix_jax.rollout.rollouts import load_vocabulary, problem_set
 
 
 def plan(tmp_path, budget=8e11):

@@ -11,8 +11,8 @@ import pytest
 from experiments.configs import arithmetic_prefix_reinforce
 from remix_jax.data import traces
 from remix_jax.errors import InputError
-from remix_jax.learner import loop, resume
-from remix_jax.learner.setup import prepare
+from remix_jax.run import loop, resume
+from remix_jax.run.setup import prepare
 from tests.experiments.runs import figures, quiet, run_main
 
 PRESET = "experiments/configs/arithmetic_prefix_reinforce.py"

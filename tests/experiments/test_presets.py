@@ -15,14 +15,14 @@ from experiments.configs import (
     remix_ppo_1p5b,
     remix_ppo_7b,
 )
+from launch import dry_run
 from remix_jax import config as configs
 from remix_jax.errors import InputError
-from remix_jax.learner import dry_run
 from remix_jax.learner.programs import abstract_state
-from remix_jax.learner.setup import prepare, state_bytes
 from remix_jax.learner.state import make_learner
 from remix_jax.models.sampling import _grow
-from remix_jax.reporting.console import Console
+from remix_jax.run.setup import prepare, state_bytes
+from remix_jax.sinks.console import Console
 from tests.experiments.runs import small_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent

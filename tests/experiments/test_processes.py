@@ -14,7 +14,7 @@ import pytest
 
 from remix_jax import processes
 from remix_jax.errors import InputError
-from remix_jax.learner import loop
+from remix_jax.run import loop
 from tests.experiments.runs import figures, quiet, small_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent

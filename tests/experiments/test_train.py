@@ -18,12 +18,13 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import kills, main
 from remix_jax import config as configs
-from remix_jax.data import grader_pool, grading
 from remix_jax.errors import InputError
-from remix_jax.learner import loop, resume, stop
+from remix_jax.grading import pool as grader_pool
+from remix_jax.grading import verdicts as grading
 from remix_jax.learner import programs as compiled
-from remix_jax.learner.setup import prepare
 from remix_jax.models import huggingface
+from remix_jax.run import loop, resume, stop
+from remix_jax.run.setup import prepare
 from tests.experiments.runs import figures, quiet, run_main, small_config
 
 PRESET = "experiments/configs/arithmetic_remix_ppo.py"

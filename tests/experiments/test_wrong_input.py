@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from remix_jax.errors import InputError
-from remix_jax.learner import loop
+from remix_jax.run import loop
 from tests.experiments.runs import quiet, run_main, small_config
 
 PRESET = "experiments/configs/arithmetic_remix_ppo.py"

@@ -14,8 +14,8 @@ import pytest
 
 from remix_jax import sharding
 from remix_jax.errors import InputError
-from remix_jax.learner import checkpoint
-from remix_jax.learner.checkpoint import Checkpoints, check_room, damage, steps
+from remix_jax.run import checkpoint
+from remix_jax.run.checkpoint import Checkpoints, check_room, damage, steps
 from tests.learner.tiny import host, make_config, start
 
 

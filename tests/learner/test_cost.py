@@ -3,8 +3,8 @@
 import pytest
 
 from remix_jax.config import stages
-from remix_jax.learner.cost import step_flops
 from remix_jax.models import flops
+from remix_jax.run.cost import step_flops
 from tests.learner.tiny import POLICY, P, T, grouped, make_config, start
 
 

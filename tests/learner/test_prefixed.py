@@ -14,12 +14,14 @@ from experiments.arithmetic import task
 from experiments.configs import arithmetic_prefix_reinforce
 from remix_jax import config_rules
 from remix_jax.data import traces
-from remix_jax.data.grader_pool import GraderPool
 from remix_jax.data.problems import Problem
 from remix_jax.data.traces import Bank, Trace
 from remix_jax.errors import InputError
-from remix_jax.learner import losses, prefixed
-from remix_jax.learner.rollout import (
+from remix_jax.grading.pool import GraderPool
+from remix_jax.learner import losses
+from remix_jax.models.sampling import Sampled
+from remix_jax.rollout import prefixed
+from remix_jax.rollout.rollouts import (
     Draw,
     Prefix,
     ProblemSet,
@@ -28,7 +30,6 @@ from remix_jax.learner.rollout import (
     prefix_metrics,
     prompt_batch,
 )
-from remix_jax.models.sampling import Sampled
 from remix_jax.types import positions, token_mask
 from tests.learner.tiny import POLICY, P, T, fresh_rows, grouped, start
 from tests.learner.tiny import _score as score

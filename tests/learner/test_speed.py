@@ -5,7 +5,7 @@ import pytest
 
 from remix_jax.config import Stage
 from remix_jax.errors import InputError
-from remix_jax.learner import chips, speed
+from remix_jax.run import chips, speed
 from tests.learner.tiny import P, T, make_config
 
 

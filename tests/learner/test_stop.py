@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remix_jax.learner import stop
-from remix_jax.learner.stop import Preempted, watch
+from remix_jax.run import stop
+from remix_jax.run.stop import Preempted, watch
 
 
 def test_signals_are_told_and_given_back():

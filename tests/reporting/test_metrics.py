@@ -10,8 +10,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from remix_jax.errors import InputError
-from remix_jax.reporting.console import Console, count, duration, fine, number, percent
-from remix_jax.reporting.metrics import (
+from remix_jax.sinks.console import Console, count, duration, fine, number, percent
+from remix_jax.sinks.metrics import (
     JsonLines,
     MetricsWriter,
     SamplesWriter,

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from remix_jax.reporting import plotting, report
+from remix_jax.run import figures as plotting
+from remix_jax.run import report
 
 PANELS = (
     "accuracy_rollouts", "accuracy_seconds", "reward", "response_length", "entropy", "kl", "ratio",

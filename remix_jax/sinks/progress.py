@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from remix_jax.reporting.console import Console, count, duration
+from remix_jax.sinks.console import Console, count, duration
 
 
 class Progress:

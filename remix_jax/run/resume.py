@@ -14,14 +14,14 @@ import jax
 from remix_jax import config as configs
 from remix_jax import processes
 from remix_jax.config import Config
-from remix_jax.data import grading
 from remix_jax.errors import InputError
-from remix_jax.learner.checkpoint import Checkpoints, write_durably
-from remix_jax.learner.prefixed import check_continued, first_cursors
-from remix_jax.learner.record import FILES
-from remix_jax.learner.setup import Setup
+from remix_jax.grading import verdicts as grading
 from remix_jax.learner.state import TrainState, has_precedent
-from remix_jax.reporting.metrics import cut
+from remix_jax.rollout.prefixed import check_continued, first_cursors
+from remix_jax.run.checkpoint import Checkpoints, write_durably
+from remix_jax.run.record import FILES
+from remix_jax.run.setup import Setup
+from remix_jax.sinks.metrics import cut
 
 CONFIG_FILE, _LOCK = "config.json", ".lock"
 

@@ -1,6 +1,6 @@
 """A process that compares answers for a GraderPool: a line in, a byte out, until its input ends.
 
-Started as `python -m remix_jax.data.grader_worker SECONDS`. It imports no JAX and holds nothing
+Started as `python -m remix_jax.grading.worker SECONDS`. It imports no JAX and holds nothing
 that would be missed: the pool may kill it at any moment.
 """
 
@@ -48,7 +48,7 @@ def _reply(compare: Callable[[str, str], bool], answer: str, gold: str) -> bytes
 
 def main() -> None:
     """Serves `equivalence.equivalent`, with everything that executes text shut off."""
-    from remix_jax.data import equivalence
+    from remix_jax.grading import equivalence
 
     equivalence.equivalent(r"\frac{(x+1)^2}{\sqrt{3}}", r"\frac{1+2x+x^2}{\sqrt{3}}")  # warms up
     equivalence.forbid_evaluation()

@@ -24,8 +24,8 @@ from jax.experimental import multihost_utils
 
 from remix_jax import processes
 from remix_jax.errors import InputError
-from remix_jax.learner.setup import size_text
 from remix_jax.learner.state import TrainState, copy
+from remix_jax.run.setup import size_text
 
 MANIFEST, HOST, STATE = "manifest.json", "host.json", "state"
 _WRITING, _DELETING, _REFUSED = "writing-", "deleting-", "refused-"

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from remix_jax.reporting.metrics import METRICS_FILE, SAMPLES_FILE, MetricsWriter, SamplesWriter
+from remix_jax.sinks.metrics import METRICS_FILE, SAMPLES_FILE, MetricsWriter, SamplesWriter
 
 FILES = (METRICS_FILE, SAMPLES_FILE)
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from remix_jax.errors import InputError
-from remix_jax.reporting.tensorboard import Board
+from remix_jax.sinks.tensorboard import Board
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -156,7 +156,7 @@ class MetricsWriter:
 
     Args:
       workdir: directory of the run; made if it is not there.
-      console: a `remix_jax.reporting.console.Console`, or None for silence.
+      console: a `remix_jax.sinks.console.Console`, or None for silence.
     """
 
     def __init__(self, workdir: str | pathlib.Path, console: Display | None = None) -> None:

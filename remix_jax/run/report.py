@@ -14,8 +14,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from remix_jax.reporting.console import PHASES, count, percent
-from remix_jax.reporting.metrics import Metrics
+from remix_jax.sinks.console import PHASES, count, percent
+from remix_jax.sinks.metrics import Metrics
 
 ACCURACY = "eval/mean"
 LEVELS = (0.6, 0.7, 0.8, 0.9)

@@ -8,11 +8,11 @@ import numpy as np
 
 from remix_jax import processes
 from remix_jax.config import Config
-from remix_jax.data import grading
-from remix_jax.data.grader_pool import GraderPool
 from remix_jax.data.problems import Problem
+from remix_jax.grading import verdicts as grading
+from remix_jax.grading.pool import GraderPool
 from remix_jax.learner.programs import Program
-from remix_jax.learner.rollout import ProblemSet, Vocabulary, decode, prompt_batch
+from remix_jax.rollout.rollouts import ProblemSet, Vocabulary, decode, prompt_batch
 from remix_jax.sharding import put
 
 

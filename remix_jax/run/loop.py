@@ -14,27 +14,27 @@ from jax.sharding import Mesh
 from remix_jax import config as configs
 from remix_jax import processes
 from remix_jax.config import Config
-from remix_jax.data import grading
-from remix_jax.evaluation import evaluate
+from remix_jax.evaluation.respond import evaluate
+from remix_jax.grading import verdicts as grading
 from remix_jax.learner import programs as compiled
-from remix_jax.learner import resume
-from remix_jax.learner.checkpoint import Checkpoints, SaveError, check_room
-from remix_jax.learner.cost import base_weight, sampling_flops, step_flops
-from remix_jax.learner.experts import expert_rows
-from remix_jax.learner.prefixed import draw_problems
 from remix_jax.learner.programs import Programs
-from remix_jax.learner.record import Nowhere, Record
-from remix_jax.learner.rollout import Rollouts, grade_rollouts, prompt_batch
-from remix_jax.learner.setup import Setup, memory_plan, plan, prepare, tree_bytes
-from remix_jax.learner.speed import Profiler, Window, speeds
 from remix_jax.learner.state import TrainState, fault_names, fetch_anchors, rest_anchors
-from remix_jax.learner.stop import Preempted, Stop, watch
 from remix_jax.models import huggingface
-from remix_jax.reporting import plotting, report
-from remix_jax.reporting.console import Console
-from remix_jax.reporting.metrics import MetricsWriter, SamplesWriter, read_metrics
 from remix_jax.rl import replay
+from remix_jax.rollout.experts import expert_rows
+from remix_jax.rollout.prefixed import draw_problems
+from remix_jax.rollout.rollouts import Rollouts, grade_rollouts, prompt_batch
+from remix_jax.run import figures as plotting
+from remix_jax.run import report, resume
+from remix_jax.run.checkpoint import Checkpoints, SaveError, check_room
+from remix_jax.run.cost import base_weight, sampling_flops, step_flops
+from remix_jax.run.record import Nowhere, Record
+from remix_jax.run.setup import Setup, memory_plan, plan, prepare, tree_bytes
+from remix_jax.run.speed import Profiler, Window, speeds
+from remix_jax.run.stop import Preempted, Stop, watch
 from remix_jax.sharding import put, whole
+from remix_jax.sinks.console import Console
+from remix_jax.sinks.metrics import MetricsWriter, SamplesWriter, read_metrics
 
 TRACE = "profile"  # a run's directory of traces
 

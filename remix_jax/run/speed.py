@@ -6,7 +6,7 @@ import jax
 
 from remix_jax.config import Config, Stage
 from remix_jax.errors import InputError
-from remix_jax.learner import chips
+from remix_jax.run import chips
 
 Window = tuple[int, int]  # first step of a trace, and how many
 

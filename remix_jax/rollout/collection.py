@@ -18,25 +18,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remix_jax.data import grading, traces
-from remix_jax.data.grader_pool import GraderPool
+from remix_jax.data import traces
 from remix_jax.data.problems import Problem, load_problems
 from remix_jax.data.prompts import encode_prompts
 from remix_jax.data.traces import BANK_FILE, Bank, Trace
 from remix_jax.errors import InputError
+from remix_jax.grading import verdicts as grading
+from remix_jax.grading.pool import GraderPool
 from remix_jax.learner.programs import Program, compile_sampler
-from remix_jax.learner.rollout import (
+from remix_jax.models import flops, huggingface
+from remix_jax.models.decoder import DecoderConfig
+from remix_jax.models.digest import model_digest
+from remix_jax.models.sampling import SamplerSettings
+from remix_jax.rollout.rollouts import (
     Vocabulary,
     load_vocabulary,
     prompt_batch,
     response_ids,
     texts_of,
 )
-from remix_jax.models import flops, huggingface
-from remix_jax.models.decoder import DecoderConfig
-from remix_jax.models.digest import model_digest
-from remix_jax.models.sampling import SamplerSettings
-from remix_jax.reporting.console import Console, count, duration
+from remix_jax.sinks.console import Console, count, duration
 
 Accept = Callable[[str, str], bool]
 ATTEMPT_BITS, PLACE_BITS = 14, 17  # of a response's number

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
-from remix_jax.reporting import report
-from remix_jax.reporting.console import PHASES, ages
-from remix_jax.reporting.metrics import Metrics
+from remix_jax.run import report
+from remix_jax.sinks.console import PHASES, ages
+from remix_jax.sinks.metrics import Metrics
 
 BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
@@ -73,7 +73,7 @@ def figures(metrics: Sequence[Metrics], directory: str | pathlib.Path) -> list[p
     A dashed vertical line marks policy reincarnation (the change of stage) where there was one.
 
     Args:
-      metrics: one run, as `remix_jax.reporting.metrics.read_metrics` gives it.
+      metrics: one run, as `remix_jax.sinks.metrics.read_metrics` gives it.
       directory: where the files go; made if it is not there.
     """
     directory = pathlib.Path(directory)

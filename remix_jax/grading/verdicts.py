@@ -14,8 +14,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from remix_jax.data import answers as texts
-from remix_jax.data.grader_pool import GraderPool, Pair
+from remix_jax.grading import answers as texts
+from remix_jax.grading.pool import GraderPool, Pair
 
 Reason = Literal["match", "wrong", "timeout", "empty-box", "unbalanced-box", "no-box"]
 Answers = str | float | Sequence[str | float]
@@ -79,7 +79,7 @@ def version() -> str:
     """A key for verdicts: it changes with the grader's code and with the libraries it asks."""
     digest = hashlib.blake2b(digest_size=8)
     here = pathlib.Path(__file__).parent
-    for name in ("answers", "equivalence", "grader_worker", "grading", "shapes"):
+    for name in ("answers", "equivalence", "shapes", "verdicts", "worker"):
         digest.update((here / f"{name}.py").read_bytes())
     for package in ("math-verify", "latex2sympy2_extended", "sympy"):
         digest.update(f"{package} {importlib.metadata.version(package)}".encode())

@@ -10,8 +10,8 @@ from remix_jax.config import Config
 from remix_jax.data import traces
 from remix_jax.data.problems import Cursor, take
 from remix_jax.errors import InputError
-from remix_jax.learner.rollout import Draw, Prefix, ProblemSet, Vocabulary
 from remix_jax.rl.prefixes import draw_cuts, prefixed_units
+from remix_jax.rollout.rollouts import Draw, Prefix, ProblemSet, Vocabulary
 
 _BOX = "\\boxed"
 

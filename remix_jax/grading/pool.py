@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from remix_jax.data import grader_worker
+from remix_jax.grading import worker as grader_worker
 
 Pair = tuple[str, str]  # (answer, gold)
 

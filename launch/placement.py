@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 
+from launch import dry_run
 from remix_jax import sharding
 from remix_jax.config import Config, micro_batch_rows
-from remix_jax.learner import dry_run
-from remix_jax.learner.setup import check_mesh, size_text, tree_bytes
 from remix_jax.learner.state import TrainState
-from remix_jax.reporting.console import Console
+from remix_jax.run.setup import check_mesh, size_text, tree_bytes
+from remix_jax.sinks.console import Console
 from remix_jax.types import empty_rows
 
 

@@ -21,7 +21,10 @@ from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner import losses
 from remix_jax.learner.programs import abstract_state
-from remix_jax.learner.setup import (
+from remix_jax.learner.state import Learner, TrainState, make_learner
+from remix_jax.models import huggingface
+from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.run.setup import (
     check_mesh,
     check_width,
     method_plan,
@@ -32,10 +35,7 @@ from remix_jax.learner.setup import (
     wave_plan,
     waves,
 )
-from remix_jax.learner.state import Learner, TrainState, make_learner
-from remix_jax.models import huggingface
-from remix_jax.models.decoder import Decoder, DecoderConfig
-from remix_jax.reporting.console import Console
+from remix_jax.sinks.console import Console
 from remix_jax.types import empty_rows
 
 MODEL_CONFIG = "config.json"

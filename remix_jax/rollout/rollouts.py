@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 
 from remix_jax import processes, types
 from remix_jax.config import Config, set_name
-from remix_jax.data import grading
-from remix_jax.data.grader_pool import GraderPool
 from remix_jax.data.problems import Problem, load_problems
 from remix_jax.data.prompts import encode_prompts, pad_left
+from remix_jax.grading import verdicts as grading
+from remix_jax.grading.pool import GraderPool
 from remix_jax.models import huggingface
 from remix_jax.models.sampling import Sampled
 from remix_jax.sharding import put

@@ -10,15 +10,15 @@ from remix_jax import config as configs
 from remix_jax import config_rules, sharding
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.learner.experts import Traces, with_traces
-from remix_jax.learner.prefixed import Prefixes, load_prefixes, prefix_plan
 from remix_jax.learner.programs import Programs
-from remix_jax.learner.rollout import ProblemSet, Vocabulary, load_vocabulary, problem_set
 from remix_jax.learner.state import Learner, TrainState, make_learner, place_state
 from remix_jax.models import attention, huggingface
 from remix_jax.models.decoder import DecoderConfig
 from remix_jax.models.waves import Waves, in_waves
 from remix_jax.rl import family
+from remix_jax.rollout.experts import Traces, with_traces
+from remix_jax.rollout.prefixed import Prefixes, load_prefixes, prefix_plan
+from remix_jax.rollout.rollouts import ProblemSet, Vocabulary, load_vocabulary, problem_set
 
 _SKIPPED_SHOWN = 5  # malformed rows told in the plan
 

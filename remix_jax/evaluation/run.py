@@ -14,21 +14,21 @@ import jax
 from jax.sharding import Mesh
 
 from remix_jax import processes, sharding
-from remix_jax.benchmarks import record, results
-from remix_jax.benchmarks.reflection import reflects
-from remix_jax.benchmarks.settings import PLACE_BITS, Settings, identity, row_id, validate
-from remix_jax.data import grading
 from remix_jax.data.benchmark_sets import BENCHMARKS, locate
 from remix_jax.data.problems import INSTRUCTION, Problem, load_problems
 from remix_jax.data.prompts import encode_prompts
 from remix_jax.errors import InputError
-from remix_jax.evaluation import Response, Shape, respond
+from remix_jax.evaluation import record, results
+from remix_jax.evaluation.reflection import reflects
+from remix_jax.evaluation.respond import Response, Shape, respond
+from remix_jax.evaluation.settings import PLACE_BITS, Settings, identity, row_id, validate
+from remix_jax.grading import verdicts as grading
 from remix_jax.learner.programs import compile_sampler
-from remix_jax.learner.rollout import Vocabulary, load_vocabulary
 from remix_jax.models import huggingface
 from remix_jax.models.sampling import SamplerSettings
-from remix_jax.reporting.console import Console
-from remix_jax.reporting.progress import Progress
+from remix_jax.rollout.rollouts import Vocabulary, load_vocabulary
+from remix_jax.sinks.console import Console
+from remix_jax.sinks.progress import Progress
 
 # Prompts are padded to the least of limit / 16, limit / 4, limit that holds them: three programs at
 # most, and no short prompt pays for the cache of a long one.

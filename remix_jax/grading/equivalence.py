@@ -25,7 +25,7 @@ from sympy.matrices import MatrixBase
 from sympy.parsing import sympy_parser
 from sympy.polys import monomials
 
-from remix_jax.data import answers, shapes
+from remix_jax.grading import answers, shapes
 
 _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none"

@@ -11,10 +11,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from remix_jax.benchmarks import statistics
-from remix_jax.data import grading
 from remix_jax.data.problems import Problem
-from remix_jax.reporting.console import count, percent
+from remix_jax.evaluation import statistics
+from remix_jax.grading import verdicts as grading
+from remix_jax.sinks.console import count, percent
 
 RATES = ("truncated", "format", "reflection")
 NOTES = (

@@ -14,8 +14,8 @@ from remix_jax.data import traces
 from remix_jax.data.problems import Problem
 from remix_jax.data.traces import Trace
 from remix_jax.errors import InputError
-from remix_jax.learner.rollout import Draw, ProblemSet, Vocabulary, prompt_batch
 from remix_jax.rl import expert, family
+from remix_jax.rollout.rollouts import Draw, ProblemSet, Vocabulary, prompt_batch
 
 Traces = Mapping[tuple, tuple[int, ...]]
 """Token ids of a verified response by (text, answers) of the problem."""
