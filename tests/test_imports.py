@@ -1,4 +1,4 @@
-"""Imports point one way: types, config <- rl, models, data, grading <- learner, rollout <- evaluation <- run."""
+"""Imports point one way: types, config, rl, models, data <- learner, rollout <- run."""
 
 import ast
 import pathlib
