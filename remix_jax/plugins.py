@@ -1,0 +1,109 @@
+"""Functions of the user: `path/to/file.py:function` or `package.module:function` of a config."""
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pathlib
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from remix_jax.errors import InputError
+
+_FORMS = "expected path/to/file.py:function or package.module:function"
+
+
+def load(spec: str, what: str) -> Callable[..., Any]:
+    """The function (or class) that `spec` names.
+
+    A file is looked for from the working directory on and may import what lies beside it; a module
+    is looked for as Python does, the working directory included. Either is imported once a process.
+
+    Args:
+      spec: `path/to/file.py:function` or `package.module:function`.
+      what: names the setting in errors, as "config.reward.functions".
+
+    Raises:
+      InputError: no such file, module or function, it cannot be called, or its import failed.
+    """
+    source, _, name = spec.rpartition(":")
+    if not source or not name.isidentifier():
+        raise InputError(f"{what} = {spec!r}: {_FORMS}")
+    module = _module(source, f"{what} = {spec!r}")
+    found = getattr(module, name, None)
+    if found is None:
+        functions = [n for n, f in vars(module).items() if inspect.isfunction(f) and n[0] != "_"]
+        raise InputError(
+            f"{what} = {spec!r}: {source} has no {name}; its functions: "
+            f"{', '.join(functions) or 'none'}"
+        )
+    if not callable(found):
+        raise InputError(f"{what} = {spec!r}: {name} is no function but {type(found).__name__}")
+    return found
+
+
+def digest(function: Callable[..., Any]) -> str:
+    """A digest of the source file that defines a function; "" where it has none."""
+    try:
+        source = pathlib.Path(inspect.getsourcefile(inspect.unwrap(function)) or "").read_bytes()
+    except (TypeError, OSError):
+        return ""
+    return hashlib.sha256(source).hexdigest()[:16]
+
+
+def _module(source: str, where: str) -> ModuleType:
+    is_file = source.endswith(".py")
+    path = pathlib.Path(source).expanduser().resolve()
+    if is_file and not path.is_file():
+        raise InputError(f"{where}: no such file {path}")
+    for directory in dict.fromkeys((str(pathlib.Path.cwd()), *([str(path.parent)] * is_file))):
+        if directory not in sys.path:
+            sys.path.append(directory)
+    try:
+        return _from_file(path) if is_file else importlib.import_module(source)
+    except ModuleNotFoundError as error:
+        if not is_file and error.name and f"{source}.".startswith(f"{error.name}."):
+            raise InputError(f"{where}: no module {error.name!r}; {_FORMS}") from None
+        raise InputError(f"{where}: {error_line(error)}") from None
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise InputError(f"{where}: {error_line(error)}") from None
+
+
+def _from_file(path: pathlib.Path) -> ModuleType:
+    """The module of a file, under a name of its own, so that files of one name do not meet."""
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def error_line(error: BaseException) -> str:
+    """One line of an exception: `file.py:12: NameError: name 'x' is not defined`.
+
+    The line is the innermost one of code that is no library's, if there is one.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if not f.filename.startswith("<") and f.filename != __file__
+    ]
+    libraries = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
+    own = [f for f in frames if not f.filename.startswith(libraries)] or frames
+    where = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
+    return f"{where}{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
