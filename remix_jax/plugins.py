@@ -4,10 +4,12 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import pathlib
 import sys
 import sysconfig
 import traceback
+import urllib.parse
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -44,6 +46,29 @@ def load(spec: str, what: str) -> Callable[..., Any]:
     if not callable(found):
         raise InputError(f"{what} = {spec!r}: {name} is no function but {type(found).__name__}")
     return found
+
+
+def split_options(spec: str, what: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options of `NAME?option=value&option=value`.
+
+    Values are read as JSON where they can be (numbers, true, null, lists), else taken as text;
+    `%26` and the like stand for characters that separate.
+
+    Raises:
+      InputError: an option without a value, or given twice.
+    """
+    name, _, rest = spec.partition("?")
+    options: dict[str, Any] = {}
+    for part in filter(None, rest.split("&")):
+        key, equals, text = part.partition("=")
+        if not key.isidentifier() or not equals or key in options:
+            raise InputError(f"{what} = {spec!r}: {part!r}; expected NAME?option=value&...")
+        text = urllib.parse.unquote(text)
+        try:
+            options[key] = json.loads(text)
+        except ValueError:
+            options[key] = text
+    return name, options
 
 
 def digest(function: Callable[..., Any]) -> str:

@@ -68,3 +68,14 @@ def test_what_cannot_be_loaded(here, spec, said):
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(f"config.reward.functions = {spec!r}: ")
+
+
+def test_options():
+    assert plugins.split_options("math", "x") == ("math", {})
+    assert plugins.split_options("a/b.py:f?n=3&x=.5&y=0.5&flag=true&text=so it is%26b=c", "x") == (
+        "a/b.py:f",
+        {"n": 3, "x": ".5", "y": 0.5, "flag": True, "text": "so it is&b=c"},
+    )
+    for bad in ("a?b", "a?b=1&b=2", "a?1=2"):
+        with pytest.raises(InputError, match="expected NAME"):
+            plugins.split_options(bad, "config.data.train")
