@@ -20,6 +20,7 @@ from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.run.checkpoint import SaveError
 from remix_jax.run.loop import FaultError, Outcome
+from remix_jax.text import one_line
 
 PREEMPTED = os.EX_TEMPFAIL
 
@@ -55,7 +56,7 @@ def config_of(flag: flags.FlagHolder) -> Config:
     try:
         config = flag.value
     except Exception as error:  # a config file is a program: it can fail in any way
-        raise InputError(f"--config: {type(error).__name__}: {_one_line(error)}") from None
+        raise InputError(f"--config: {type(error).__name__}: {one_line(error)}") from None
     if not isinstance(config, Config):
         raise InputError(f"--config: get_config() gave {type(config).__name__}, not a Config")
     return config
@@ -68,7 +69,7 @@ def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
         try:
             return flags.FLAGS(argv)
         except (flags.Error, KeyError, TypeError, ValueError, OSError) as error:
-            _refuse(_one_line(error))
+            _refuse(one_line(error))
 
     def body(argv):
         if len(argv) > 1:
@@ -84,12 +85,12 @@ def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
         except InputError as error:
             _refuse(str(error))
         except (FaultError, SaveError, OSError) as error:
-            _end(f"failed: {_one_line(error)}", 1)
+            _end(f"failed: {one_line(error)}", 1)
         except Exception as error:
             if not jax.distributed.is_initialized():
                 raise
             traceback.print_exc()
-            _end(f"failed: {type(error).__name__}: {_one_line(error)[:300]}", 1)
+            _end(f"failed: {type(error).__name__}: {one_line(error)}", 1)
 
     logging.set_verbosity(logging.ERROR)  # orbax tells of every file it writes
     app.run(body, flags_parser=parse)
@@ -108,11 +109,6 @@ def _end(message: str, code: int):
     sys.stderr.flush()
     # An orderly end would wait for the others, who may wait for this one. They notice and end too.
     os._exit(code)
-
-
-def _one_line(error: Exception) -> str:
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split())
 
 
 def leave(outcome: Outcome) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from remix_jax.errors import InputError
+from remix_jax.text import one_line
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 PREPARED = "dataset_info.json"  # every directory that TFDS prepared holds one
@@ -80,7 +81,7 @@ def _read_parquet(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
                     number += 1
                     yield f"{path}, row {number}", row
     except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names in no UTF-8
-        raise InputError(f"{path}: not a readable parquet file ({_one_line(error)})") from None
+        raise InputError(f"{path}: not a readable parquet file ({one_line(error)})") from None
 
 
 def _read_prepared(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
@@ -99,7 +100,7 @@ def _read_prepared(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         splits = sorted(builder.info.splits)
         source = builder.as_data_source(split=splits[0]) if len(splits) == 1 else None
     except Exception as error:  # TFDS raises many kinds for damaged or unsupported directories
-        raise InputError(f"{path}: TFDS cannot read it ({_one_line(error)})") from None
+        raise InputError(f"{path}: TFDS cannot read it ({one_line(error)})") from None
     if source is None:
         raise InputError(f"{path}: has the splits {', '.join(splits)}; a problem set has one")
     for i in range(len(source)):
@@ -146,15 +147,11 @@ def _text(path: pathlib.Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable UTF-8 file ({_one_line(error)})") from None
+        raise InputError(f"{path}: not a readable UTF-8 file ({one_line(error)})") from None
 
 
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        return Unreadable(f"not JSON ({_one_line(error)})")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        return Unreadable(f"not JSON ({one_line(error)})")

@@ -14,7 +14,7 @@ from rich.text import Text
 from remix_jax.data.problems import Problem
 from remix_jax.evaluation import statistics
 from remix_jax.grading import verdicts as grading
-from remix_jax.sinks.console import count, percent
+from remix_jax.text import count, percent
 
 RATES = ("truncated", "format", "reflection")
 NOTES = (

@@ -12,6 +12,7 @@ from typing import Any
 
 from remix_jax.errors import InputError
 from remix_jax.models.decoder import DecoderConfig, RopeScaling
+from remix_jax.text import one_line
 
 CONFIG = "config.json"
 ARCHITECTURES = {
@@ -120,11 +121,6 @@ def read_json(path: pathlib.Path) -> dict:
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a JSON object, holds a {type(content).__name__}")
     return content
-
-
-def one_line(error: Exception) -> str:
-    """What an exception says, on one line of bounded length."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _check_supported(raw: dict, where: pathlib.Path) -> None:

@@ -5,7 +5,8 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from remix_jax.errors import InputError
-from remix_jax.models.hf_config import CONFIG, existing_directory, one_line, read_json
+from remix_jax.models.hf_config import CONFIG, existing_directory, read_json
+from remix_jax.text import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

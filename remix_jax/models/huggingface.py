@@ -25,13 +25,13 @@ from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.hf_config import (
     CONFIG,
     existing_directory,
-    one_line,
     plain_config,
     read_config,
     read_json,
 )
 from remix_jax.models.hf_tokenizer import TOKENIZER_FILES, eos_ids, load_tokenizer, pad_id
 from remix_jax.sharding import spec_of
+from remix_jax.text import one_line
 
 __all__ = ["check_target", "eos_ids", "load", "load_tokenizer", "pad_id", "read_config", "save"]
 

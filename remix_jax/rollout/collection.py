@@ -37,7 +37,8 @@ from remix_jax.rollout.rollouts import (
     response_ids,
     texts_of,
 )
-from remix_jax.sinks.console import Console, count, duration
+from remix_jax.sinks.console import Console
+from remix_jax.text import count, duration
 
 Accept = Callable[[str, str], bool]
 ATTEMPT_BITS, PLACE_BITS = 14, 17  # of a response's number

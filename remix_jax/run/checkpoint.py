@@ -25,7 +25,7 @@ from jax.experimental import multihost_utils
 from remix_jax import processes
 from remix_jax.errors import InputError
 from remix_jax.learner.state import TrainState, copy
-from remix_jax.run.setup import size_text
+from remix_jax.text import one_line, size_text
 
 MANIFEST, HOST, STATE = "manifest.json", "host.json", "state"
 _WRITING, _DELETING, _REFUSED = "writing-", "deleting-", "refused-"
@@ -156,7 +156,7 @@ class Checkpoints:
             try:
                 scratch.mkdir()
             except OSError as error:
-                failed = _brief(error)
+                failed = one_line(error)
         failed = processes.from_first(failed)
         if failed:
             raise OSError(failed)
@@ -180,7 +180,7 @@ class Checkpoints:
             shutil.rmtree(scratch, ignore_errors=True)
         good = steps(self._directory)
         kept = f"the last good one is of step {good[-1]}" if good else "there is none yet"
-        why = _brief(error)
+        why = one_line(error)
         self.trouble = f"the checkpoint of step {step} could not be written ({why}): {kept}"
 
     def _delete_old(self) -> None:
@@ -206,7 +206,7 @@ def damage(path: pathlib.Path) -> str | None:
         entries = manifest["files"].items()
         files = {name: (int(entry["bytes"]), str(entry["digest"])) for name, entry in entries}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its {MANIFEST} cannot be read ({_brief(error)})"
+        return f"its {MANIFEST} cannot be read ({one_line(error)})"
     if not known or HOST not in files:
         return f"its {MANIFEST} is of another format"
     for name, (size, digest) in files.items():
@@ -217,7 +217,7 @@ def damage(path: pathlib.Path) -> str | None:
             if _digest(path / name) != digest:
                 return f"{name} has other content than was written"
         except OSError as error:
-            return f"{name} cannot be read ({_brief(error)})"
+            return f"{name} cannot be read ({one_line(error)})"
     return None
 
 
@@ -239,7 +239,7 @@ def check_room(directory: pathlib.Path, state_bytes: int, other_bytes: int, keep
             (folder / _PROBE).unlink()
         free = shutil.disk_usage(directory).free
     except OSError as error:
-        raise InputError(f"{directory} cannot be written ({_brief(error)})") from None
+        raise InputError(f"{directory} cannot be written ({one_line(error)})") from None
     wanted = max(keep + 1 - len(steps(directory)), 1)
     needed = wanted * (state_bytes + _OVERHEAD) + other_bytes
     if free < needed:
@@ -290,9 +290,3 @@ def _sync(directory: pathlib.Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _brief(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -14,8 +14,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from remix_jax.sinks.console import PHASES, count, percent
+from remix_jax.sinks.console import PHASES
 from remix_jax.sinks.metrics import Metrics
+from remix_jax.text import count, percent
 
 ACCURACY = "eval/mean"
 LEVELS = (0.6, 0.7, 0.8, 0.9)

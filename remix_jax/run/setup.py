@@ -19,6 +19,7 @@ from remix_jax.rl import family
 from remix_jax.rollout.experts import Traces, with_traces
 from remix_jax.rollout.prefixed import Prefixes, load_prefixes, prefix_plan
 from remix_jax.rollout.rollouts import ProblemSet, Vocabulary, load_vocabulary, problem_set
+from remix_jax.text import size_text
 
 _SKIPPED_SHOWN = 5  # malformed rows told in the plan
 
@@ -285,12 +286,3 @@ def tree_bytes(tree) -> int:
         x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     )
     return sum(x.size * x.dtype.itemsize for x in leaves)
-
-
-def size_text(n: float) -> str:
-    """Bytes in the largest binary unit that they fill."""
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB"):
-        if n >= 1024:
-            n, unit = n / 1024, larger
-    return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"

@@ -20,7 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-MISSING = "-"
+from remix_jax.text import FORMATS, count, duration, fine, number, percent
+
 PHASES = ("sample", "grade", "learn", "eval", "log")
 AGE_COLUMNS = (
     ("rows", "rows", "count"),
@@ -53,56 +54,6 @@ FIGURES = (
     ),
     (("ESS", "ess", "percent"), ("loss", "loss", "number"), ("grad norm", "grad_norm", "number")),
 )
-
-
-def number(value: float | None) -> str:
-    """Three significant digits without an exponent where that is readable; '-' for None."""
-    if value is None:
-        return MISSING
-    if not math.isfinite(value):
-        return str(float(value))
-    if value == 0:
-        return "0"
-    if abs(value) >= 1e5 or abs(value) < 1e-4:
-        return f"{value:.1e}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{digits}f}"
-
-
-def fine(value: float | None) -> str:
-    """Four decimals, for a ratio whose drift from 1 matters; '-' for None."""
-    return MISSING if value is None else f"{value:.4f}"
-
-
-def percent(value: float | None) -> str:
-    """A share in [0, 1] as a percentage with one decimal; '-' for None."""
-    if value is None:
-        return MISSING
-    return f"{100 * value:.1f} %" if math.isfinite(value) else str(float(value))
-
-
-def count(value: float | None) -> str:
-    """A whole number with thousands separated; '-' for None."""
-    if value is None:
-        return MISSING
-    return f"{value:,.0f}" if math.isfinite(value) else str(float(value))
-
-
-def duration(seconds: float | None) -> str:
-    """h:mm:ss, or m:ss below an hour; '-' for None."""
-    if seconds is None:
-        return MISSING
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-FORMATS: dict[str, Callable[[float | None], str]] = {
-    "number": number,
-    "fine": fine,
-    "percent": percent,
-    "count": count,
-}
 
 
 def ages(metrics: Mapping[str, object]) -> list[int]:

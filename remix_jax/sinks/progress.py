@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 
-from remix_jax.sinks.console import Console, count, duration
+from remix_jax.sinks.console import Console
+from remix_jax.text import count, duration
 
 
 class Progress:

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from remix_jax.errors import InputError
-from remix_jax.models import hf_config, huggingface
+from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder
 from tests import tiny_models
 from tests.tiny_models import edit_json
@@ -347,9 +347,3 @@ def test_pad_falls_back_to_eos(tmp_path):
     tokenizer = huggingface.load_tokenizer(neither)
     refused(huggingface.pad_id, tokenizer, words=["tokenizer_config.json", "pad_token"])
     refused(huggingface.eos_ids, neither, tokenizer, words=["generation_config.json", neither])
-
-
-def test_one_line_of_any_exception():
-    assert hf_config.one_line(ValueError("a\n  b")) == "a b"
-    assert hf_config.one_line(KeyError()) == "KeyError"
-    assert len(hf_config.one_line(ValueError("x" * 999))) == 200

@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from remix_jax.errors import InputError
-from remix_jax.sinks.console import Console, count, duration, fine, number, percent
+from remix_jax.sinks.console import Console
 from remix_jax.sinks.metrics import (
     JsonLines,
     MetricsWriter,
@@ -409,13 +409,3 @@ def test_plan_is_a_titled_table():
     assert text.lstrip().startswith("Plan")
     assert re.search(r"fresh rollouts\s+79,360", text)
     assert re.search(r"share \[p\]\s+0\.4", text)
-
-
-def test_numbers_are_readable():
-    assert [number(v) for v in (None, 0.0, 1.0042, 0.01234, 12345.0, 1e-6, -math.inf)] == [
-        *("-", "0", "1.00", "0.0123", "12,345", "1.0e-06", "-inf")
-    ]
-    assert (percent(0.4321), percent(None), percent(math.nan)) == ("43.2 %", "-", "nan")
-    assert (count(79360.0), count(None)) == ("79,360", "-")
-    assert (fine(1.00421), fine(None)) == ("1.0042", "-")
-    assert [duration(v) for v in (None, 59.6, 3725)] == ["-", "1:00", "1:02:05"]
