@@ -6,11 +6,12 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-BASE = {"errors", "types", "plugins"}
+BASE = {"errors", "types", "plugins", "text"}
 # room -> what it may import of remix_jax, apart from itself
 ALLOWED = {
     "errors": set(),
     "plugins": {"errors"},
+    "text": set(),
     "types": set(),
     "rl": BASE,
     "config": BASE | {"rl"},

@@ -117,7 +117,7 @@ def test_only_damaged_checkpoints_are_told(tmp_path, monkeypatch):
     console.event = (told := []).append
     with pytest.raises(InputError, match="all checkpoints are damaged"):
         loop.run(config, tmp_path / "run", console)
-    assert told == [
-        "the checkpoint of step 4 is refused: its manifest.json cannot be read "
-        "(No such file or directory)"
-    ]
+    assert len(told) == 1
+    assert told[0].startswith(
+        "the checkpoint of step 4 is refused: its manifest.json cannot be read (No such file"
+    )
