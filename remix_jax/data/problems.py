@@ -1,9 +1,10 @@
-"""Problem files in, problems and their order out."""
+"""Rows in, problems out; and the order in which a run goes through them."""
 
 import dataclasses
 import json
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,15 @@ Answer = str | float
 
 # What the paper's runs append to a problem; parquet files of chat messages hold it already.
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
+HASH_INSTRUCTION = 'Let\'s think step by step and output the final answer after "####".'  # verl's
+TAG_INSTRUCTION = "Provide your final answer between <answer> and </answer> tags."
+
+FORMS = (
+    "`problem` and `answer`, or `question` and `answer`, or `prompt` (a text or chat messages) "
+    "with `answer`, `solution` or `reward_model.ground_truth`"
+)
+_MESSAGE = ("role", "content")
+_MARKS = {"boxed": "\\boxed", "hash": "####", "tag": "<answer>"}  # of a form of answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +32,17 @@ class Problem:
     """A problem, the answers any one of which is right, and a name for it in logs."""
 
     problem: str
-    answers: tuple[Answer, ...]
+    answers: tuple[Answer, ...]  # none where the reward needs none
     id: str
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    context: tuple[tuple[str, str], ...] = ()  # (role, text) of the messages before it
+    # The form of answer that the row's own prompt asks for; empty: none.
+    asks: str = dataclasses.field(default="", compare=False)
+
+    @property
+    def instructed(self) -> bool:
+        """Whether the text itself says in which form to answer."""
+        return bool(self.asks) and _MARKS[self.asks] in self.problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,96 +88,154 @@ def take(cursor: Cursor, n_problems: int, count: int) -> tuple[np.ndarray, Curso
     return indices, Cursor(cursor.seed, epoch, position)
 
 
-def load_problems(path: str | pathlib.Path, skipped: list[str] | None = None) -> list[Problem]:
+def load_problems(
+    path: str | pathlib.Path, skipped: list[str] | None = None, needs_answer: bool = True
+) -> list[Problem]:
     """The problems of a `.json`, `.jsonl` or `.parquet` file or of a prepared TFDS directory.
 
-    Fields of a row: `problem` (text), `answer` (text, a finite number, or a non-empty list of
-    these: any of them is right) and optionally `id`; other fields are ignored. Two other forms are
-    known: GSM8K's `question` and `answer`, where the answer follows the last "####"; and chat
-    messages, `prompt` (one user message, without its trailing `INSTRUCTION`) and
-    `reward_model.ground_truth`.
+    A row gives the problem as `problem`, GSM8K's `question`, or `prompt` (a text, or chat messages
+    that end with the user's); the answer as `answer` (text, finite number or a list of these: any
+    is right), TRL's `solution` or verl's `reward_model.ground_truth`; optionally an `id`. All
+    columns are kept for reward functions. See docs/tasks.md.
 
     Args:
-      path: what to read.
+      path: what to read; ~ is the home directory.
       skipped: takes the message of each malformed row, which is then left out; None refuses the
         file at its first malformed row.
+      needs_answer: False takes rows without a usable answer too.
 
     Raises:
       InputError: the path is missing, empty, of another kind, or holds a malformed row; the message
         names the file, the line or row and what was expected there.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     problems = []
     for i, (where, row) in enumerate(read_rows(path)):
         try:
-            problems.append(_problem(row, where, f"{path.stem}-{i}"))
+            problems.append(_problem(row, where, f"{path.stem}-{i}", needs_answer))
         except InputError as error:
             if skipped is None:
                 raise
             skipped.append(str(error))
     if not problems:
-        raise InputError(f"{path}: holds no problem; expected rows with `problem` and `answer`")
+        raise InputError(f"{path}: holds no problem; expected rows with {FORMS}")
     return problems
 
 
-def _problem(row: Any, where: str, default_id: str) -> Problem:
+def asked_form(text: str) -> str:
+    """The form of answer that a text asks for: boxed, hash, tag, or empty."""
+    return next((form for form, mark in _MARKS.items() if mark in text), "")
+
+
+def _problem(row: Any, where: str, default_id: str, needs_answer: bool) -> Problem:
     if isinstance(row, Unreadable):
         raise InputError(f"{where}: {row.reason}")
     if not isinstance(row, dict):
-        raise InputError(
-            f"{where}: expected an object with `problem` and `answer`, found {kind(row)}"
-        )
-    text, answers = _question(row, where), _answers(row, where)
+        raise InputError(f"{where}: expected an object with {FORMS}, found {kind(row)}")
     row_id = row.get("id", default_id)
     if isinstance(row_id, bool) or not isinstance(row_id, str | int):
         raise InputError(f"{where}: `id` must be a text or an integer, found {_found(row, 'id')}")
-    return Problem(text, answers, str(row_id))
+    text, context, asks = _question(row, where)
+    answers = _answers(row, where, needs_answer)
+    for part in (text, str(row_id), *(t for _, t in context), *map(str, answers)):
+        if any("\ud800" <= letter <= "\udfff" for letter in part):
+            raise InputError(f"{where}: holds half a character (a lone surrogate): {part[:60]!a}")
+    return Problem(text, answers, str(row_id), row, context, asks)
 
 
-def _question(row: dict[str, Any], where: str) -> str:
+def _question(row: dict[str, Any], where: str) -> tuple[str, tuple[tuple[str, str], ...], str]:
+    """The problem's text, the messages before it, and the form of answer that it asks for.
+
+    Known sentences that ask for a form are taken off a prompt, for they are added again.
+    """
     field = next((f for f in ("problem", "question", "prompt") if f in row), "problem")
-    text = row.get(field)
-    if field == "prompt":
-        messages = text if isinstance(text, list) else []
-        if len(messages) != 1 or not isinstance(messages[0], dict):
-            messages = [{}]
-        text = messages[0].get("content") if messages[0].get("role") == "user" else None
-        if not isinstance(text, str) or not text.strip():
+    text, asks = row.get(field), ""
+    context: tuple[tuple[str, str], ...] = ()
+    if isinstance(text, list) and field == "prompt":
+        text, context = _messages(text)
+        if text is None:
             raise InputError(
-                f"{where}: `prompt` must be a list of one user message with a text, "
-                f"found {_found(row, field)}"
+                f"{where}: `prompt` must be a text or a list of messages that ends with the "
+                f"user's, found {_found(row, field)}"
             )
-        text = text.removesuffix(f" {INSTRUCTION}")
+    if field not in row:
+        raise InputError(f"{where}: {_no_field(row)}")
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{where}: `{field}` must be a non-empty text, found {_found(row, field)}")
-    return text
+    if field == "prompt":
+        asks = asked_form(text) or ("hash" if row.get("data_source") == "openai/gsm8k" else "")
+        for sentence in (INSTRUCTION, HASH_INSTRUCTION):
+            text = text.removesuffix(f" {sentence}")
+    return text, context, asks
 
 
-def _answers(row: dict[str, Any], where: str) -> tuple[Answer, ...]:
+def _messages(given: list[Any]) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    """The last message's text, if it is the user's, and (role, text) of those before it."""
+    pairs: list[tuple[str, str]] = []
+    for message in given:
+        role, text = (message.get(k) if isinstance(message, dict) else None for k in _MESSAGE)
+        if not isinstance(role, str) or not isinstance(text, str):
+            return None, ()
+        pairs.append((role, text))
+    if not pairs or pairs[-1][0] != "user":
+        return None, ()
+    return pairs[-1][1], tuple(pairs[:-1])
+
+
+def _answers(row: dict[str, Any], where: str, needed: bool) -> tuple[Answer, ...]:
     """What makes a response right, wherever the row's form keeps it."""
-    field, holder = "answer", row
+    field = next((f for f in ("answers_json", "answer", "solution") if f in row), "answer")
+    holder = row
     if "reward_model" in row and "answer" not in row:
         field, holder = "ground_truth", row["reward_model"]
         if not isinstance(holder, dict):
             raise InputError(f"{where}: `reward_model` must be an object, found {kind(holder)}")
     given = holder.get(field)
-    if isinstance(row.get("answers_json"), list):  # as `tfds_builders` writes them
-        field, given = "answers_json", [_from_json(text) for text in row["answers_json"]]
-    if "question" in row and isinstance(given, str) and "####" in given:  # GSM8K's solutions
-        given = given.rpartition("####")[2].strip()
+    if field == "answers_json" and isinstance(given, list):  # as the TFDS builders write them
+        given = [_from_json(text) for text in given]
+    elif isinstance(given, str):
+        given = _final(given, field, "question" in row)
     answers: list[Any] = given if isinstance(given, list) else [given]
-    if not answers or not all(_is_answer(answer) for answer in answers):
-        raise InputError(
-            f"{where}: `{field}` must be a non-empty text, a finite number or a non-empty list of "
-            f"these, found {_found(holder, field)}"
-        )
-    return tuple(answers)
+    if answers and all(_is_answer(answer) for answer in answers):
+        return tuple(map(_shortest, answers))
+    if not needed:
+        return ()
+    if not row.keys() & {"answer", "answers_json", "solution", "reward_model"}:
+        raise InputError(f"{where}: {_no_field(row)}")
+    raise InputError(
+        f"{where}: `{field}` must be a non-empty text, a finite number or a non-empty list of "
+        f"these, found {_found(holder, field)}"
+    )
+
+
+def _final(text: str, field: str, gsm8k: bool) -> Any:
+    """The answer in a text: behind GSM8K's "####", in a solution's box, or a list as JSON."""
+    if gsm8k and "####" in text:
+        return text.rpartition("####")[2].strip()
+    if field == "solution" and "\\boxed{" in text:
+        return _boxed(text.rpartition("\\boxed{")[2]) or text
+    if text.lstrip().startswith(("[", "{")):
+        listed = _from_json(text)
+        # A list of numbers may be an interval or a vector; of texts it is a list of answers.
+        if isinstance(listed, list) and listed and all(isinstance(x, str) for x in listed):
+            return listed
+    return text
+
+
+def _boxed(text: str) -> str:
+    """What stands before the brace that closes a box opened just before `text`."""
+    depth = 1
+    for i, letter in enumerate(text):
+        depth += (letter == "{") - (letter == "}")
+        if not depth:
+            return text[:i].strip()
+    return ""
 
 
 def _from_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None  # no answer: refused by its caller
 
 
@@ -168,6 +245,19 @@ def _is_answer(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, int) or math.isfinite(value)
+
+
+def _shortest(answer: Answer) -> Answer:
+    """0.1 for 0.10000000149011612: such a fraction comes from a column of float32."""
+    if not isinstance(answer, float) or answer.is_integer() or abs(answer) > 1e30:
+        return answer
+    single = np.float32(answer)
+    return float(str(single)) if float(single) == answer else answer
+
+
+def _no_field(row: dict[str, Any]) -> str:
+    fields = ", ".join(map(str, row)) or "none"
+    return f"expected {FORMS}; found the fields {fields[:200]}"
 
 
 def _found(row: dict[str, Any], field: str) -> str:

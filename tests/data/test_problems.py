@@ -5,7 +5,15 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from remix_jax.data.problems import INSTRUCTION, Cursor, Problem, load_problems, order, take
+from remix_jax.data.problems import (
+    HASH_INSTRUCTION,
+    INSTRUCTION,
+    Cursor,
+    Problem,
+    load_problems,
+    order,
+    take,
+)
 from remix_jax.errors import InputError
 
 ROWS = [
@@ -37,10 +45,14 @@ def test_reads_json_and_jsonl(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"answer": "2"}, "`problem` must be a non-empty text, found no such field"),
+        ({"answer": "2"}, "expected `problem` and `answer`, or .*; found the fields answer$"),
+        ({"input": "2", "target": 3}, "found the fields input, target$"),
         ({"problem": "  ", "answer": "2"}, '`problem` must be a non-empty text, found "  "'),
         ({"problem": 3, "answer": "2"}, "`problem` must be a non-empty text, found 3"),
-        ({"problem": "p"}, "found no such field"),
+        ({"problem": "p"}, "expected `problem` and `answer`, or .*; found the fields problem$"),
+        ({"problem": "p\ud835", "answer": "2"}, "half a character"),
+        ({"problem": "p", "answer": ["\ud835"]}, "half a character"),
+        ({"problem": "p", "answer": "2", "id": "\ud835"}, "half a character"),
         ({"problem": "p", "answer": None}, "found null"),
         ({"problem": "p", "answer": ""}, 'found ""'),
         ({"problem": "p", "answer": []}, r"found \[\]"),
@@ -150,10 +162,10 @@ def test_chat_rows_lose_the_instruction_that_is_added_again(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (chat(""), "`prompt` must be a list of one user message"),
-        (chat("p") | {"prompt": "p"}, "`prompt` must be a list of one user message"),
-        (chat("p") | {"prompt": chat("a")["prompt"] * 2}, "`prompt` must be a list of one user"),
-        (chat("p") | {"prompt": [{"role": "system", "content": "p"}]}, "`prompt` must be a list"),
+        (chat(""), "`prompt` must be a non-empty text"),
+        (chat("p") | {"prompt": []}, "`prompt` must be a text or a list of messages"),
+        (chat("p") | {"prompt": ["p"]}, "`prompt` must be a text or a list of messages"),
+        (chat("p") | {"prompt": [{"role": "system", "content": "p"}]}, "`prompt` must be a text"),
         (chat("p"), "`ground_truth` must be .* found no such field"),
         (chat("p", ground_truth=None), "`ground_truth` must be .* found null"),
         (chat("p") | {"reward_model": "2"}, "`reward_model` must be an object, found a text"),
@@ -179,6 +191,75 @@ def test_parquet(tmp_path):
     with pytest.raises(InputError, match="not a readable parquet file") as caught:
         load_problems(path)
     assert "\n" not in str(caught.value)
+
+
+def loaded(tmp_path, *rows, **kwargs):
+    return load_problems(write(tmp_path, "rows.json", json.dumps(rows)), **kwargs)
+
+
+def test_every_column_is_kept(tmp_path):
+    row = chat("1 + 1", ground_truth="2") | {"data_source": "mine", "extra_info": {"index": 7}}
+    (problem,) = loaded(tmp_path, row)
+    assert problem.columns == row
+    assert hash(problem) == hash(dataclasses.replace(problem, columns={}))
+
+
+def test_rows_without_an_answer_are_taken_where_none_is_needed(tmp_path):
+    rows = [{"prompt": "Write a poem."}, {"prompt": "p", "answer": {"tests": []}}]
+    first, second = loaded(tmp_path, *rows, needs_answer=False)
+    assert first.problem == "Write a poem."
+    assert (first.answers, second.answers) == ((), ())
+    assert second.columns["answer"] == {"tests": []}
+
+
+def test_messages_before_the_problem_are_kept(tmp_path):
+    system, user, assistant = (
+        {"role": role, "content": role} for role in ("system", "user", "assistant")
+    )
+    rows = [{"prompt": [system, user, assistant, user], "answer": 1}]
+    (problem,) = loaded(tmp_path, *rows)
+    assert problem.problem == "user"
+    assert problem.context == (("system", "system"), ("user", "user"), ("assistant", "assistant"))
+
+
+@pytest.mark.parametrize(
+    ("row", "answers"),
+    [
+        ({"solution": "So it is $\\boxed{\\frac{1}{2}}$."}, ("\\frac{1}{2}",)),
+        ({"solution": "$7$"}, ("$7$",)),
+        ({"solution": "work", "answer": 3}, (3,)),
+        ({"answer": '["14", "15"]'}, ("14", "15")),
+        ({"reward_model": {"ground_truth": '["14"]'}}, ("14",)),
+        ({"answer": "[0, 1]"}, ("[0, 1]",)),
+        ({"answer": "[a"}, ("[a",)),
+        ({"answer": float(np.float32(0.1))}, (0.1,)),
+        ({"answer": 123456789.0}, (123456789.0,)),
+    ],
+)
+def test_answers_in_other_forms(tmp_path, row, answers):
+    (problem,) = loaded(tmp_path, {"prompt": "p"} | row)
+    assert problem.answers == answers
+
+
+def test_rows_of_verls_gsm8k_ask_for_the_hash_form(tmp_path):
+    """As verl's examples/data_preprocess/gsm8k.py writes them."""
+    rows = [
+        chat(f"How many? {HASH_INSTRUCTION}", ground_truth="72"),
+        chat("How many? Answer after ####.", ground_truth="72"),
+        chat(f"How many? {INSTRUCTION}", ground_truth="72"),
+        chat("How many?", ground_truth="72") | {"data_source": "openai/gsm8k"},
+        chat("How many?", ground_truth="72"),
+    ]
+    problems = loaded(tmp_path, *rows)
+    assert [p.asks for p in problems] == ["hash", "hash", "boxed", "hash", ""]
+    assert [p.instructed for p in problems] == [False, True, False, False, False]
+    assert {p.problem for p in problems} == {"How many?", "How many? Answer after ####."}
+
+
+def test_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "set.json", json.dumps(ROWS))
+    assert load_problems("~/set.json") == EXPECTED
 
 
 def test_order_is_a_permutation_fixed_by_seed_and_epoch():
