@@ -6,12 +6,13 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-BASE = {"errors", "types", "plugins", "text"}
+BASE = {"errors", "types", "plugins", "text", "files"}
 # room -> what it may import of remix_jax, apart from itself
 ALLOWED = {
     "errors": set(),
     "plugins": {"errors"},
     "text": set(),
+    "files": {"errors", "text"},
     "types": set(),
     "rl": BASE,
     "config": BASE | {"rl"},
