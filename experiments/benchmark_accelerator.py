@@ -23,7 +23,7 @@ from absl import flags
 from experiments import benchmark_torch
 from experiments.main import run
 from remix_jax import config as configs
-from remix_jax import config_rules
+from remix_jax import config_rules, cost
 from remix_jax.config import KL, Config, Data, Evaluation, Memory, Model, Objective, Replay
 from remix_jax.errors import InputError
 from remix_jax.learner import programs
@@ -31,7 +31,6 @@ from remix_jax.learner.state import Learner, init_state, make_learner
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.sampling import Sampled
-from remix_jax.run import chips, cost
 from remix_jax.types import Rows, empty_rows
 
 ARCHITECTURES = pathlib.Path(__file__).resolve().parent / "configs" / "architectures"
@@ -108,8 +107,7 @@ def ours(sizes: DecoderConfig, config: Config, repeats: int) -> dict[str, Any]:
         seconds.append(time.perf_counter() - begin)
     tokens = config.batch_size * slots[1]
     flops = cost.step_flops(learner, config, stage, tokens, 1.0)
-    flops -= cost.sampling_flops(learner, config, stage, tokens)
-    return {"decode": decode[1:], "learn": seconds[1:], "flops": flops}
+    return {"decode": decode[1:], "learn": seconds[1:], "flops": flops.learning}
 
 
 def _random_params(learner: Learner) -> dict:
@@ -163,7 +161,7 @@ def figures(
         "decode_tokens_per_second": rows * response / decode,
         "learn_tokens_per_second": rows * (prompt + response) / learn,
     }
-    chip = chips.here()
+    chip = cost.chip()
     if chip is not None:
         bound = decode_bound(sizes, rows, prompt, response, chip.memory_rate)
         found["decode_share_of_bound"] = found["decode_tokens_per_second"] / bound

@@ -27,6 +27,7 @@ from experiments.trials import Trial
 from remix_jax import config as configs
 from remix_jax import config_rules
 from remix_jax.config import Config
+from remix_jax.cost import kl_weight, step_flops
 from remix_jax.data import traces
 from remix_jax.errors import InputError
 from remix_jax.learner.state import make_learner
@@ -35,7 +36,6 @@ from remix_jax.models.decoder import Decoder
 from remix_jax.reporting import prefix
 from remix_jax.reporting import prefix_numbers as numbers
 from remix_jax.run import loop
-from remix_jax.run.cost import base_weight, step_flops
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.metrics import read_metrics
 
@@ -211,7 +211,7 @@ def steps_within(config: Config, model: str, budget: float) -> int:
         one = dataclasses.replace(config, steps=step)
         stage = configs.stages(one)[configs.stage_at(one, step)]
         tokens = TOKENS * configs.fresh_groups(config, step) * config.group_size
-        spent += step_flops(learner, config, stage, tokens, base_weight(config, step))
+        spent += step_flops(learner, config, stage, tokens, kl_weight(config, step)).total
     return step
 
 

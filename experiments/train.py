@@ -13,7 +13,7 @@ from absl import flags
 from experiments import main
 from launch import dry_run, placement
 from remix_jax.errors import InputError
-from remix_jax.run import loop, speed
+from remix_jax.run import loop, profiler
 from remix_jax.sinks.console import Console
 
 CONFIG = main.define_config()
@@ -40,7 +40,7 @@ def train() -> None:
     if WORKDIR.value is None:
         raise InputError("--workdir is required")
     JOIN()
-    profile = speed.window(PROFILE.value, config.steps)
+    profile = profiler.window(PROFILE.value, config.steps)
     main.leave(loop.run(config, WORKDIR.value, profile=profile))
 
 

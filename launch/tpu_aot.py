@@ -29,13 +29,13 @@ from jax.sharding import Mesh
 from experiments import main
 from launch import dry_run, hlo, jaxpr_flops
 from remix_jax import config as configs
-from remix_jax import sharding
+from remix_jax import cost, sharding
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner import programs
 from remix_jax.learner.state import Learner, TrainState
 from remix_jax.models import sampling, scoring
-from remix_jax.run import chips, setup
+from remix_jax.run import setup
 from remix_jax.types import empty_rows
 
 CONFIG = main.define_config()
@@ -66,7 +66,7 @@ class Compiled(NamedTuple):
     received: dict[str, float]  # bytes from other devices, by collective
     calls: dict[str, float]
 
-    def seconds(self, chip: chips.Chip) -> dict[str, float]:
+    def seconds(self, chip: cost.Chip) -> dict[str, float]:
         """The least time that each of the chip's means would take."""
         return {
             "compute": self.flops / chip.flops,
@@ -207,7 +207,7 @@ def _used(message: str) -> str:
 def report(config: Config, topology: str, parts: list[str], dump: str | None) -> bool:
     """Prints the table of one slice; whether all of it fits."""
     mesh = slice_mesh(topology, config.mesh.sizes)
-    chip = chips.of_kind(mesh.devices.flat[0].device_kind)
+    chip = cost.chip(mesh.devices.flat[0].device_kind)
     if chip is None:
         raise InputError(f"--topology={topology}: no peaks are known for this chip")
     room = chip.memory_bytes - SYSTEM_BYTES
@@ -222,7 +222,7 @@ def report(config: Config, topology: str, parts: list[str], dump: str | None) ->
     return fits
 
 
-def _lines(found: Compiled | TooLarge, chip: chips.Chip, room: float) -> Iterator[str]:
+def _lines(found: Compiled | TooLarge, chip: cost.Chip, room: float) -> Iterator[str]:
     if isinstance(found, TooLarge):
         yield f"  {found.name}: refused by the compiler, {found.reason}"
         return
@@ -252,7 +252,7 @@ def find(config: Config, kind: str) -> str | None:
         topology = f"{kind}:{size}"
         for wanted in _meshes(config, topology, learner.policy.config.kv_heads):
             mesh = slice_mesh(topology, wanted)
-            chip = chips.of_kind(mesh.devices.flat[0].device_kind)
+            chip = cost.chip(mesh.devices.flat[0].device_kind)
             trial = dataclasses.replace(config, mesh=configs.Mesh(*wanted))
             if chip is None or sharding.device_bytes(state, mesh) > 0.9 * chip.memory_bytes:
                 continue

@@ -25,7 +25,9 @@ ALLOWED = {
     "sinks": BASE,
     "reporting": BASE | {"sinks", "run"},
     "learner": BASE | {"config", "rl", "models", "sharding", "processes"},
+    "cost": BASE | {"config", "rl", "models", "learner"},
     "rollout": BASE
+    | {"cost"}
     | {"config", "data", "grading", "learner", "models", "rl", "sharding", "processes", "sinks"},
     "evaluation": BASE
     | {
@@ -41,7 +43,7 @@ ALLOWED = {
     },
     "run": BASE
     | {"config", "config_rules", "rl", "models", "data", "grading", "learner", "rollout"}
-    | {"evaluation", "sinks", "sharding", "processes"},
+    | {"evaluation", "cost", "sinks", "sharding", "processes"},
 }
 ORBAX_IMPORTERS = {"remix_jax/run/checkpoint.py"}
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from remix_jax.cost import decode_flops
 from remix_jax.data import traces
 from remix_jax.data.problems import Problem, load_problems
 from remix_jax.data.prompts import encode_prompts
@@ -26,7 +27,7 @@ from remix_jax.errors import InputError
 from remix_jax.grading import verdicts as grading
 from remix_jax.grading.pool import GraderPool
 from remix_jax.learner.programs import Program, compile_sampler
-from remix_jax.models import flops, huggingface
+from remix_jax.models import huggingface
 from remix_jax.models.decoder import DecoderConfig
 from remix_jax.models.digest import model_digest
 from remix_jax.models.sampling import SamplerSettings
@@ -273,7 +274,7 @@ def _batch(
     made = {}
     for place, before in ((i, bank.traces[i]) for i in drawn):
         own_B = (place_B == place) & active_B
-        spent = flops.sampled(
+        spent = decode_flops(
             sampler.sizes,
             place_Q.count(place),
             int(own_B.sum()),

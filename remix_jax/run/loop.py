@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from remix_jax import config as configs
 from remix_jax import processes
 from remix_jax.config import Config
+from remix_jax.cost import StepFlops, kl_weight, speeds, step_flops
 from remix_jax.evaluation.respond import evaluate
 from remix_jax.grading import verdicts as grading
 from remix_jax.learner import programs as compiled
@@ -27,10 +28,9 @@ from remix_jax.rollout.rollouts import Rollouts, grade_rollouts, prompt_batch
 from remix_jax.run import figures as plotting
 from remix_jax.run import report, resume
 from remix_jax.run.checkpoint import Checkpoints, SaveError, check_room
-from remix_jax.run.cost import base_weight, sampling_flops, step_flops
+from remix_jax.run.profiler import Profiler, Window
 from remix_jax.run.record import Nowhere, Record
 from remix_jax.run.setup import Setup, memory_plan, plan, prepare, tree_bytes
-from remix_jax.run.speed import Profiler, Window, speeds
 from remix_jax.run.stop import Preempted, Stop, watch
 from remix_jax.sharding import put, whole
 from remix_jax.sinks.console import Console
@@ -270,29 +270,27 @@ def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: floa
         "seconds/log": logging,
     }
     new_tokens = own.pop("new_tokens")
-    flops, of_sampling = _flops(run.setup, step, new_tokens)
+    flops = _flops(run.setup, step, new_tokens)
     totals = {
         "tokens": before["tokens"] + new_tokens,
-        "flops": before["flops"] + flops,
+        "flops": before["flops"] + flops.total,
         "seconds": before["seconds"] + end - begin,
     }
     counters = counters | {"totals": totals}
     rows = configs.rollouts_until(config, step)
+    slots = config.prompt_slots + config.data.response_tokens
+    learned = configs.stages(config)[stage].passes * config.batch_size * slots
     by_phase = seconds["seconds/sample"], seconds["seconds/learn"]
-    spent = of_sampling, flops - of_sampling
-    speed = speeds(config, configs.stages(config)[stage], new_tokens, spent, by_phase)
+    speed = speeds(new_tokens, learned, flops, *by_phase)
     host = {"step": step, "stage": stage, "rollouts": rows} | totals | own | seconds | speed
     run.record.hold(host, device, rollouts.samples)
     return state, counters, _describe_fault(state, fault_F)
 
 
-def _flops(setup: Setup, step: int, new_tokens: float) -> tuple[float, float]:
-    """Of the step, and of its sampling."""
+def _flops(setup: Setup, step: int, new_tokens: float) -> StepFlops:
     config = setup.config
     stage = configs.stages(config)[configs.stage_at(config, step)]
-    weight = base_weight(config, step)
-    sampling = sampling_flops(setup.learner, config, stage, new_tokens)
-    return step_flops(setup.learner, config, stage, new_tokens, weight), sampling
+    return step_flops(setup.learner, config, stage, new_tokens, kl_weight(config, step))
 
 
 def _due(every: int, step: int) -> bool:

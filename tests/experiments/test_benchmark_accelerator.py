@@ -5,8 +5,7 @@ import sys
 import pytest
 
 from experiments import benchmark_accelerator as benchmark
-from remix_jax import config_rules
-from remix_jax.run import chips
+from remix_jax import config_rules, cost
 from tests.tiny_models import decoder_config
 
 
@@ -20,7 +19,8 @@ def test_both_phases_are_measured_and_set_against_the_chip(monkeypatch):
     assert found["decode_tokens_per_second"] == pytest.approx(8 * 5 / seconds["decode"][0])
     assert found["learn_tokens_per_second"] == pytest.approx(8 * 8 / seconds["learn"][0])
     assert set(found) == {"decode_tokens_per_second", "learn_tokens_per_second"}, "no peak known"
-    monkeypatch.setattr(benchmark.chips, "here", lambda: chips.of_kind("NVIDIA H200"))
+    peaks = cost.chip("NVIDIA H200")
+    monkeypatch.setattr(cost, "chip", lambda: peaks)
     found = benchmark.figures(sizes, config, seconds, seconds["flops"])
     assert found["learn_mfu"] == pytest.approx(seconds["flops"] / seconds["learn"][0] / 989e12)
     assert 0 < found["decode_share_of_bound"] < 1

@@ -1,12 +1,10 @@
-"""How fast a run is, and a trace of where its time goes."""
+"""A trace of where the time of some steps goes."""
 
 import pathlib
 
 import jax
 
-from remix_jax.config import Config, Stage
 from remix_jax.errors import InputError
-from remix_jax.run import chips
 
 Window = tuple[int, int]  # first step of a trace, and how many
 
@@ -52,30 +50,3 @@ class Profiler:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-
-
-def speeds(
-    config: Config,
-    stage: Stage,
-    new_tokens: float,
-    flops: tuple[float, float],
-    seconds: tuple[float, float],
-) -> dict[str, float]:
-    """Tokens a second, and the share of the devices' peak where that is known.
-
-    Args:
-      new_tokens: decoded in the step.
-      flops: of sampling and of learning, by `cost`.
-      seconds: likewise.
-    """
-    sample, learn = (max(s, 1e-9) for s in seconds)
-    slots = config.prompt_slots + config.data.response_tokens
-    found = {
-        "tokens_per_second": new_tokens / sample,
-        "learn_tokens_per_second": stage.passes * config.batch_size * slots / learn,
-    }
-    chip = chips.here()
-    if chip is not None:
-        peak = chip.flops * jax.device_count()
-        found |= {"mfu/sample": flops[0] / (sample * peak), "mfu/learn": flops[1] / (learn * peak)}
-    return found

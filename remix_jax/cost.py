@@ -1,0 +1,142 @@
+"""What a step costs and how fast it ran: FLOPs by the shapes of its programs, MFU, tokens a second.
+
+FLOPs are those of matrix products, a multiplication and an addition as two, padding included. A
+backward pass costs twice its forward pass.
+"""
+
+from typing import NamedTuple
+
+import jax
+
+from remix_jax.config import Config, Stage
+from remix_jax.learner.state import Learner
+from remix_jax.models.decoder import DecoderConfig
+from remix_jax.rl import family
+from remix_jax.rl.schedules import kl_convex_weight
+
+
+def forward_flops(c: DecoderConfig, rows: int, prompt: int, response: int, head: str) -> float:
+    """One pass over rows of `prompt` + `response` slots, for log-probs or values of the response.
+
+    The last layer makes keys and values of all slots, and like the head answers for the response
+    alone: logits over the vocabulary (head "token") or one number (head "value").
+    """
+    slots, outputs = prompt + response, c.vocab_size if head == "token" else 1
+    full = _keys_and_values(c) * slots + _queries(c, slots) * slots
+    last = _keys_and_values(c) * slots + _queries(c, slots) * response
+    return rows * ((c.layers - 1) * full + last + 2.0 * c.width * outputs * response)
+
+
+def decode_flops(c: DecoderConfig, prompts: int, rows: int, prompt: int, tokens: float) -> float:
+    """Prefill of the prompts, once for all rows of a group, and `tokens` decoded in all.
+
+    Attention of a decoded token is taken at the middle of its response.
+    """
+    prefill = prompts * forward_flops(c, 1, prompt - 1, 1, "token")
+    layer = _keys_and_values(c) + _queries(c, prompt + tokens / max(rows, 1) / 2)
+    return prefill + tokens * (c.layers * layer + 2.0 * c.width * c.vocab_size)
+
+
+def _keys_and_values(c: DecoderConfig) -> float:  # of one layer and one slot
+    return 2.0 * c.width * 2 * c.kv_heads * c.head_dim
+
+
+def _queries(c: DecoderConfig, seen: float) -> float:
+    """Of one layer and one slot that is asked: query, attention to `seen` slots, output, MLP."""
+    heads = c.heads * c.head_dim
+    return 2.0 * (2 * c.width * heads + 2 * heads * seen + 3 * c.width * c.ffn_width)
+
+
+class StepFlops(NamedTuple):
+    """Of one step on all devices, without evaluation."""
+
+    total: float
+    sampling: float
+
+    @property
+    def learning(self) -> float:
+        """Scoring under every policy that the step asks, and all passes."""
+        return self.total - self.sampling
+
+
+def step_flops(
+    learner: Learner, config: Config, stage: Stage, new_tokens: float, kl_weight: float
+) -> StepFlops:
+    """What a step of `stage` multiplies.
+
+    Args:
+      new_tokens: decoded, of all rows.
+      kl_weight: lambda of the step; below 1 the precedent is scored as well.
+    """
+    policy, slots = learner.policy.config, (config.prompt_slots, config.data.response_tokens)
+    groups, own = stage.fresh_groups, stage.fresh_groups * config.own_rows
+    sampling = decode_flops(policy, groups, own, slots[0], new_tokens) if own else 0.0
+    trained = stage.passes * config.batch_size
+    scored = (stage.replay_groups + groups * config.has_base) * config.group_size
+    if config.kl.coef > 0 and kl_weight < 1:
+        scored += config.batch_size
+    if family.METHODS[config.objective.method].forward:  # once more before each mini-batch
+        scored += trained
+    of_policy = scored + 3 * trained * (2 if config.imitation.weight > 0 else 1)
+    total = sampling + forward_flops(policy, of_policy, *slots, "token")
+    if learner.critic is not None:
+        total += forward_flops(policy, config.batch_size + 3 * trained, *slots, "value")
+    return StepFlops(total, sampling)
+
+
+def kl_weight(config: Config, step: int) -> float:
+    """lambda of a step (from 1): the weight of the base anchor's KL; 1 without KL-Convex."""
+    kl = config.kl
+    if not kl.convex:
+        return 1.0
+    return float(kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor))
+
+
+class Chip(NamedTuple):
+    """Peaks of one chip by its maker's tables.
+
+    TPUs: "System architecture" of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; the link rate is the
+    sum of a chip's links in one direction. GPUs: NVIDIA's data sheets, dense bfloat16, SXM.
+    """
+
+    flops: float  # a second: bfloat16 products with float32 sums
+    memory_bytes: float
+    memory_rate: float  # bytes a second
+    link_rate: float  # bytes a second from all its neighbours; 0: not listed
+
+
+_GB, _GIB = 1e9, 2.0**30
+CHIPS = {  # first part of `device_kind`, the first that matches
+    "TPU v6 lite": Chip(918e12, 32 * _GIB, 1600 * _GB, 400 * _GB),
+    "TPU v5 lite": Chip(197e12, 16 * _GIB, 819 * _GB, 200 * _GB),
+    "TPU v5": Chip(459e12, 95 * _GIB, 2765 * _GB, 600 * _GB),
+    "TPU v4": Chip(275e12, 32 * _GIB, 1228 * _GB, 300 * _GB),
+    "NVIDIA H200": Chip(989e12, 141 * _GB, 4800 * _GB, 0.0),
+    "NVIDIA H100 80GB HBM3": Chip(989e12, 80 * _GB, 3350 * _GB, 0.0),
+    "NVIDIA A100-SXM4-80GB": Chip(312e12, 80 * _GB, 2039 * _GB, 0.0),
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 40 * _GB, 1555 * _GB, 0.0),
+}
+
+
+def chip(device_kind: str | None = None) -> Chip | None:
+    """Of a kind of device, this machine's by default; None where no table has it (a CPU)."""
+    kind = jax.devices()[0].device_kind if device_kind is None else device_kind
+    return next((found for name, found in CHIPS.items() if kind.startswith(name)), None)
+
+
+def speeds(
+    decoded: float, learned: float, flops: StepFlops, sample: float, learn: float
+) -> dict[str, float]:
+    """Tokens a second, and the model FLOPs utilisation (MFU) where the devices' peak is known.
+
+    Args:
+      decoded, learned: tokens of the phases, the latter with padding, in every pass.
+      sample, learn: seconds of the phases.
+    """
+    sample, learn = max(sample, 1e-9), max(learn, 1e-9)
+    found = {"tokens_per_second": decoded / sample, "learn_tokens_per_second": learned / learn}
+    if (peaks := chip()) is not None:
+        peak = peaks.flops * jax.device_count()
+        phases = {"sample": flops.sampling / sample, "learn": flops.learning / learn}
+        found |= {f"mfu/{phase}": rate / peak for phase, rate in phases.items()}
+    return found
