@@ -80,6 +80,17 @@ class KL:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
+class Reward:
+    """What a response is worth: the weighted sum of functions (docs/rewards.md)."""
+
+    # math, gsm8k, think_format, overlong, repetition, reasoning_gym, path/to/file.py:function or
+    # package.module:function, each with ?option=value&...; none: what the set's answers ask for
+    functions: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()  # one a function; none: all 1
+    seconds: float = 2.0  # processor time of a call of one's own function; by the clock 5 times
+
+
+@dataclasses.dataclass(unsafe_hash=True)
 class Objective:
     """The policy's loss."""
 
@@ -214,6 +225,7 @@ class Config:
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     replay: Replay = dataclasses.field(default_factory=Replay)
     kl: KL = dataclasses.field(default_factory=KL)
+    reward: Reward = dataclasses.field(default_factory=Reward)
     objective: Objective = dataclasses.field(default_factory=Objective)
     imitation: Imitation = dataclasses.field(default_factory=Imitation)
     prefix: Prefix = dataclasses.field(default_factory=Prefix)

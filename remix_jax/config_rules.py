@@ -54,6 +54,7 @@ def _rules(c: Config):
     yield from _addition_rules(c)
     yield from _family_rules(c)
     yield from _optimizer_rules(c)
+    yield from _reward_rules(c)
     yield from _evaluation_rules(c)
     yield from _mesh_rules(c)
 
@@ -68,6 +69,18 @@ def _optimizer_rules(c: Config):
         moment = optimizer.first_moment_dtype
         yield f"{name}.first_moment_dtype", moment, *_one_of(moment, ("", *DTYPES))
         yield f"{name}.weight_decay", optimizer.weight_decay, optimizer.weight_decay >= 0, ">= 0"
+
+
+def _reward_rules(c: Config):
+    r = c.reward
+    counts = len(r.weights) in (0, len(r.functions))
+    yield (
+        "reward.weights",
+        r.weights,
+        counts,
+        f"must be {len(r.functions)}, one a function, or none",
+    )
+    yield "reward.seconds", r.seconds, r.seconds > 0, "must be above 0"
 
 
 def _evaluation_rules(c: Config):

@@ -1,5 +1,6 @@
 """Functions of the user: `path/to/file.py:function` or `package.module:function` of a config."""
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -73,6 +74,8 @@ def split_options(spec: str, what: str) -> tuple[str, dict[str, Any]]:
 
 def digest(function: Callable[..., Any]) -> str:
     """A digest of the source file that defines a function; "" where it has none."""
+    while isinstance(function, functools.partial):
+        function = function.func
     try:
         source = pathlib.Path(inspect.getsourcefile(inspect.unwrap(function)) or "").read_bytes()
     except (TypeError, OSError):

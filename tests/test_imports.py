@@ -22,13 +22,25 @@ ALLOWED = {
     "models": BASE | {"sharding"},
     "data": BASE,
     "grading": BASE,
+    "rewards": BASE | {"data", "grading"},
     "sinks": BASE,
     "reporting": BASE | {"sinks", "run"},
     "learner": BASE | {"config", "rl", "models", "sharding", "processes"},
     "cost": BASE | {"config", "rl", "models", "learner"},
     "rollout": BASE
     | {"cost"}
-    | {"config", "data", "grading", "learner", "models", "rl", "sharding", "processes", "sinks"},
+    | {
+        "config",
+        "data",
+        "grading",
+        "learner",
+        "models",
+        "rewards",
+        "rl",
+        "sharding",
+        "processes",
+        "sinks",
+    },
     "evaluation": BASE
     | {
         "config",
@@ -39,6 +51,7 @@ ALLOWED = {
         "rollout",
         "sharding",
         "processes",
+        "rewards",
         "sinks",
     },
     "run": BASE

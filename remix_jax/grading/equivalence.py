@@ -1,14 +1,18 @@
-r"""Mathematical equality of two answers by math-verify. Runs only in the workers of a GraderPool.
+r"""Mathematical equality of two answers: math-verify's LaTeX grammar, sympy's algebra.
 
-Only math-verify's LaTeX grammar sees text, never its extraction of plain expressions: that one
-calls sympy's `parse_expr`, which is `eval`. Two more doors stand around this: `answers.screen` lets
-no other characters, commands and words pass than those of mathematics, and `forbid_evaluation`
-takes the place of `parse_expr` and makes the interpreter itself refuse to compile a string or to
-start a program.
+Runs only in the workers of a GraderPool. Only the grammar sees text, never math-verify's extraction
+of plain expressions: that one calls sympy's `parse_expr`, which is `eval`. Two more walls stand
+around this: `answers.screen` lets no other characters, commands and words pass than those of
+mathematics, and `forbid_evaluation` takes the place of `parse_expr` and makes the interpreter
+itself refuse everything but arithmetic and imports.
 """
 
+import encodings
 import fractions
+import os
+import pathlib
 import re
+import resource
 import sys
 from collections.abc import Callable
 
@@ -19,7 +23,7 @@ from latex2sympy2_extended.latex2sympy2 import (
     latex2sympy,
     normalize_latex,
 )
-from math_verify.grader import should_treat_as_complex, verify
+from math_verify.grader import should_treat_as_complex
 from sympy.integrals import manualintegrate  # noqa: F401  (compiles text when it is imported)
 from sympy.matrices import MatrixBase
 from sympy.parsing import sympy_parser
@@ -33,6 +37,9 @@ _NORMALIZATION = NormalizationConfig(
 _CONVERSION = ConversionConfig(lowercase_symbols=False)  # R and r are two radii
 _DIGITS = 60  # compared where no exact method applies
 
+_FUNCTION_POWER = re.compile(  # \sin^2(x): no product of 2 and x
+    r"(\\(?:arc)?(?:sin|cos|tan|cot|sec|csc|sinh|cosh|tanh|log|ln)\s*\^)\s*([0-9a-z])"
+)
 # 2(3) and \frac{4}{2}\frac{1}{2} are products, to the grammar mixed numbers; 3\frac{1}{2} is one.
 _FACTOR = re.compile(r"(?<=[0-9)])(?=\()|(?<=\))(?=[0-9]|\\frac)")
 _FRACTIONS = re.compile(r"(\\frac\{[^{}]*\}\{[^{}]*\})(?=\\frac)")
@@ -43,11 +50,14 @@ _SUBSCRIPTED = re.compile(r"[0-9)}]\s*_")
 _LOG_BASE = re.compile(r"(\\log_)([0-9a-z])")  # \log_2 8: not the product 2 8
 
 Pair = tuple[str, str]
-_FORBIDDEN = answers.words_of(
-    "os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty os.startfile "
-    "subprocess.Popen os.remove os.rename os.rmdir os.mkdir os.link os.symlink os.chmod "
-    "os.chown os.truncate shutil.rmtree shutil.move shutil.copyfile socket.connect "
-    "socket.bind socket.getaddrinfo ctypes.dlopen ctypes.dlsym urllib.Request"
+_HARMLESS = answers.words_of(  # events of computing, of importing and of the end of a process
+    "import os.listdir os.scandir builtins.id array.__new__ object.__getattr__ sys._getframe "
+    "cpython._PySys_ClearAuditHooks cpython._PyInterpreterState_Clear"
+)
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
+_IMPORT_SYSTEM = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
+_INSTALLED = tuple(
+    f"{pathlib.Path(module.__file__ or '').parents[1]}{os.sep}" for module in (sympy, encodings)
 )
 
 
@@ -63,17 +73,33 @@ def equivalent(answer: str, gold: str) -> bool:
     return shapes.compare(shapes.read(answer), shapes.read(gold), _same_scalar, _same_equation)
 
 
-def forbid_evaluation() -> None:
-    """From here on this process compiles no string, starts no program, writes and deletes no file.
+def comparison() -> Callable[[Pair], bool]:
+    """`equivalent` for a worker: warmed up, with everything that executes text shut off."""
+    equivalent(r"\frac{(x+1)^2}{\sqrt{3}}", r"\frac{1+2x+x^2}{\sqrt{3}}")
+    forbid_evaluation()
+    return lambda pair: equivalent(*pair)
 
-    Cannot be undone. sympy's own parser of strings, which the LaTeX grammar calls for every numeral
-    (sympy.Number -> sympify -> parse_expr -> eval), reads decimal numerals and nothing else.
-    The functions of monomials that it would write and compile are taken in their plain form.
+
+def forbid_evaluation() -> None:
+    """From here on this process computes, imports installed modules, and does nothing else.
+
+    Cannot be undone. An audit hook refuses every event of the interpreter that is not on a short
+    list: so no compilation of text or syntax trees (also not by `ast` or `codeop`), no execution of
+    code objects, no code object or function made of parts, no `marshal` or `pickle`, no file opened
+    for writing by `open` or `os.open`, created, renamed or removed, no program, signal, socket,
+    environment, `ctypes` or memory map. Compiled and marshalled code passes where the import system
+    itself asks for it and it lies in the installation. What raises no event is left to the kernel:
+    no byte goes into a file (RLIMIT_FSIZE).
+
+    sympy's own parser of strings, which the LaTeX grammar calls for every numeral (sympy.Number ->
+    sympify -> parse_expr -> eval), reads decimal numerals and nothing else. The functions of
+    monomials that it would write and compile are taken in their plain form.
     """
     sys.dont_write_bytecode = True
     for name in ("parse_expr", "eval_expr", "stringify_expr"):
         setattr(sympy_parser, name, _numeral)
     monomials.MonomialOps._build = _monomial_operation
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     sys.addaudithook(_audit)
 
 
@@ -92,14 +118,24 @@ def _monomial_operation(_self, _code: str, name: str) -> Callable:
 
 
 def _audit(event: str, args: tuple) -> None:
-    if event == "compile":
-        refused = len(args) > 1 and args[1] in ("<string>", b"<string>")  # eval and exec of text
-    elif event == "open":
-        refused = isinstance(args[1], str) and any(letter in args[1] for letter in "wax+")
+    if event in _HARMLESS:
+        return
+    if event == "open":  # path, mode (None of os.open), flags
+        passes = isinstance(args[2], int) and not args[2] & _WRITING
     else:
-        refused = event in _FORBIDDEN
-    if refused:
+        passes = event in ("compile", "exec", "marshal.loads") and (
+            sys._getframe(1).f_code.co_filename in _IMPORT_SYSTEM and _installed(event, args)
+        )
+    if not passes:
         raise EvaluationError(event)
+
+
+def _installed(event: str, args: tuple) -> bool:
+    """Whether what the import system compiles or executes lies in the installation."""
+    if event == "marshal.loads":  # of a .pyc; what comes out of it is executed next
+        return True
+    path = args[1] if event == "compile" else args[0].co_filename
+    return isinstance(path, str) and path.startswith(_INSTALLED)
 
 
 def _same_scalar(answer: str, gold: str) -> bool:
@@ -144,6 +180,7 @@ def _parse(text: str, real: bool) -> sympy.Expr | MatrixBase:
     """
     if _SUBSCRIPTED.search(text) or ":" in text:  # 2516_8: the grammar drops the base
         raise ValueError("a numeral with a subscript, or a ratio")
+    text = _FUNCTION_POWER.sub(r"\1{\2}", text)
     text = _LOG_BASE.sub(r"\1{\2}", _MIXED.sub(r"\1\\frac{\2}{\3}", text))
     if _JUXTAPOSED.search(text):
         raise ValueError("two numerals side by side")
@@ -162,16 +199,23 @@ def _parse(text: str, real: bool) -> sympy.Expr | MatrixBase:
 
 
 def _equal(answer: sympy.Expr | MatrixBase, gold: sympy.Expr | MatrixBase) -> bool:
-    """math-verify's comparison, without its own clock: the pool has one."""
-    if isinstance(gold, sympy.Symbol):  # it compares these by their looks: x is not 1x
-        return bool(sympy.simplify(answer) == gold)
-    return bool(
-        verify(
-            gold,
-            answer,
-            float_rounding=_DIGITS,
-            numeric_precision=_DIGITS + 20,  # so that its last digit is none of the 60
-            timeout_seconds=None,
-            raise_on_error=True,
-        )
-    )
+    """Exactly where an exact method applies, else to 60 digits of the value itself.
+
+    Never by the digits of a difference: a value below their number of places would be none.
+    """
+    ours, theirs = answer.doit(), gold.doit()
+    if isinstance(ours, MatrixBase) and isinstance(theirs, MatrixBase):
+        return ours.shape == theirs.shape and all(map(_equal, ours.flat(), theirs.flat()))
+    if ours.has(sympy.nan, sympy.zoo):  # 1/0 is nothing, and not the same as itself
+        return False
+    if ours == theirs:
+        return True
+    if isinstance(ours, sympy.Expr) and ours.is_number and theirs.is_number:
+        difference = sympy.expand(ours - theirs)
+        if isinstance(difference, sympy.Rational):
+            return difference == 0
+        a, b = ours.evalf(_DIGITS + 20), theirs.evalf(_DIGITS + 20)
+        size, least = sympy.Max(abs(a), abs(b)), sympy.Rational(1, 10**_DIGITS)
+        if size > least or not size.is_finite:
+            return bool(size.is_finite and abs(a - b) <= size * least)
+    return bool(sympy.simplify(ours - theirs).is_zero)

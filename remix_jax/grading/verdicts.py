@@ -5,7 +5,6 @@ numbers are decided here, exactly and without evaluating anything; what needs al
 killable processes of a GraderPool, which start only when the first such answer comes.
 """
 
-import atexit
 import functools
 import hashlib
 import importlib.metadata
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from remix_jax.grading import answers as texts
-from remix_jax.grading.pool import GraderPool, Pair
+from remix_jax.grading.pool import GraderPool, Pair, process_pool
 
 Reason = Literal["match", "wrong", "timeout", "empty-box", "unbalanced-box", "no-box"]
 Answers = str | float | Sequence[str | float]
@@ -64,14 +63,6 @@ def grade_many(
         box if not box.answer else Verdict(*_judge(box.answer, each, compared))
         for box, each in zip(boxes, decided, strict=True)
     ]
-
-
-@functools.cache
-def process_pool() -> GraderPool:
-    """The pool of this process: shared by its runs, ended with it."""
-    pool = GraderPool()
-    atexit.register(pool.close)
-    return pool
 
 
 @functools.cache

@@ -8,16 +8,15 @@ import time
 
 import pytest
 
-from remix_jax.grading import worker as grader_worker
-from remix_jax.grading.pool import GraderPool
+from remix_jax.grading.pool import GraderPool, WorkerPool
 
-ROGUE = "tests.data.rogue_worker"
+ROGUE = "tests.grading.rogue_worker:comparison"
 SANE = [(str(i), str(i - i % 3)) for i in range(60)]
 
 
 @pytest.fixture
 def pool():
-    with GraderPool(workers=2, seconds=0.3, module=ROGUE) as pool:
+    with GraderPool(workers=2, seconds=0.3, factory=ROGUE) as pool:
         yield pool
 
 
@@ -84,7 +83,7 @@ def test_idle_workers_killed_from_outside_are_replaced(pool):
 
 def test_close_leaves_no_process_and_no_zombie():
     before = children()
-    with GraderPool(workers=2, seconds=0.2, module=ROGUE) as pool:
+    with GraderPool(workers=2, seconds=0.2, factory=ROGUE) as pool:
         assert children() == before  # nothing starts before it is needed
         pool.compare([("hang", "1"), ("crash", "1")])
         pool.compare(SANE)
@@ -100,7 +99,7 @@ def test_workers_end_with_a_killed_parent(answer):
     code = (
         "import sys, threading, time\n"
         "from remix_jax.grading.pool import GraderPool\n"
-        f"pool = GraderPool(workers=1, seconds=0.5, module={ROGUE!r})\n"
+        f"pool = GraderPool(workers=1, seconds=0.5, factory={ROGUE!r})\n"
         "pool.compare([('a', 'a')])\n"
         f"threading.Thread(target=pool.compare, args=([({answer!r}, 'b')],), daemon=True).start()\n"
         "time.sleep(0.1)\n"
@@ -151,12 +150,48 @@ def test_a_forked_process_starts_its_own_workers(pool):
     assert pool.compare([("d", "d")]) == [True]
 
 
-def test_workers_that_do_not_start_are_an_error():
-    with (
-        GraderPool(workers=2, module="no.such.module") as pool,
-        pytest.raises(RuntimeError, match="do not start"),
-    ):
-        pool.compare([("a", "a")])
+def running(command):
+    """Whether a process with this command line lives."""
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes() == command:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def test_what_a_worker_started_ends_with_it(pool):
+    assert pool.compare([("child", "1")]) == [None]
+    assert not running(b"sleep\x001000\x00")
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("no.such.module:f", "No module named 'no'"),
+        ("tests.grading.rogue_worker:broken", "ValueError: no such thing"),
+    ],
+)
+def test_workers_that_do_not_start_are_an_error(factory, said):
+    with WorkerPool(factory, workers=2) as pool:
+        with pytest.raises(RuntimeError, match=f"{factory} do not start: .*{said}"):
+            pool.map([("a", "a")])
+        with pytest.raises(RuntimeError, match=said):
+            pool.start()
+
+
+def test_replies_say_what_happened():
+    with WorkerPool(ROGUE, workers=1, seconds=0.3) as pool:
+        pool.start()
+        assert len(pool.pids) == 1
+        replies = pool.map([(c, "a") for c in ("a", "hang", "crash", "grow", "raise")])
+        assert [r.failure for r in replies] == [None, "timeout", "died", "memory", "error"]
+        assert replies[0].value is True
+        assert "rogue_worker.py" in replies[-1].line
+        assert replies[-1].line.endswith("ValueError")
+        big = "x" * 1_000_000  # more than a pipe holds, in one line
+        assert pool.map([(big, big)])[0].value is True
 
 
 def test_workers_import_no_jax():
@@ -165,4 +200,3 @@ def test_workers_import_no_jax():
         "sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    assert grader_worker.READY != grader_worker.SAME

@@ -1,10 +1,19 @@
 """A grading process that misbehaves as the answer tells it to."""
 
 import os
-import sys
+import subprocess
 import time
 
-from remix_jax.grading import worker as grader_worker
+
+def comparison():
+    """The factory of a pool."""
+    print("a line that is no message", flush=True)
+    return lambda pair: compare(*pair)
+
+
+def broken():
+    """A factory that fails."""
+    raise ValueError("no such thing")
 
 
 def compare(answer: str, gold: str) -> bool:
@@ -21,12 +30,12 @@ def compare(answer: str, gold: str) -> bool:
     if answer == "noise":
         print("1" * 100)
         os.write(2, b"1" * 100)
+    if answer == "child":
+        subprocess.Popen(["sleep", "1000"])
+        while True:
+            pass
     if answer == "raise":
         raise ValueError
     if answer.startswith("slow"):
         time.sleep(0.3)
     return answer == gold
-
-
-if __name__ == "__main__":
-    grader_worker.serve(compare, float(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Agreement with two reference graders, as docs/grading.md: python -m tests.data.agreement
+"""Agreement with two reference graders, as docs/grading.md: python -m tests.grading.agreement
 
 The references: the released grader of ReMix's authors, and math-verify 0.9.0 on whole responses.
 """
@@ -151,7 +151,7 @@ def document() -> str:
     rows = items()
     followed = [x for x in rows if x.agreed and x.expected not in (None, x.authors)]
     differ = [x for x in rows if not x.agreed]
-    head = (ROOT / "tests" / "data" / "grading_head.md").read_text().rstrip("\n")
+    head = (ROOT / "tests" / "grading" / "grading_head.md").read_text().rstrip("\n")
     lines = [head, "", "## Agreement with two reference graders", "", *_summary(rows)]
     lines += ["", *_families(rows), "", "## Where both references are wrong, and we with them", ""]
     lines += [*_table(followed), "", "## Where the references differ", ""]
