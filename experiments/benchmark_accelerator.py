@@ -31,7 +31,7 @@ from remix_jax.learner.state import Learner, init_state, make_learner
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.sampling import Sampled
-from remix_jax.types import Rows, empty_rows
+from remix_jax.types import FreshRows, empty_rows
 
 ARCHITECTURES = pathlib.Path(__file__).resolve().parent / "configs" / "architectures"
 FLAGS = flags.FLAGS
@@ -118,7 +118,7 @@ def _random_params(learner: Learner) -> dict:
     )
 
 
-def _rows(sampled: Sampled, config: Config) -> Rows:
+def _rows(sampled: Sampled, config: Config) -> FreshRows:
     """What was sampled, with rewards that differ within each group."""
     row_B = jnp.arange(config.batch_size)
     rows = empty_rows(config.batch_size, config.data.prompt_tokens, config.data.response_tokens)
@@ -126,7 +126,7 @@ def _rows(sampled: Sampled, config: Config) -> Rows:
         tokens_BS=sampled.tokens_BS,
         prompt_len_B=sampled.prompt_len_B,
         response_len_B=sampled.response_len_B,
-        logp_BT=sampled.logp_BT,
+        behav_logp_BT=sampled.logp_BT,
         sampled_logp_BT=sampled.sampled_logp_BT,
         reward_B=(row_B % 2).astype(jnp.float32),
         group_B=row_B // config.group_size,

@@ -36,7 +36,7 @@ from remix_jax.run.setup import (
     waves,
 )
 from remix_jax.sinks.console import Console
-from remix_jax.types import empty_rows
+from remix_jax.types import empty_rows, kept_rows
 
 MODEL_CONFIG = "config.json"
 
@@ -123,14 +123,16 @@ def backward_bytes(learner: Learner, state: TrainState, micro: int) -> int:
     """
     config = learner.config
     rows = jax.eval_shape(
-        lambda: empty_rows(micro, config.prompt_slots, config.data.response_tokens)
+        lambda: kept_rows(empty_rows(micro, config.prompt_slots, config.data.response_tokens))
     )
     frozen = jax.eval_shape(lambda: _empty_frozen(micro, config.data.response_tokens))
     one = jax.ShapeDtypeStruct((), jnp.float32)
 
     def kept(params, rows, frozen, weight, count):
         index_B = jnp.arange(micro)
-        facts = losses.facts_of(learner, rows, frozen, index_B, weight, lambda rows: rows.logp_BT)
+        facts = losses.facts_of(
+            learner, rows, frozen, index_B, weight, lambda rows: rows.behav_logp_BT
+        )
         loss = functools.partial(
             losses.policy_loss,
             learner=learner,

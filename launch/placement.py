@@ -12,7 +12,7 @@ from remix_jax.learner.state import TrainState
 from remix_jax.run.setup import check_mesh, tree_bytes
 from remix_jax.sinks.console import Console
 from remix_jax.text import size_text
-from remix_jax.types import empty_rows
+from remix_jax.types import empty_rows, kept_rows
 
 
 def print_placement(config: Config, console: Console, architectures: pathlib.Path) -> None:
@@ -51,7 +51,7 @@ def parts(config: Config, state: TrainState) -> dict[str, Any]:
     """
     slots = (config.prompt_slots, config.data.response_tokens)
     shards = sharding.row_shards(sharding.planned_mesh(config.mesh.sizes))
-    micro = jax.eval_shape(lambda: empty_rows(micro_batch_rows(config, shards), *slots))
+    micro = jax.eval_shape(lambda: kept_rows(empty_rows(micro_batch_rows(config, shards), *slots)))
     found: dict[str, Any] = {
         "Policy": {"params": state.params},
         "Policy's optimizer": {"opt_state": state.opt_state},

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from remix_jax import processes
+from remix_jax import processes, streams
 from remix_jax.config import Config
 from remix_jax.data.problems import Problem
 from remix_jax.grading import verdicts as grading
@@ -91,7 +91,7 @@ def evaluate(
     prompts = [prompt for each in sets for prompt in each.prompts]
     per_batch = max(e.batch_size // e.samples, 1)
     shape = Shape(per_batch, config.data.prompt_tokens, e.samples)
-    key = jax.random.key(config.seed + 2)
+    key = streams.key(config.seed, "evaluation")
     responses: list[Response] = []
     for first in range(0, len(prompts), per_batch):
         part = slice(first, first + per_batch)

@@ -16,21 +16,19 @@ from remix_jax.learner.losses import Frozen
 from remix_jax.learner.state import Learner, TrainState
 from remix_jax.models import scoring
 from remix_jax.rl import advantages, family, masked, objectives, replay
-from remix_jax.types import Rows, response_mask
+from remix_jax.types import FreshRows, Rows, kept_rows, response_mask
 
 
-def join(learner: Learner, stage: Stage, fresh: Rows | None, expert: Rows | None) -> Rows:
+def join(stage: Stage, fresh: FreshRows | None, expert: FreshRows | None) -> Rows:
     """Groups of sampled rows and behind them, in each group, those of the expert."""
-    if fresh is None or expert is None:
-        rows = expert if fresh is None else fresh
-        assert rows is not None
-        return rows
+    sources = [(rows, by) for rows, by in ((fresh, False), (expert, True)) if rows is not None]
+    marked = [kept_rows(rows, expert_B=jnp.full(rows.valid_B.shape, by)) for rows, by in sources]
 
-    def join(x, y):
-        x, y = (a.reshape(stage.fresh_groups, -1, *a.shape[1:]) for a in (x, y))
-        return jnp.concatenate([x, y], axis=1).reshape(-1, *x.shape[2:])
+    def joined(*parts):
+        by_group = [x.reshape(stage.fresh_groups, -1, *x.shape[1:]) for x in parts]
+        return jnp.concatenate(by_group, axis=1).reshape(-1, *parts[0].shape[1:])
 
-    return jax.tree.map(join, fresh, expert)
+    return jax.tree.map(joined, *marked)
 
 
 def own(learner: Learner, x_B):
@@ -73,7 +71,7 @@ def logps(learner: Learner, params, rows: Rows):
 
 def complete(learner: Learner, state: TrainState, fresh: Rows, step, number) -> Rows:
     """Fresh rows with what the learner knows of them: base log-probs (once a row), age, signal."""
-    base_logp_BT = jnp.zeros_like(fresh.logp_BT)
+    base_logp_BT = fresh.base_logp_BT
     if state.base_params is not None:
         base_logp_BT = logps(learner, state.base_params, fresh)
     signal_B = jnp.ones_like(fresh.valid_B)
@@ -84,7 +82,6 @@ def complete(learner: Learner, state: TrainState, fresh: Rows, step, number) -> 
         adv_BT=adv_BT,
         base_logp_BT=base_logp_BT,
         version_B=jnp.full_like(fresh.version_B, step),
-        used_B=jnp.zeros_like(fresh.used_B),
         signal_B=signal_B,
     )
 
@@ -120,11 +117,11 @@ def score(
     A fresh row was sampled by the policy at step start: its stored log-probs are pi_k, so that its
     clip centre is 1 to the last bit. Only the first rows, where replayed ones are, are scored anew.
     """
-    prox_logp_BT = rows.logp_BT
+    prox_logp_BT = rows.behav_logp_BT
     if stage.replay_groups > 0:
         first = stage.replay_groups * learner.config.group_size
         scored = logps(learner, state.params, jax.tree.map(lambda x: x[:first], rows))
-        scored_BT = jnp.concatenate([scored, rows.logp_BT[first:]])
+        scored_BT = jnp.concatenate([scored, rows.behav_logp_BT[first:]])
         replayed_B1 = (frozen.age_B > 0)[:, None]
         prox_logp_BT = jnp.where(replayed_B1, scored_BT, prox_logp_BT)
     prev_logp_BT = rows.base_logp_BT

@@ -53,7 +53,7 @@ def loss_mask(rows: Rows, frozen: Frozen) -> jax.Array:
 def behaviour_logp(learner: Learner, rows: Rows) -> jax.Array:
     """The ratio's denominator: the stored full-vocabulary log-probs, or the truncated ones."""
     corrected = learner.config.sampling.correct_truncation
-    return rows.sampled_logp_BT if corrected else rows.logp_BT
+    return rows.sampled_logp_BT if corrected else rows.behav_logp_BT
 
 
 def fixed(learner: Learner) -> family.Fixed:
@@ -104,7 +104,7 @@ def facts_of(
     method = family.METHODS[c.objective.method]
     if method.whole is None:
         return Facts(number)
-    logp_BT = score(rows) if method.forward else rows.logp_BT
+    logp_BT = score(rows) if method.forward else rows.behav_logp_BT
     batch = tokens(learner, rows, frozen, logp_BT, Facts(number))
     whole, row_B = method.whole(batch, fixed(learner))
     if row_B is not None:

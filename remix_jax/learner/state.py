@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from remix_jax import sharding
+from remix_jax import sharding, streams
 from remix_jax.config import Config, Optimizer, compiled_part, stage_at, stages
 from remix_jax.models import attention
 from remix_jax.models.decoder import Decoder, DecoderConfig
@@ -109,7 +109,7 @@ def init_state(learner: Learner, params: dict, config: Config) -> TrainState:
         base_params=anchor(learner, params) if config.has_base else None,
         prev_params=anchor(learner, params) if has_precedent(config) else None,
         replay=init_replay(config),
-        key=jax.random.key(config.seed),
+        key=streams.key(config.seed, "learning"),
         step=jnp.zeros((), jnp.int32),
         fault_F=jnp.zeros((len(fault_names(params, critic_params)),), bool),
     )

@@ -22,7 +22,7 @@ from remix_jax.learner import batch, losses
 from remix_jax.learner.losses import Frozen
 from remix_jax.learner.state import Learner, TrainState
 from remix_jax.rl import family, masked, replay, schedules
-from remix_jax.types import Rows, response_mask
+from remix_jax.types import FreshRows, Rows, response_mask
 
 
 class _Shared(NamedTuple):
@@ -49,10 +49,10 @@ class _Carry(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("learner", "stage"), donate_argnames=("state",))
 def learn(
     state: TrainState,
-    fresh: Rows | None,
+    fresh: FreshRows | None,
     replayed_groups: jax.Array,
     number_M: jax.Array,
-    expert: Rows | None = None,
+    expert: FreshRows | None = None,
     *,
     learner: Learner,
     stage: Stage,
@@ -61,8 +61,8 @@ def learn(
 
     Args:
       state: donated.
-      fresh: rows of stage.fresh_groups groups, sampled by `state.params`; `base_logp_BT`,
-        `version_B`, `used_B` and `signal_B` are filled in here. None where all are an expert's.
+      fresh: rows of stage.fresh_groups groups, sampled by `state.params`; None where all are an
+        expert's.
       replayed_groups: groups to replay, at most stage.replay_groups.
       number_M: the method's number in each pass (`config.method_numbers`).
       expert: an expert's rows of the same groups, None without.
@@ -74,7 +74,7 @@ def learn(
     """
     step = state.step + 1
     key_replay, key_shuffle = jax.random.split(jax.random.fold_in(state.key, step))
-    fresh = batch.join(learner, stage, fresh, expert)
+    fresh = batch.join(stage, fresh, expert)
     fresh = batch.complete(learner, state, fresh, step, number_M[0])
     ring, fresh_slots = replay.add(state.replay, fresh)
     kl_weight = _kl_weight(learner, step)
@@ -133,7 +133,9 @@ def _batch_metrics(fresh: Rows, rows: Rows, frozen: Frozen, with_expert: bool) -
     metrics = {
         "n_fresh": (own_B & (frozen.age_B == 0)).sum(),
         "n_replayed": (own_B & (frozen.age_B > 0)).sum(),
-        "sampler_gap": masked.mean(fresh.sampled_logp_BT - fresh.logp_BT, batch.own_mask(fresh)),
+        "sampler_gap": masked.mean(
+            fresh.sampled_logp_BT - fresh.behav_logp_BT, batch.own_mask(fresh)
+        ),
     }
     if with_expert:
         metrics["n_expert"] = (frozen.in_batch_B & rows.expert_B).sum()

@@ -9,7 +9,7 @@ from remix_jax import sharding
 from remix_jax.models.decoder import Decoder
 from remix_jax.models.head import Pieces, logp_and_entropy
 from remix_jax.sharding import by_rows
-from remix_jax.types import Rows, positions, token_mask
+from remix_jax.types import FreshRows, positions, token_mask
 
 
 class TokenScores(NamedTuple):
@@ -37,7 +37,9 @@ def token_logps(
     return jnp.pad(jnp.where(scored_BT, logp_BT, 0.0), ((0, 0), (1, 0)))
 
 
-def score_responses(model: Decoder, params: dict, rows: Rows, temperature: float) -> TokenScores:
+def score_responses(
+    model: Decoder, params: dict, rows: FreshRows, temperature: float
+) -> TokenScores:
     """Log-probs and entropies of the response tokens [B, T]; garbage beyond a response's length.
 
     The distribution is softmax(logits / temperature) over the full vocabulary, the sampler's before
@@ -48,13 +50,13 @@ def score_responses(model: Decoder, params: dict, rows: Rows, temperature: float
     return _scores(model, params, x_BTD, tokens_BT, temperature)
 
 
-def score_values(critic: Decoder, params: dict, rows: Rows) -> jax.Array:
+def score_values(critic: Decoder, params: dict, rows: FreshRows) -> jax.Array:
     """V(s_t) [B, T]: s_t is everything before response token t; garbage beyond the length."""
     x_BTD = _states_before_tokens(critic, params, rows)
     return critic.apply({"params": params}, x_BTD, method="project")
 
 
-def _states_before_tokens(model, params, rows: Rows):
+def _states_before_tokens(model, params, rows: FreshRows):
     """Final hidden states [B, T, D] at the slots that predict the response tokens.
 
     Those are P - 1 .. S - 2: the last token of a row predicts nothing and is left out.

@@ -3,9 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from remix_jax.errors import InputError
 from remix_jax.rl import masked, objectives
 
 
@@ -58,19 +56,3 @@ def chord_phi(logp_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
     logp_BT = masked.zero_masked(logp_BT, mask_BT)
     weight_BT = jax.lax.stop_gradient(-jnp.exp(logp_BT) * jnp.expm1(logp_BT))
     return -weight_BT * logp_BT
-
-
-def require_behaviour(method: str, has_behav_B: np.ndarray, valid_B: np.ndarray) -> None:
-    """Refuses rows without behaviour log-probs, on behalf of a method that needs a ratio.
-
-    Concrete arrays, on the host. 0 is never assumed for an unknown log-prob.
-
-    Raises:
-      InputError: a valid row has none; names the method and the first such row.
-    """
-    missing = np.flatnonzero(np.asarray(valid_B) & ~np.asarray(has_behav_B))
-    if missing.size:
-        raise InputError(
-            f"{method} needs behaviour log-probs and row {missing[0]} has none"
-            f" ({missing.size} such rows): use luffy, chord or reinforce for expert rows"
-        )

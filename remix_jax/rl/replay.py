@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from remix_jax.rl import masked, priorities
-from remix_jax.types import Rows, empty_rows
+from remix_jax.types import Rows, empty_rows, kept_rows
 
 ZERO_SIGNAL = 0
 """Index in `fates_U` of rows whose group had equal rewards; index 1 + u: rows used u times."""
@@ -34,8 +34,10 @@ def init(
     with_advantage: bool = False,
 ) -> ReplayState:
     """An empty ring for `groups` groups; uses beyond `max_uses` are counted as max_uses."""
+    empty = empty_rows(groups * group_size, prompt_slots, response_slots)
+    adv_BT = jnp.zeros_like(empty.behav_logp_BT) if with_advantage else None
     return ReplayState(
-        rows=empty_rows(groups * group_size, prompt_slots, response_slots, with_advantage),
+        rows=kept_rows(empty, adv_BT=adv_BT),
         cursor=jnp.zeros((), jnp.int32),
         fates_U=jnp.zeros((max_uses + 2,), jnp.int32),
         group_size=group_size,

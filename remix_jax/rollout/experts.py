@@ -1,7 +1,7 @@
 """Rows of an expert: verified traces of a bank, beside or instead of what the policy samples.
 
 They have no log-probs of a sampler: NaN stands in their place, so that whatever reads them by
-mistake is not finite and stops the run. `Rows.expert_B` marks them.
+mistake is not finite and stops the run; the learner marks them (`Rows.expert_B`).
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,6 @@ from remix_jax.data import traces
 from remix_jax.data.problems import Problem
 from remix_jax.data.traces import Trace
 from remix_jax.errors import InputError
-from remix_jax.rl import expert, family
 from remix_jax.rollout.rollouts import Draw, ProblemSet, Vocabulary, prompt_batch
 
 Traces = Mapping[tuple, tuple[int, ...]]
@@ -51,7 +50,7 @@ def with_traces(
 
 def expert_rows(
     draw: Draw, traces: Traces, stage: Stage, first_group: int, config: Config, pad_id: int
-) -> types.Rows:
+) -> types.FreshRows:
     """A row a group: the trace of its problem, with reward 1; empty rows up to the stage's groups.
 
     On the host (NumPy).
@@ -59,15 +58,10 @@ def expert_rows(
     Args:
       draw: the groups of the step.
       first_group: number of the first one in the run.
-
-    Raises:
-      InputError: the method needs log-probs that these rows do not have.
     """
     slots, n = stage.fresh_groups, len(draw.problems)
     width, length = config.prompt_slots, config.data.response_tokens
     valid_B = np.arange(slots) < n
-    if family.METHODS[config.objective.method].experts == "refused":
-        expert.require_behaviour(config.objective.method, ~valid_B, valid_B)
     prompt_BP, prompt_len_B = prompt_batch(draw.prompts, slots, width, pad_id)
     response_BT = np.full((slots, length), pad_id, np.int32)
     response_len_B = np.zeros(slots, np.int32)
@@ -76,21 +70,17 @@ def expert_rows(
         response_BT[b, : len(ids)] = ids
         response_len_B[b] = len(ids)
     unknown_BT = np.full((slots, length), np.nan, np.float32)
-    row_B = np.arange(slots, dtype=np.int32)
-    return types.Rows(
+    written_BT = np.arange(length)[None, :] < response_len_B[:, None]
+    return types.FreshRows(
         tokens_BS=np.concatenate([prompt_BP, response_BT], axis=1),
         prompt_len_B=prompt_len_B,
         response_len_B=response_len_B,
-        logp_BT=unknown_BT,
+        loss_mask_BT=written_BT.astype(np.float32),
+        behav_logp_BT=unknown_BT,
         sampled_logp_BT=unknown_BT,
-        base_logp_BT=np.zeros_like(unknown_BT),
         reward_B=valid_B.astype(np.float32),
-        group_B=first_group + row_B,
-        version_B=np.zeros_like(row_B),
-        used_B=np.zeros_like(row_B),
-        signal_B=np.zeros(slots, bool),
+        group_B=first_group + np.arange(slots, dtype=np.int32),
         valid_B=valid_B,
-        expert_B=np.ones(slots, bool),
     )
 
 

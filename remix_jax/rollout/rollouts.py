@@ -58,10 +58,10 @@ class Draw(NamedTuple):
 class Rollouts(NamedTuple):
     """The fresh rows of a step, and what the host knows of them."""
 
-    rows: types.Rows | None  # None where nothing is sampled
+    rows: types.FreshRows | None  # None where nothing is sampled
     metrics: dict[str, float]
     samples: list[dict]
-    expert: types.Rows | None = None  # rows of the same groups that an expert wrote
+    expert: types.FreshRows | None = None  # rows of the same groups that an expert wrote
 
 
 def load_vocabulary(directory: str) -> Vocabulary:
@@ -236,21 +236,19 @@ def _prefix_text(vocabulary: Vocabulary, prefix: Prefix | None) -> dict[str, str
 
 def _rows(
     sampled: Sampled, reward_B, n: int, group_size: int, first_group: int, mesh: Mesh | None
-) -> types.Rows:
-    """Rows of the graded responses; what the learner fills in is zero (NumPy: no compilation)."""
+) -> types.FreshRows:
+    """Rows of the graded responses (NumPy: no compilation)."""
     row_B = np.arange(reward_B.shape[0], dtype=np.int32)
-    return types.Rows(
+    length_B = np.asarray(jax.device_get(sampled.response_len_B))
+    written_BT = np.arange(sampled.logp_BT.shape[1])[None, :] < length_B[:, None]
+    return types.FreshRows(
         tokens_BS=sampled.tokens_BS,
         prompt_len_B=sampled.prompt_len_B,
         response_len_B=sampled.response_len_B,
-        logp_BT=sampled.logp_BT,
+        loss_mask_BT=put(written_BT.astype(np.float32), mesh),
+        behav_logp_BT=sampled.logp_BT,
         sampled_logp_BT=sampled.sampled_logp_BT,
-        base_logp_BT=put(np.zeros(sampled.logp_BT.shape, np.float32), mesh),
         reward_B=put(reward_B, mesh),
         group_B=put((first_group + row_B // group_size).astype(np.int32), mesh),
-        version_B=put(np.zeros_like(row_B), mesh),
-        used_B=put(np.zeros_like(row_B), mesh),
-        signal_B=put(np.zeros(row_B.shape, bool), mesh),
         valid_B=put(row_B < n, mesh),
-        expert_B=put(np.zeros(row_B.shape, bool), mesh),
     )

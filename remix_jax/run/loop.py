@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from remix_jax import config as configs
-from remix_jax import processes
+from remix_jax import processes, streams
 from remix_jax.config import Config
 from remix_jax.cost import StepFlops, kl_weight, speeds, step_flops
 from remix_jax.evaluation.respond import evaluate
@@ -320,7 +320,7 @@ def _collect(
     width = config.prompt_slots
     tokens_QP, length_Q = prompt_batch(draw.prompts, stage.fresh_groups, width, vocabulary.pad_id)
     row_B = np.arange(stage.fresh_groups * config.own_rows, dtype=np.int32)
-    key = jax.random.fold_in(jax.random.key(config.seed + 1), step)
+    key = jax.random.fold_in(streams.key(config.seed, "sampling"), step)
     inputs = (tokens_QP, length_Q, row_B, row_B < groups * config.own_rows, key)
     # The program is waited for, so that grading is not charged with sampling.
     sampler = run.programs.sample[stage.name].call

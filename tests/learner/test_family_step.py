@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from remix_jax.data.problems import Problem
-from remix_jax.errors import InputError
 from remix_jax.learner import step
 from remix_jax.rl import family, replay
 from remix_jax.rollout.experts import expert_rows
@@ -104,7 +103,7 @@ def test_rows_of_an_expert_are_trained_on_without_a_ratio():
     experts = rows.expert_B & rows.valid_B
     assert experts.sum() == int(metrics["n_expert"]) == 4
     assert int(metrics["n_fresh"]) == 4
-    assert np.isnan(rows.logp_BT[experts]).all()
+    assert np.isnan(rows.behav_logp_BT[experts]).all()
     assert all(np.isfinite(value).all() for value in metrics.values())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
     assert np.array_equal(rows.expert_B.reshape(-1, 2)[:4], [[False, True]] * 4)
@@ -142,9 +141,3 @@ def test_mini_batches_of_whole_groups():
     assert index.shape == (6, 2, 2)
     np.testing.assert_array_equal(index[..., 1], index[..., 0] + 1)
     np.testing.assert_array_equal(np.sort(index.reshape(3, -1)), [range(8)] * 3)
-
-
-def test_a_method_that_needs_ratios_refuses_the_row_of_an_expert():
-    config = config_of("cispo")
-    with pytest.raises(InputError, match="cispo needs behaviour log-probs and row 0 has none"):
-        expert_of(config, 1)

@@ -30,7 +30,7 @@ from remix_jax.rollout.rollouts import (
     prefix_metrics,
     prompt_batch,
 )
-from remix_jax.types import positions, token_mask
+from remix_jax.types import kept_rows, positions, token_mask
 from tests.learner.tiny import POLICY, P, T, fresh_rows, grouped, start
 from tests.learner.tiny import _score as score
 
@@ -71,7 +71,7 @@ def whole_row_loss(params, shift_BSV, config, rows, prefix_len_B, adv_BT):
         return jnp.where(suffix_BS, x_BS, 0.0).sum()
 
     behav_BS, base_BS, adv_BS = (
-        jnp.pad(x, ((0, 0), (P - 1, 0))) for x in (rows.logp_BT, rows.base_logp_BT, adv_BT)
+        jnp.pad(x, ((0, 0), (P - 1, 0))) for x in (rows.behav_logp_BT, rows.base_logp_BT, adv_BT)
     )
     ratio_BS = jnp.exp(logp_BS - behav_BS)
     eps = config.objective.clip
@@ -84,19 +84,19 @@ def whole_row_loss(params, shift_BSV, config, rows, prefix_len_B, adv_BT):
 def test_a_prefix_enters_loss_and_gradient_as_context_alone():
     config = grouped(kl__convex=False, mini_batch_size=8, micro_batch_size=8)
     learner, state = start(config)
-    rows = fresh_rows(config, state, 1)
+    rows = kept_rows(fresh_rows(config, state, 1))
     rng = np.random.default_rng(0)
     rows = jax.tree.map(lambda x: x[:4], rows)
     rows = rows.replace(prompt_len_B=jnp.full_like(rows.prompt_len_B, P))
     now_BT = score(state.params, rows, 1.0).logp_BT
     noisy = [now_BT + jnp.asarray(rng.normal(0, 0.1, now_BT.shape)) for _ in range(2)]
-    rows = rows.replace(logp_BT=noisy[0], base_logp_BT=noisy[1])
+    rows = rows.replace(behav_logp_BT=noisy[0], base_logp_BT=noisy[1])
     n = rows.valid_B.shape[0]
     prefix_len_B = rng.integers(1, P, n)
     adv_BT = jnp.asarray(rng.normal(size=(n, T)), jnp.float32)
     frozen = losses.Frozen(
         jnp.arange(n), jnp.ones(n, bool), jnp.zeros(n, jnp.int32),
-        rows.logp_BT, rows.base_logp_BT, adv_BT, adv_BT, adv_BT,
+        rows.behav_logp_BT, rows.base_logp_BT, adv_BT, adv_BT, adv_BT,
     )  # fmt: skip
     count = rows.response_len_B.sum().astype(jnp.float32)
     ours = jax.value_and_grad(

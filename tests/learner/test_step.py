@@ -54,7 +54,7 @@ def plain_step(learner, config, before, rows, age, step):
     prox, _ = plain_logps(before.params, rows)
     base, _ = plain_logps(before.base_params, rows)
     prev, _ = plain_logps(before.prev_params, rows)
-    prox = jnp.where(jnp.asarray(age)[:, None] == 0, rows.logp_BT, prox)
+    prox = jnp.where(jnp.asarray(age)[:, None] == 0, rows.behav_logp_BT, prox)
     adv = returns = value = None
     if learner.critic is not None:
         value = plain_values(learner.critic, before.critic_params, rows)
@@ -72,7 +72,7 @@ def plain_step(learner, config, before, rows, age, step):
 
     def policy_loss(params):
         logp, entropy = plain_logps(params, rows)
-        r, c = jnp.exp(logp - rows.logp_BT), jnp.exp(prox - rows.logp_BT)
+        r, c = jnp.exp(logp - rows.behav_logp_BT), jnp.exp(prox - rows.behav_logp_BT)
         eps = config.objective.clip
         clipped = jnp.clip(r, jnp.maximum(c - eps, 0), c + eps)
         surrogate = -jnp.minimum(r * adv, clipped * adv)
@@ -221,7 +221,7 @@ def test_rows_that_do_not_count_influence_nothing():
     assert not bool(rows.valid_B[-1])
     rubbish = rows.replace(
         tokens_BS=rows.tokens_BS.at[-1].set(3),
-        logp_BT=rows.logp_BT.at[-1].set(jnp.nan),
+        behav_logp_BT=rows.behav_logp_BT.at[-1].set(jnp.nan),
         reward_B=rows.reward_B.at[-1].set(1e9),
         response_len_B=rows.response_len_B.at[-1].set(T),
     )

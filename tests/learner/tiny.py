@@ -98,7 +98,7 @@ def fresh_rows(config: Config, state: TrainState, step: int, wider: tuple[int, i
     )
     scores = _score(state.params, rows, config.sampling.temperature)
     logp_BT = jnp.where(types.response_mask(rows) > 0, scores.logp_BT, 0.0)
-    return rows.replace(logp_BT=logp_BT, sampled_logp_BT=logp_BT - 0.01)
+    return rows.replace(behav_logp_BT=logp_BT, sampled_logp_BT=logp_BT - 0.01)
 
 
 _score = jax.jit(functools.partial(score_responses, POLICY), static_argnums=2)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remix_jax.errors import InputError
 from remix_jax.rl import advantages, constraints, expert, masked, objectives, off_policy, sequence
 from tests import reference
 from tests.rl import family_reference as family
@@ -364,10 +363,3 @@ def test_decoupled_ppo_of_fresh_rows_is_ppo(x64):
     logp_BT, prox_BT, adv_BT, mask_BT = (rows[k] for k in ("logp", "prox_logp", "adv", "mask"))
     actual_BT = off_policy.decoupled_ppo(logp_BT, prox_BT, prox_BT, adv_BT, mask_BT)
     np.testing.assert_array_equal(actual_BT, objectives.ppo(logp_BT, prox_BT, adv_BT))
-
-
-def test_rows_without_behaviour_are_refused():
-    has_behav_B = np.array([True, False, True, False])
-    expert.require_behaviour("cispo", has_behav_B, np.array([True, False, True, False]))
-    with pytest.raises(InputError, match=r"cispo needs .* row 3 has none"):
-        expert.require_behaviour("cispo", has_behav_B, np.array([True, False, True, True]))

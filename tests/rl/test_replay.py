@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from remix_jax.rl import replay
-from remix_jax.types import empty_rows
+from remix_jax.types import empty_rows, kept_rows
 
 P, T, GROUPS, G = 3, 4, 8, 2
 
@@ -17,10 +17,10 @@ P, T, GROUPS, G = 3, 4, 8, 2
 def make_rows(ids, version, valid=None, signal=True):
     """Rows that carry their id in every field that should travel with them."""
     ids = np.asarray(ids)
-    rows = empty_rows(len(ids), P, T)
+    rows = kept_rows(empty_rows(len(ids), P, T))
     return rows.replace(
         tokens_BS=jnp.asarray(np.repeat(ids[:, None], P + T, axis=1), jnp.int32),
-        logp_BT=jnp.asarray(np.repeat(-ids[:, None] / 7.0, T, axis=1), jnp.float32),
+        behav_logp_BT=jnp.asarray(np.repeat(-ids[:, None] / 7.0, T, axis=1), jnp.float32),
         reward_B=jnp.asarray(ids, jnp.float32),
         group_B=jnp.asarray(ids // G, jnp.int32),
         version_B=jnp.full(len(ids), version, jnp.int32),
