@@ -31,6 +31,8 @@ from remix_jax.learner.state import Learner, init_state, make_learner
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.sampling import Sampled
+from remix_jax.rollout import sampler as sampling
+from remix_jax.rollout.sampler import Prompts
 from remix_jax.types import FreshRows, empty_rows
 
 ARCHITECTURES = pathlib.Path(__file__).resolve().parent / "configs" / "architectures"
@@ -76,27 +78,20 @@ def ours(sizes: DecoderConfig, config: Config, repeats: int) -> dict[str, Any]:
     learner = make_learner(config, Decoder(sizes))
     slots = config.data.prompt_tokens, config.data.response_tokens
     groups = config.batch_groups
-    sampler = programs.compile_sampler(
-        learner.policy,
-        *slots,
-        groups,
-        config.group_size,
-        programs.sampler_settings(config),
-        eos_ids=(),
-        pad_id=0,
-    ).call
+    stage = next(iter(configs.stages(config).values()))
+    task = sampling.rollout_task(config, stage, eos_ids=(), pad_id=0)
+    sampler = sampling.make(config, learner.policy, task)
     params = _random_params(learner)
     prompts = np.random.default_rng(0).integers(1, sizes.vocab_size, (groups, slots[0]))
     row_B = np.arange(config.batch_size, dtype=np.int32)
-    given = (prompts.astype(np.int32), np.full(groups, slots[0], np.int32), row_B, row_B >= 0)
-    arrays = tuple(map(jnp.asarray, given))
+    lengths = np.full(groups, slots[0], np.int32)
+    given = Prompts(prompts.astype(np.int32), lengths, row_B, row_B >= 0)
     decode, sampled = [], None
     for turn in range(repeats + 1):
         begin = time.perf_counter()
-        sampled = jax.block_until_ready(sampler(params, *arrays, jax.random.key(turn)))
+        sampled = jax.block_until_ready(sampler(params, given, jax.random.key(turn)))
         decode.append(time.perf_counter() - begin)
     assert sampled is not None
-    stage = next(iter(configs.stages(config).values()))
     learn = programs.compile_learn(learner, stage, None).call
     state, seconds = init_state(learner, params, config), []
     counts = jnp.asarray(0, jnp.int32), jnp.asarray(configs.method_numbers(config, 1), jnp.float32)
@@ -126,7 +121,7 @@ def _rows(sampled: Sampled, config: Config) -> FreshRows:
         tokens_BS=sampled.tokens_BS,
         prompt_len_B=sampled.prompt_len_B,
         response_len_B=sampled.response_len_B,
-        behav_logp_BT=sampled.logp_BT,
+        behav_logp_BT=sampled.behav_logp_BT,
         sampled_logp_BT=sampled.sampled_logp_BT,
         reward_B=(row_B % 2).astype(jnp.float32),
         group_B=row_B // config.group_size,

@@ -59,6 +59,7 @@ class Run:
         from remix_jax.learner import programs
         from remix_jax.learner.state import init_state, make_learner
         from remix_jax.models import huggingface
+        from remix_jax.rollout import sampler
         from remix_jax.rollout.rollouts import load_vocabulary, prompt_batch
 
         self.size, self.clock = size, LapClock()
@@ -70,10 +71,10 @@ class Run:
         begin = time.perf_counter()
         # An id that no token has: every response runs to its full length, as on the other side.
         end_ids = (size.vocab_size,)
-        run_stages = stages(config).values()
-        built = programs.build(self.learner, run_stages, end_ids, self.vocabulary.pad_id)
-        stage = stage_at(config, 1)
-        self.sample_program, self.learn_program = built.sample[stage].call, built.learn[stage].call
+        stage = stages(config)[stage_at(config, 1)]
+        task = sampler.rollout_task(config, stage, end_ids, self.vocabulary.pad_id)
+        self.sampler = sampler.make(config, policy, task)
+        self.learn_program = programs.compile_learn(self.learner, stage, None).call
         self.compile_seconds = time.perf_counter() - begin
         self.score_chunk = jax.jit(self._score_chunk)
         texts = prompt_texts(size)
@@ -87,14 +88,15 @@ class Run:
     def sample(self, step: int) -> Any:
         """Responses to the prompts, under the current policy."""
         import jax
-        import jax.numpy as jnp
         import numpy as np
 
+        from remix_jax.rollout.sampler import Prompts
+
         row_B = np.arange(self.size.rows, dtype=np.int32)
-        inputs = (*self.prompts, row_B, np.ones(self.size.rows, bool))
+        tokens_QP, length_Q = self.prompts
+        prompts = Prompts(tokens_QP, length_Q, row_B, np.ones(self.size.rows, bool))
         key = jax.random.fold_in(jax.random.key(1), step)
-        sampled = self.sample_program(self.state.params, *map(jnp.asarray, inputs), key)
-        return jax.block_until_ready(sampled)
+        return jax.block_until_ready(self.sampler(self.state.params, prompts, key))
 
     def step(self, number: int) -> Laps:
         """(wall, CPU) seconds by phase of one RL step."""

@@ -35,6 +35,7 @@ from remix_jax.errors import InputError
 from remix_jax.learner import programs
 from remix_jax.learner.state import Learner, TrainState
 from remix_jax.models import sampling, scoring
+from remix_jax.rollout import sampler
 from remix_jax.run import setup
 from remix_jax.types import empty_rows
 
@@ -137,15 +138,8 @@ def compiled_programs(
 
 def _sampling(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
     stage = max(configs.stages(config).values(), key=lambda stage: stage.fresh_groups)
-    traced = programs.trace_sampler(
-        learner.policy,
-        (config.prompt_slots, config.data.response_tokens),
-        (stage.fresh_groups, config.own_rows),
-        programs.sampler_settings(config),
-        eos_ids=(1,),
-        pad_id=0,
-        mesh=mesh,
-    )
+    task = sampler.rollout_task(config, stage, eos_ids=(1,), pad_id=0)
+    traced = sampler.trace(learner.policy, task, mesh)
     # Every response at its full length; the loops that depend on data are the decoding ones.
     loops = len(sampling._segments(config.data.response_tokens))
     waves = setup.waves(config, mesh)[f"sampling, {stage.name} stage"]

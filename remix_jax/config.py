@@ -54,6 +54,7 @@ class Sampling:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     min_p: float = 0.0  # 0: off
+    engine: str = ""  # a sampler of your own, file.py:function (docs/samplers.md); empty: ours
     correct_truncation: bool = False  # [C] ratios against the truncated distribution
 
 

@@ -10,12 +10,12 @@ import pytest
 from experiments.arithmetic import task
 from remix_jax.data import traces
 from remix_jax.errors import InputError
-from remix_jax.learner.programs import compile_sampler
 from remix_jax.models import huggingface
 from remix_jax.models.sampling import SamplerSettings
 from remix_jax.rollout import collection
 from remix_jax.rollout.collection import Settings, collect
 from remix_jax.rollout.rollouts import load_vocabulary
+from remix_jax.rollout.sampler import Prompts, Task, compiled
 from remix_jax.sinks.console import Console
 
 ARITHMETIC = pathlib.Path(task.__file__).parent
@@ -91,16 +91,15 @@ def test_the_trace_is_the_first_verified_attempt(settings, collected):
     vocabulary = load_vocabulary(settings.model)
     model, params = huggingface.load(settings.model, dtype="float32")
     width = len(bank.traces[0].prompt)
-    many = compile_sampler(
-        model, width, 12, n, CAP, SamplerSettings(),
-        eos_ids=vocabulary.eos_ids, pad_id=vocabulary.pad_id,
-    )  # fmt: skip
+    ends = vocabulary.eos_ids, vocabulary.pad_id
+    many = compiled(model, Task(n, width, CAP, 12, SamplerSettings(), *ends))
     ids = (np.arange(n, dtype=np.int32)[:, None] << collection.ATTEMPT_BITS) + np.arange(CAP)
     prompts = np.array([trace.prompt for trace in bank.traces], np.int32)
-    sampled = many.call(
-        params, prompts, np.full(n, width, np.int32), ids.reshape(-1).astype(np.int32),
-        np.ones(n * CAP, bool), collection.jax.random.key(SEED),
+    given = Prompts(
+        prompts, np.full(n, width, np.int32), ids.reshape(-1).astype(np.int32),
+        np.ones(n * CAP, bool),
     )  # fmt: skip
+    sampled = many(params, given, collection.jax.random.key(SEED))
     responses = collection.response_ids(sampled, n * CAP)
     for place, trace in enumerate(bank.traces):
         own = responses[place * CAP : (place + 1) * CAP]

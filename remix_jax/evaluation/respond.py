@@ -11,9 +11,8 @@ from remix_jax.config import Config
 from remix_jax.data.problems import Problem
 from remix_jax.grading import verdicts as grading
 from remix_jax.grading.pool import GraderPool
-from remix_jax.learner.programs import Program
 from remix_jax.rollout.rollouts import ProblemSet, Vocabulary, decode, prompt_batch
-from remix_jax.sharding import put
+from remix_jax.rollout.sampler import Prompts, Sampler, Task, evaluation_task
 
 
 class Response(NamedTuple):
@@ -25,17 +24,9 @@ class Response(NamedTuple):
     ended: bool  # an end token came within the limit
 
 
-class Shape(NamedTuple):
-    """What a sampler was compiled for."""
-
-    prompts: int
-    width: int  # tokens of the longest prompt that fits
-    group_size: int  # responses a prompt
-
-
 def respond(
-    sampler: Program,
-    shape: Shape,
+    sampler: Sampler,
+    task: Task,
     params: dict,
     problems: Sequence[Problem],
     prompts: Sequence[list[int]],
@@ -47,17 +38,17 @@ def respond(
     """One batch: `group_size` graded responses a problem, in order.
 
     Args:
-      sampler: compiled for `shape`, which may hold more prompts than there are.
+      sampler: made for `task`, which may hold more prompts than there are.
       row_ids: the number of each response's random stream under `key`.
       pool: compares the answers that need algebra.
     """
-    tokens_QP, length_Q = prompt_batch(list(prompts), shape.prompts, shape.width, vocabulary.pad_id)
-    ids_B = np.zeros(shape.prompts * shape.group_size, np.int32)
+    tokens_QP, length_Q = prompt_batch(list(prompts), task.prompts, task.prompt_slots, task.pad_id)
+    ids_B = np.zeros(task.rows, np.int32)
     ids_B[: len(row_ids)] = row_ids
-    inputs = (tokens_QP, length_Q, ids_B, np.arange(len(ids_B)) < len(row_ids), key)
-    sampled = sampler.call(params, *(put(x, sampler.mesh) for x in inputs))
+    active_B = np.arange(task.rows) < len(row_ids)
+    sampled = sampler(params, Prompts(tokens_QP, length_Q, ids_B, active_B), key)
     texts = decode(vocabulary, sampled, len(row_ids))
-    answers = [problem.answers for problem in problems for _ in range(shape.group_size)]
+    answers = [problem.answers for problem in problems for _ in range(task.group_size)]
     verdicts = processes.divided(
         len(texts), lambda part: grading.grade_many(texts[part], answers[part], pool)
     )
@@ -67,7 +58,7 @@ def respond(
 
 
 def evaluate(
-    program: Program,
+    sampler: Sampler,
     params: dict,
     suites: Sequence[ProblemSet],
     validation: Sequence[ProblemSet],
@@ -89,15 +80,15 @@ def evaluate(
     sets = [*suites, *validation]
     problems = [problem for each in sets for problem in each.problems]
     prompts = [prompt for each in sets for prompt in each.prompts]
-    per_batch = max(e.batch_size // e.samples, 1)
-    shape = Shape(per_batch, config.data.prompt_tokens, e.samples)
+    task = evaluation_task(config, vocabulary.eos_ids, vocabulary.pad_id)
+    per_batch = task.prompts
     key = streams.key(config.seed, "evaluation")
     responses: list[Response] = []
     for first in range(0, len(prompts), per_batch):
         part = slice(first, first + per_batch)
         ids = range(first * e.samples, min(first + per_batch, len(prompts)) * e.samples)
         responses += respond(
-            program, shape, params, problems[part], prompts[part], ids, vocabulary, key, pool
+            sampler, task, params, problems[part], prompts[part], ids, vocabulary, key, pool
         )
     ends = np.cumsum([len(each.problems) * e.samples for each in sets])
     correct = np.array([response.verdict.correct for response in responses])

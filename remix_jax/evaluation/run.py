@@ -20,13 +20,13 @@ from remix_jax.data.prompts import encode_prompts
 from remix_jax.errors import InputError
 from remix_jax.evaluation import record, results
 from remix_jax.evaluation.reflection import reflects
-from remix_jax.evaluation.respond import Response, Shape, respond
+from remix_jax.evaluation.respond import Response, respond
 from remix_jax.evaluation.settings import PLACE_BITS, Settings, identity, row_id, validate
 from remix_jax.grading import verdicts as grading
-from remix_jax.learner.programs import compile_sampler
 from remix_jax.models import huggingface
 from remix_jax.models.sampling import SamplerSettings
 from remix_jax.rollout.rollouts import Vocabulary, load_vocabulary
+from remix_jax.rollout.sampler import Task, compiled
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.progress import Progress
 
@@ -166,22 +166,20 @@ def _generate(
     batches = _batches(settings, missing)
     model, params = huggingface.load(settings.model, dtype=settings.dtype, mesh=mesh)
     heat = SamplerSettings(temperature=settings.temperature, top_p=settings.top_p)
-    samplers = {
-        width: compile_sampler(
-            model, width, settings.response_tokens, settings.batch_size, 1, heat,
-            eos_ids=vocabulary.eos_ids, pad_id=vocabulary.pad_id, mesh=mesh,
-        )
+    ends = vocabulary.eos_ids, vocabulary.pad_id
+    tasks = {
+        width: Task(settings.batch_size, width, 1, settings.response_tokens, heat, *ends)
         for width in sorted({width for width, _ in batches})
-    }  # fmt: skip
+    }
+    samplers = {width: compiled(model, task, mesh) for width, task in tasks.items()}
     progress = Progress(len(batches), len(missing), console)
     key = jax.random.key(settings.seed)
     pool = grading.process_pool()
     for width, batch in batches:
-        shape = Shape(settings.batch_size, width, 1)
         ids = [row_id(q.benchmark, q.place, q.sample) for q in batch]
         problems, prompts = [q.problem for q in batch], [q.prompt for q in batch]
         responses = respond(
-            samplers[width], shape, params, problems, prompts, ids, vocabulary, key, pool
+            samplers[width], tasks[width], params, problems, prompts, ids, vocabulary, key, pool
         )
         seen = vocabulary.tokenizer.batch_decode(prompts)
         if processes.is_first():

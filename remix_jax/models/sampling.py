@@ -47,8 +47,9 @@ class Sampled(NamedTuple):
     tokens_BS: jax.Array  # int32, S = P + T
     prompt_len_B: jax.Array  # int32
     response_len_B: jax.Array  # int32, the end token included
-    logp_BT: jax.Array  # over the full vocabulary at the temperature; 0 beyond the length
+    behav_logp_BT: jax.Array  # over the full vocabulary at the temperature; 0 beyond the length
     sampled_logp_BT: jax.Array  # under the truncated distribution really drawn from
+    loss_mask_BT: jax.Array  # float32: 1 at the tokens that the policy wrote, the end token too
     ended_B: jax.Array  # bool: an end token came within the limit
     steps: jax.Array  # int32: response slots run before every row had ended, of all waves
 
@@ -80,7 +81,7 @@ class _Loop(NamedTuple):
     live_B: jax.Array  # neither empty nor ended
     length_B: jax.Array
     tokens_BT: jax.Array
-    logp_BT: jax.Array
+    behav_logp_BT: jax.Array
     sampled_logp_BT: jax.Array
     cache: Cache
 
@@ -218,8 +219,9 @@ def _wave(run: Callable[..., Any], key: jax.Array, task: _Task, asked: _Asked) -
         tokens_BS=jnp.concatenate([members(prompts_QP), loop.tokens_BT], axis=1),
         prompt_len_B=prompt_len_B,
         response_len_B=loop.length_B,
-        logp_BT=loop.logp_BT,
+        behav_logp_BT=loop.behav_logp_BT,
         sampled_logp_BT=loop.sampled_logp_BT,
+        loss_mask_BT=(jnp.arange(T)[None] < loop.length_B[:, None]).astype(jnp.float32),
         ended_B=active_B & ~loop.live_B,
         steps=loop.t,
     )
@@ -316,7 +318,7 @@ def _start(active_B, T: int, pad_id: int, cache) -> _Loop:
         live_B=active_B,
         length_B=jnp.zeros((B,), jnp.int32),
         tokens_BT=jnp.full((B, T), pad_id, jnp.int32),
-        logp_BT=jnp.zeros((B, T)),
+        behav_logp_BT=jnp.zeros((B, T)),
         sampled_logp_BT=jnp.zeros((B, T)),
         cache=cache,
     )
@@ -337,7 +339,7 @@ def _append(loop: _Loop, token_B, logp_B, sampled_logp_B, eos_ids, pad_id) -> _L
         live_B=loop.live_B & ~ended_B,
         length_B=loop.length_B + loop.live_B,
         tokens_BT=write(loop.tokens_BT, token_B),
-        logp_BT=write(loop.logp_BT, jnp.where(loop.live_B, logp_B, 0.0)),
+        behav_logp_BT=write(loop.behav_logp_BT, jnp.where(loop.live_B, logp_B, 0.0)),
         sampled_logp_BT=write(loop.sampled_logp_BT, jnp.where(loop.live_B, sampled_logp_B, 0.0)),
     )
 

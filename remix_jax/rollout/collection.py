@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from remix_jax.cost import decode_flops
@@ -26,7 +25,6 @@ from remix_jax.data.traces import BANK_FILE, Bank, Trace
 from remix_jax.errors import InputError
 from remix_jax.grading import verdicts as grading
 from remix_jax.grading.pool import GraderPool
-from remix_jax.learner.programs import Program, compile_sampler
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import DecoderConfig
 from remix_jax.models.digest import model_digest
@@ -38,6 +36,7 @@ from remix_jax.rollout.rollouts import (
     response_ids,
     texts_of,
 )
+from remix_jax.rollout.sampler import Prompts, Sampler, Task, compiled
 from remix_jax.sinks.console import Console
 from remix_jax.text import count, duration
 
@@ -74,10 +73,10 @@ class Asked(NamedTuple):
     dropped: int
 
 
-class Sampler(NamedTuple):
+class Drawing(NamedTuple):
     """What draws a batch."""
 
-    program: Program
+    sampler: Sampler
     sizes: DecoderConfig
     params: dict
     width: int  # slots of a prompt
@@ -101,8 +100,8 @@ def collect(settings: Settings, out: str | pathlib.Path, console: Console) -> Ba
     if bank.attempts:
         console.event(f"{bank.attempts:,} responses were there already: {bank.solved:,} solved")
     if _open(settings, bank):
-        sampler = _sampler(settings, vocabulary, asked)
-        bank = _collect(settings, sampler, asked, bank, grading.process_pool(), out, console)
+        drawing = _drawing(settings, vocabulary, asked)
+        bank = _collect(settings, drawing, asked, bank, grading.process_pool(), out, console)
     traces.save(bank, out)
     console.print_plan(_summary(bank), title="Traces")
     console.event(f"the bank is in {out}")
@@ -175,7 +174,7 @@ def _begin(s: Settings, vocabulary: Vocabulary, asked: Asked, out: pathlib.Path)
     return old
 
 
-def _sampler(s: Settings, vocabulary: Vocabulary, asked: Asked) -> Sampler:
+def _drawing(s: Settings, vocabulary: Vocabulary, asked: Asked) -> Drawing:
     width = max(map(len, asked.prompts))
     limit = huggingface.read_config(s.model).max_positions
     if width + s.response_tokens > limit:
@@ -184,18 +183,18 @@ def _sampler(s: Settings, vocabulary: Vocabulary, asked: Asked) -> Sampler:
             f"{limit} positions (max_position_embeddings)"
         )
     model, params = huggingface.load(s.model, dtype=s.dtype)
-    program = compile_sampler(
-        model,
-        width,
-        s.response_tokens,
+    task = Task(
         s.batch_size // s.group_size,
+        width,
         s.group_size,
+        s.response_tokens,
         SamplerSettings(s.temperature, s.top_k, s.top_p, s.min_p),
-        eos_ids=vocabulary.eos_ids,
-        pad_id=vocabulary.pad_id,
+        vocabulary.eos_ids,
+        vocabulary.pad_id,
     )
     key, accept = jax.random.key(s.seed), _accept(s.accept)
-    return Sampler(program, model.config, params, width, key, vocabulary, accept)
+    sampler = compiled(model, task)
+    return Drawing(sampler, model.config, params, width, key, vocabulary, accept)
 
 
 def _accept(name: str) -> Accept:
@@ -217,7 +216,7 @@ def _open(s: Settings, bank: Bank) -> list[int]:
 
 def _collect(
     s: Settings,
-    sampler: Sampler,
+    drawing: Drawing,
     asked: Asked,
     bank: Bank,
     pool: GraderPool,
@@ -226,7 +225,7 @@ def _collect(
 ) -> Bank:
     begin, already, tokens, batch = time.monotonic(), bank.attempts, 0, 0
     while places := _open(s, bank):
-        made, new_tokens = _batch(s, sampler, asked, bank, places, pool)
+        made, new_tokens = _batch(s, drawing, asked, bank, places, pool)
         bank = bank._replace(traces=[made.get(i, t) for i, t in enumerate(bank.traces)])
         traces.save(bank, out)
         batch, tokens = batch + 1, tokens + new_tokens
@@ -242,7 +241,7 @@ def _collect(
 
 
 def _batch(
-    s: Settings, sampler: Sampler, asked: Asked, bank: Bank, places: list[int], pool: GraderPool
+    s: Settings, drawing: Drawing, asked: Asked, bank: Bank, places: list[int], pool: GraderPool
 ) -> tuple[dict[int, Trace], int]:
     """One batch over the first of `places`: their new traces, and the tokens decoded.
 
@@ -259,26 +258,26 @@ def _batch(
     place_B = np.repeat(np.array(place_Q, np.int32), s.group_size)
     active_B = attempt_B < s.attempts
     tokens_QP, length_Q = prompt_batch(
-        [asked.prompts[i] for i in place_Q], slots, sampler.width, sampler.vocabulary.pad_id
+        [asked.prompts[i] for i in place_Q], slots, drawing.width, drawing.vocabulary.pad_id
     )
     ids_B = np.where(active_B, (place_B << ATTEMPT_BITS) | attempt_B, 0).astype(np.int32)
-    inputs = (tokens_QP, length_Q, ids_B, active_B)
-    sampled = sampler.program.call(sampler.params, *map(jnp.asarray, inputs), sampler.key)
+    prompts = Prompts(tokens_QP, length_Q, ids_B, active_B)
+    sampled = drawing.sampler(drawing.params, prompts, drawing.key)
     responses = response_ids(sampled, s.batch_size)
-    texts = texts_of(sampler.vocabulary, responses)
+    texts = texts_of(drawing.vocabulary, responses)
     verdicts = grading.grade_many(texts, [asked.problems[i].answers for i in place_B], pool)
     length_B, ended_B = jax.device_get((sampled.response_len_B, sampled.ended_B))
     correct_B = np.array([v.correct for v in verdicts]) & ended_B  # an empty slot never ends
     for b in np.flatnonzero(correct_B):
-        correct_B[b] = sampler.accept(asked.problems[place_B[b]].problem, texts[b])
+        correct_B[b] = drawing.accept(asked.problems[place_B[b]].problem, texts[b])
     made = {}
     for place, before in ((i, bank.traces[i]) for i in drawn):
         own_B = (place_B == place) & active_B
         spent = decode_flops(
-            sampler.sizes,
+            drawing.sizes,
             place_Q.count(place),
             int(own_B.sum()),
-            sampler.width,
+            drawing.width,
             length_B[own_B].sum(),
         )
         right = np.flatnonzero(own_B & correct_B)

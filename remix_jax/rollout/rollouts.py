@@ -104,7 +104,7 @@ def decode(vocabulary: Vocabulary, sampled: Sampled, rows: int) -> list[str]:
 def response_ids(sampled: Sampled, rows: int) -> list[list[int]]:
     """The token ids of the first `rows` responses, end token included."""
     tokens_BS, length_B = jax.device_get((sampled.tokens_BS, sampled.response_len_B))
-    first = tokens_BS.shape[1] - sampled.logp_BT.shape[1]
+    first = tokens_BS.shape[1] - sampled.behav_logp_BT.shape[1]
     return [tokens_BS[b, first : first + length_B[b]].tolist() for b in range(rows)]
 
 
@@ -239,14 +239,12 @@ def _rows(
 ) -> types.FreshRows:
     """Rows of the graded responses (NumPy: no compilation)."""
     row_B = np.arange(reward_B.shape[0], dtype=np.int32)
-    length_B = np.asarray(jax.device_get(sampled.response_len_B))
-    written_BT = np.arange(sampled.logp_BT.shape[1])[None, :] < length_B[:, None]
     return types.FreshRows(
         tokens_BS=sampled.tokens_BS,
         prompt_len_B=sampled.prompt_len_B,
         response_len_B=sampled.response_len_B,
-        loss_mask_BT=put(written_BT.astype(np.float32), mesh),
-        behav_logp_BT=sampled.logp_BT,
+        loss_mask_BT=sampled.loss_mask_BT,
+        behav_logp_BT=sampled.behav_logp_BT,
         sampled_logp_BT=sampled.sampled_logp_BT,
         reward_B=put(reward_B, mesh),
         group_B=put((first_group + row_B // group_size).astype(np.int32), mesh),

@@ -22,9 +22,11 @@ from remix_jax.learner.programs import Programs
 from remix_jax.learner.state import TrainState, fault_names, fetch_anchors, rest_anchors
 from remix_jax.models import huggingface
 from remix_jax.rl import replay
+from remix_jax.rollout import sampler as sampling
 from remix_jax.rollout.experts import expert_rows
 from remix_jax.rollout.prefixed import draw_problems
 from remix_jax.rollout.rollouts import Rollouts, grade_rollouts, prompt_batch
+from remix_jax.rollout.sampler import Prompts, Samplers
 from remix_jax.run import figures as plotting
 from remix_jax.run import report, resume
 from remix_jax.run.checkpoint import Checkpoints, SaveError, check_room
@@ -105,7 +107,7 @@ def _run(
     profiler: Profiler,
 ) -> Outcome:
     console.print_plan(plan(setup))
-    programs = _compile(setup, console, stop)
+    programs, samplers = _compile(setup, console, stop)
     processes.wait_for_all("compiled")
     state, counters = resume.start(setup, workdir, checkpoints, console.event)
     with contextlib.ExitStack() as open_:
@@ -113,7 +115,7 @@ def _run(
         if processes.is_first():
             metrics = open_.enter_context(MetricsWriter(workdir, console))
             record = Record(metrics, open_.enter_context(SamplesWriter(workdir)))
-        run = _Run(setup, programs, record, checkpoints, console, stop, profiler, set())
+        run = _Run(setup, programs, samplers, record, checkpoints, console, stop, profiler, set())
         state, fault = _train(run, state, counters)
     checkpoints.wait()
     _tell_troubles(run)
@@ -134,6 +136,7 @@ class _Run(NamedTuple):
 
     setup: Setup
     programs: Programs
+    samplers: Samplers
     record: Record
     checkpoints: Checkpoints
     console: Console
@@ -213,31 +216,24 @@ def _tell_troubles(run: _Run) -> None:
             run.console.event(trouble)
 
 
-def _compile(setup: Setup, console: Console, stop: Stop) -> Programs:
+def _compile(setup: Setup, console: Console, stop: Stop) -> tuple[Programs, Samplers]:
     begin = time.perf_counter()
     vocabulary = setup.vocabulary
     stages = configs.stages(setup.config).values()
     ends = vocabulary.eos_ids, vocabulary.pad_id
-    programs = compiled.build(setup.learner, stages, *ends, setup.mesh)
-    console.print_plan(memory_plan(setup, programs), title="Memory of a device")
+    samplers = sampling.build(setup.config, setup.learner.policy, stages, *ends, setup.mesh)
+    programs = compiled.build(setup.learner, stages, setup.mesh)
+    console.print_plan(memory_plan(setup, programs, samplers), title="Memory of a device")
     console.event(f"compiled in {time.perf_counter() - begin:.0f} s")
-    settings = compiled.sampler_settings(setup.config)
+    settings = sampling.sampler_settings(setup.config)
     if settings.truncates and not setup.config.sampling.correct_truncation:
         console.event(
             "top_k, top_p or min_p truncates the sampling distribution and the ratios do not know "
             "it: the gradient is biased by sampler_gap (sampling.correct_truncation corrects)"
         )
-    return _watched(programs, stop)
-
-
-def _watched(programs: Programs, stop: Stop) -> Programs:
-    """Sampling and evaluation, which change no state, end at SIGTERM."""
-
-    def watched(program):
-        return program._replace(call=stop.watched(program.call))
-
-    sample = {name: watched(program) for name, program in programs.sample.items()}
-    return programs._replace(sample=sample, evaluate=watched(programs.evaluate))
+    # Sampling and evaluation, which change no state, end at SIGTERM.
+    rollout = {name: stop.watched(sampler) for name, sampler in samplers.rollout.items()}
+    return programs, Samplers(rollout, stop.watched(samplers.evaluate))
 
 
 def _reincarnates(config: Config, step: int) -> bool:
@@ -321,10 +317,9 @@ def _collect(
     tokens_QP, length_Q = prompt_batch(draw.prompts, stage.fresh_groups, width, vocabulary.pad_id)
     row_B = np.arange(stage.fresh_groups * config.own_rows, dtype=np.int32)
     key = jax.random.fold_in(streams.key(config.seed, "sampling"), step)
-    inputs = (tokens_QP, length_Q, row_B, row_B < groups * config.own_rows, key)
-    # The program is waited for, so that grading is not charged with sampling.
-    sampler = run.programs.sample[stage.name].call
-    sampled = sampler(state.params, *(put(x, setup.mesh) for x in inputs))
+    prompts = Prompts(tokens_QP, length_Q, row_B, row_B < groups * config.own_rows)
+    # The sampler is waited for, so that grading is not charged with sampling.
+    sampled = run.samplers.rollout[stage.name](state.params, prompts, key)
     graded = grade_rollouts(
         sampled,
         draw,
@@ -342,7 +337,7 @@ def _evaluate(run: _Run, state: TrainState) -> dict[str, float]:
     begin = time.perf_counter()
     setup = run.setup
     figures = evaluate(
-        run.programs.evaluate,
+        run.samplers.evaluate,
         state.params,
         setup.suites,
         setup.validation,

@@ -19,6 +19,7 @@ from remix_jax.rl import family
 from remix_jax.rollout.experts import Traces, with_traces
 from remix_jax.rollout.prefixed import Prefixes, load_prefixes, prefix_plan
 from remix_jax.rollout.rollouts import ProblemSet, Vocabulary, load_vocabulary, problem_set
+from remix_jax.rollout.sampler import Samplers, memory_of
 from remix_jax.text import size_text
 
 _SKIPPED_SHOWN = 5  # malformed rows told in the plan
@@ -220,18 +221,17 @@ def state_bytes(state: TrainState, mesh: Mesh | AbstractMesh | None = None) -> d
     return {name: bytes_ for name, bytes_ in held.items() if bytes_}
 
 
-def memory_plan(setup: Setup, programs: Programs) -> dict[str, object]:
+def memory_plan(setup: Setup, programs: Programs, samplers: Samplers) -> dict[str, object]:
     """Bytes on one device: what stays, and what each compiled program takes on top."""
     kept = state_bytes(setup.state, setup.mesh)
     lines: dict[str, object] = {k: size_text(v) for k, v in kept.items()}
-    for phase, by_stage in (("sampling", programs.sample), ("learning", programs.learn)):
-        for stage, program in by_stage.items():
-            lines[f"{phase}, {stage} stage: temporary"] = size_text(program.memory.temporary)
-    lines["evaluation: temporary"] = size_text(programs.evaluate.memory.temporary)
-    peak = max(
-        p.memory.temporary
-        for p in (*programs.sample.values(), *programs.learn.values(), programs.evaluate)
-    )
+    temporary = {
+        f"{phase}, {stage} stage": memory_of(program)
+        for phase, by_stage in (("sampling", samplers.rollout), ("learning", programs.learn))
+        for stage, program in by_stage.items()
+    } | {"evaluation": memory_of(samplers.evaluate)}
+    lines |= {f"{phase}: temporary": size_text(m.temporary) for phase, m in temporary.items() if m}
+    peak = max(m.temporary for m in temporary.values() if m)
     lines["peak, about"] = size_text(sum(kept.values()) + peak)
     return lines
 

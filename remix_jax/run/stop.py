@@ -94,4 +94,4 @@ def watch(tell: Callable[[str], None]) -> Iterator[Stop]:
 
 
 def _ready(tree) -> bool:
-    return all(x.is_ready() for x in jax.tree.leaves(tree))
+    return all(x.is_ready() for x in jax.tree.leaves(tree) if hasattr(x, "is_ready"))

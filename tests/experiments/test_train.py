@@ -23,6 +23,7 @@ from remix_jax.grading import pool as grader_pool
 from remix_jax.grading import verdicts as grading
 from remix_jax.learner import programs as compiled
 from remix_jax.models import huggingface
+from remix_jax.rollout import sampler
 from remix_jax.run import loop, resume, stop
 from remix_jax.run.setup import prepare
 from tests.experiments.runs import figures, quiet, run_main, small_config
@@ -52,7 +53,7 @@ def finished(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     compilation_cache.reset_cache()
-    for cached in (compiled.compile_sampler, compiled.compile_learn):
+    for cached in (sampler.compiled, compiled.compile_learn):
         cached.cache_clear()
     jax.clear_caches()  # another test of this process may have made these programs
 

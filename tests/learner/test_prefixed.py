@@ -240,7 +240,8 @@ def test_grading_sees_prefix_and_response_and_two_cuts_are_two_groups(vocabulary
     zeros_BT = jnp.zeros((6, 10))
     sampled = Sampled(
         jnp.asarray(tokens_BS), jnp.asarray(np.repeat(lengths, 2)),
-        jnp.asarray([len(r) for r in responses]), zeros_BT, zeros_BT, jnp.ones(6, bool), 10,
+        jnp.asarray([len(r) for r in responses]), zeros_BT, zeros_BT, zeros_BT, jnp.ones(6, bool),
+        10,
     )  # fmt: skip
     with GraderPool() as pool:
         graded = grade_rollouts(sampled, draw, vocabulary, 2, 40, pool)

@@ -73,7 +73,7 @@ def run(model, params, prompts_QP, lengths, *, group_size=1, rows=None, active=N
 
 def row_mask(sampled):
     slots = np.arange(sampled.tokens_BS.shape[1])[None]
-    first = sampled.tokens_BS.shape[1] - sampled.logp_BT.shape[1]
+    first = sampled.tokens_BS.shape[1] - sampled.behav_logp_BT.shape[1]
     begin, end = first - sampled.prompt_len_B[:, None], first + sampled.response_len_B[:, None]
     return (slots >= begin) & (slots < end)
 
@@ -83,14 +83,14 @@ def teacher_forced(model, params, sampled, temperature=1.0):
     mask_BS = jnp.asarray(row_mask(sampled))
     inputs = (jnp.asarray(sampled.tokens_BS), positions(mask_BS), mask_BS)
     logits = np.asarray(jax.jit(model.apply)({"params": params}, *inputs), np.float64) / temperature
-    slots = sampled.logp_BT.shape[1]
+    slots = sampled.behav_logp_BT.shape[1]
     logits, tokens = logits[:, -slots - 1 : -1], sampled.tokens_BS[:, -slots:]
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return np.take_along_axis(logp, tokens[:, :, None], axis=2)[:, :, 0]
 
 
 def response_mask(sampled):
-    return np.arange(sampled.logp_BT.shape[1])[None] < sampled.response_len_B[:, None]
+    return np.arange(sampled.behav_logp_BT.shape[1])[None] < sampled.response_len_B[:, None]
 
 
 def kept_probabilities(logits_V, settings):
@@ -128,8 +128,8 @@ def test_decoding_agrees_with_teacher_forcing(variant):
     mask_BT = response_mask(sampled)
     assert len(set(sampled.response_len_B)) > 1
     want_BT = teacher_forced(model, params, sampled, temperature=0.8)
-    np.testing.assert_allclose(sampled.logp_BT[mask_BT], want_BT[mask_BT], atol=tolerance)
-    np.testing.assert_array_equal(sampled.sampled_logp_BT, sampled.logp_BT)
+    np.testing.assert_allclose(sampled.behav_logp_BT[mask_BT], want_BT[mask_BT], atol=tolerance)
+    np.testing.assert_array_equal(sampled.sampled_logp_BT, sampled.behav_logp_BT)
 
 
 def test_a_group_shares_a_prefill_without_effect(decoder):
@@ -139,7 +139,7 @@ def test_a_group_shares_a_prefill_without_effect(decoder):
     alone = run(*decoder, np.repeat(prompts_QP, 3, axis=0), np.repeat(lengths, 3))
     np.testing.assert_array_equal(shared.tokens_BS, alone.tokens_BS)
     np.testing.assert_array_equal(shared.prompt_len_B, alone.prompt_len_B)
-    np.testing.assert_allclose(shared.logp_BT, alone.logp_BT, atol=1e-5)
+    np.testing.assert_allclose(shared.behav_logp_BT, alone.behav_logp_BT, atol=1e-5)
     responses = shared.tokens_BS[:, P:]
     assert len({tuple(row) for row in responses}) == 6
 
@@ -151,7 +151,7 @@ def test_a_response_depends_on_its_prompt_and_its_row_id_only(decoder):
     wider = np.pad(prompts_QP[2:], ((0, 0), (5, 0)), constant_values=9)
     apart = run(*decoder, wider, lengths[2:], rows=[12])
     np.testing.assert_array_equal(apart.tokens_BS[0, P + 5 :], together.tokens_BS[2, P:])
-    np.testing.assert_allclose(apart.logp_BT[0], together.logp_BT[2], atol=1e-5)
+    np.testing.assert_allclose(apart.behav_logp_BT[0], together.behav_logp_BT[2], atol=1e-5)
     other = run(*decoder, wider, lengths[2:], rows=[13])
     assert (other.tokens_BS != apart.tokens_BS).any()
 
@@ -170,7 +170,7 @@ def test_responses_end_at_any_end_token(decoder):
         assert ended.ended_B[b] == bool(len(hits))
         np.testing.assert_array_equal(ended.tokens_BS[b, P : P + n], response[:n])
         np.testing.assert_array_equal(ended.tokens_BS[b, P + n :], np.full(T - n, pad_id))
-        np.testing.assert_array_equal(ended.logp_BT[b, n:], np.zeros(T - n))
+        np.testing.assert_array_equal(ended.behav_logp_BT[b, n:], np.zeros(T - n))
         np.testing.assert_array_equal(ended.sampled_logp_BT[b, n:], np.zeros(T - n))
         ends["eos"] |= set(response[hits[:1]])
         ends["limit"] += not len(hits)
@@ -195,7 +195,7 @@ def test_inactive_rows_get_nothing_and_change_nothing(decoder):
     np.testing.assert_array_equal(part.response_len_B[1:3], [0, 0])
     np.testing.assert_array_equal(part.ended_B[1:3], [False, False])
     np.testing.assert_array_equal(part.tokens_BS[1:3, P:], np.full((2, T), 59))
-    np.testing.assert_array_equal(part.logp_BT[1:3], np.zeros((2, T)))
+    np.testing.assert_array_equal(part.behav_logp_BT[1:3], np.zeros((2, T)))
     for b in (0, 3):
         np.testing.assert_array_equal(part.tokens_BS[b], full.tokens_BS[b])
         assert part.response_len_B[b] == full.response_len_B[b] > 0
@@ -210,8 +210,8 @@ def test_greedy_takes_the_most_probable_token(decoder):
     logits_BSV = jax.jit(model.apply)({"params": params}, *inputs)
     np.testing.assert_array_equal(sampled.tokens_BS[:, P:], logits_BSV.argmax(-1)[:, P - 1 : -1])
     want_BT = teacher_forced(model, params, sampled)
-    np.testing.assert_allclose(sampled.logp_BT, want_BT, atol=1e-4)
-    np.testing.assert_array_equal(sampled.sampled_logp_BT, sampled.logp_BT)
+    np.testing.assert_allclose(sampled.behav_logp_BT, want_BT, atol=1e-4)
+    np.testing.assert_array_equal(sampled.sampled_logp_BT, sampled.behav_logp_BT)
     cut = SamplerSettings(temperature=0.0, top_k=2, top_p=0.5, min_p=0.1)
     assert not cut.truncates
 
@@ -225,7 +225,7 @@ def test_greedy_equals_torch(goldens, name):
     options = {"max_new_tokens": 32, "settings": GREEDY, "pad_id": pad_id}
     free = run(model, params, prompts, mask.sum(1), **options)
     np.testing.assert_array_equal(free.tokens_BS[:, -32:], vectors["gen/greedy32"])
-    np.testing.assert_allclose(free.logp_BT, vectors["gen/greedy32_logp"], atol=1e-4)
+    np.testing.assert_allclose(free.behav_logp_BT, vectors["gen/greedy32_logp"], atol=1e-4)
     eos_ids = (int(vectors["gen/stop_eos_id"]),)
     stopped = run(model, params, prompts, mask.sum(1), eos_ids=eos_ids, **options)
     np.testing.assert_array_equal(stopped.tokens_BS[:, -32:], vectors["gen/greedy32_stop"])

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from remix_jax import sharding
-from remix_jax.learner.programs import compile_sampler
 from remix_jax.models.decoder import Decoder
 from remix_jax.models.execution import DEFAULTS, Execution
 from remix_jax.models.sampling import SamplerSettings
 from remix_jax.models.scoring import score_responses
+from remix_jax.rollout import sampler
+from remix_jax.rollout.sampler import Prompts, Task
 from tests.learner.tiny import P, T, fresh_rows, make_config, start
 from tests.tiny_models import decoder_config, random_decoder
 
@@ -30,17 +31,17 @@ def test_responses_are_those_of_one_device(wanted):
     rng = np.random.default_rng(0)
     prompts = rng.integers(4, 50, (3, P)).astype(np.int32)
     active_B = np.array([1, 1, 1, 1, 1, 0], bool)
-    inputs = (prompts, np.array([5, 2, 4], np.int32), np.arange(6, dtype=np.int32), active_B)
-    settings = SamplerSettings(temperature=0.7, top_p=0.9)
+    lengths = np.array([5, 2, 4], np.int32)
+    given = Prompts(prompts, lengths, np.arange(6, dtype=np.int32), active_B)
+    task = Task(3, P, 2, T, SamplerSettings(temperature=0.7, top_p=0.9), eos_ids=(7,), pad_id=0)
     drawn = []
     for mesh in (None, sharding.make_mesh(wanted)):
-        program = compile_sampler(policy, P, T, 3, 2, settings, eos_ids=(7,), pad_id=0, mesh=mesh)
-        given = (sharding.put(x, mesh) for x in (*inputs, jax.random.key(3)))
-        drawn.append(program.call(onto(params, mesh), *given))
+        draw = sampler.compiled(policy, task, mesh)
+        drawn.append(draw(onto(params, mesh), given, jax.random.key(3)))
     alone, spread = drawn
     for name in ("tokens_BS", "response_len_B", "ended_B"):
         np.testing.assert_array_equal(getattr(alone, name), getattr(spread, name))
-    np.testing.assert_allclose(alone.logp_BT, spread.logp_BT, atol=2e-5)
+    np.testing.assert_allclose(alone.behav_logp_BT, spread.behav_logp_BT, atol=2e-5)
     np.testing.assert_allclose(alone.sampled_logp_BT, spread.sampled_logp_BT, atol=2e-5)
     assert len(set(np.asarray(alone.tokens_BS)[:, P])) > 2, "rows differ"
     assert spread.tokens_BS.sharding.is_fully_replicated

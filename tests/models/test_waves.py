@@ -9,11 +9,12 @@ import pytest
 
 from launch import hlo, jaxpr_flops
 from remix_jax import sharding
-from remix_jax.learner.programs import compile_sampler, trace_sampler
 from remix_jax.models.decoder import Decoder
 from remix_jax.models.execution import Execution
 from remix_jax.models.sampling import SamplerSettings
 from remix_jax.models.waves import Waves, in_waves
+from remix_jax.rollout import sampler
+from remix_jax.rollout.sampler import Prompts, Task
 from tests.tiny_models import ROWS, decoder_config, random_decoder
 
 P, T = 6, 12  # T: two segments of the cache
@@ -62,7 +63,7 @@ def some(Q, G, inactive=()):
     active_B[list(inactive)] = False
     ids_B = np.arange(Q * G, dtype=np.int32) + 7
     lengths_Q = rng.integers(1, P + 1, Q).astype(np.int32)
-    return rng.integers(4, ROWS, (Q, P)).astype(np.int32), lengths_Q, ids_B, active_B
+    return Prompts(rng.integers(4, ROWS, (Q, P)).astype(np.int32), lengths_Q, ids_B, active_B)
 
 
 @pytest.fixture(scope="module")
@@ -76,24 +77,27 @@ def decoding(sizes, tokens):
     return Decoder(dataclasses.replace(sizes, execution=Execution(decode_tokens=tokens)))
 
 
+def task(Q, G):
+    return Task(Q, P, G, T, SETTINGS, eos_ids=(7, 9, 30), pad_id=0)
+
+
 def compiled(sizes, Q, G=1, tokens=0, mesh=None):
-    return compile_sampler(
-        decoding(sizes, tokens), P, T, Q, G, SETTINGS, eos_ids=(7, 9, 30), pad_id=0, mesh=mesh
-    )
+    return sampler.compiled(decoding(sizes, tokens), task(Q, G), mesh)
 
 
 def sampled(decoder, given, G, tokens=0, mesh=None):
     sizes, params = decoder
     if mesh is not None:
         params = jax.device_put(params, sharding.shardings(params, mesh))
-    put = (sharding.put(x, mesh) for x in (*given, jax.random.key(3)))
-    return jax.device_get(compiled(sizes, len(given[0]), G, tokens, mesh).call(params, *put))
+    draw = compiled(sizes, len(given.prompt_len_Q), G, tokens, mesh)
+    return jax.device_get(draw(params, given, jax.random.key(3)))
 
 
 def assert_same(got, want):
     for name in ("tokens_BS", "prompt_len_B", "response_len_B", "ended_B"):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name), name)
-    for name in ("logp_BT", "sampled_logp_BT"):
+    np.testing.assert_array_equal(got.loss_mask_BT, want.loss_mask_BT)
+    for name in ("behav_logp_BT", "sampled_logp_BT"):
         np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=2e-5)
 
 
@@ -133,7 +137,7 @@ def test_rows_that_do_not_divide_cost_no_exchange(decoder):
     """Logits and noise of 13 rows stay where the rows are, as those of 16 do."""
     mesh = sharding.make_mesh((1, 8, 1))
     uneven, even = (
-        hlo.Program(compiled(decoder[0], Q, mesh=mesh).call.as_text()).traffic(T / 2)
+        hlo.Program(compiled(decoder[0], Q, mesh=mesh).program.call.as_text()).traffic(T / 2)
         for Q in (13, 16)
     )
     assert uneven.received == even.received
@@ -148,12 +152,10 @@ def test_a_wave_costs_what_a_batch_of_its_size_costs():
     shapes = {"at once": (many, 0), "waves": (many, few * SLOTS), "one wave": (few, few * SLOTS)}
     temporary, traffic, products = {}, {}, {}
     for name, (rows, tokens) in shapes.items():
-        program = compiled(sizes, rows, tokens=tokens)
+        program = compiled(sizes, rows, tokens=tokens).program
         temporary[name] = program.memory.temporary
         traffic[name] = hlo.Program(program.call.as_text()).traffic(trips).memory
-        traced = trace_sampler(
-            decoding(sizes, tokens), (P, T), (rows, 1), SETTINGS, eos_ids=(), pad_id=0, mesh=None
-        )
+        traced = sampler.trace(decoding(sizes, tokens), task(rows, 1))
         products[name] = jaxpr_flops.count(traced.jaxpr, trips)
     assert temporary["at once"] > many * SLOTS * slot
     assert few * SLOTS * slot < temporary["waves"] < 1.2 * temporary["one wave"]

@@ -1,0 +1,197 @@
+"""The sampler's interface, its implementation in JAX, and where a user's own takes its place.
+
+A `Sampler` answers a batch of prompts: `(params, prompts, key) -> Sampled`. A factory makes it for
+a `Task`, the static numbers of its batches; `compiled` is ours, and `sampling.engine` names
+another one, `path/to/file.py:function` (docs/samplers.md). Rollouts, evaluation, collection and
+benchmarks all sample through here.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from remix_jax import plugins, sharding
+from remix_jax.config import Config, Stage
+from remix_jax.errors import InputError
+from remix_jax.learner.programs import Memory, Program, abstract_params, finish
+from remix_jax.models import sampling
+from remix_jax.models.decoder import Decoder
+from remix_jax.models.sampling import Sampled, SamplerSettings
+
+
+class Prompts(NamedTuple):
+    """Q prompts, and the B rows that answer them, as many to each; on the host."""
+
+    tokens_QP: np.ndarray  # int32, left-padded
+    prompt_len_Q: np.ndarray  # int32, at least 1
+    row_ids_B: np.ndarray  # int32: number of each row's random stream
+    active_B: np.ndarray  # bool: False marks an empty slot, its response has length 0
+
+
+class Sampler(Protocol):
+    """Draws a response for each row of a batch; row b answers prompt b // group_size."""
+
+    def __call__(self, params: dict, prompts: Prompts, key: jax.Array) -> Sampled: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a sampler is made for: the shapes of its batches, the distribution, the ends."""
+
+    prompts: int  # Q
+    prompt_slots: int  # P
+    group_size: int  # rows a prompt: B = Q * group_size
+    response_slots: int  # T, the longest response, end token included
+    settings: SamplerSettings
+    eos_ids: tuple[int, ...]  # a response ends with the first of these, which belongs to it
+    pad_id: int  # fills what is beyond a response's length
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self.prompts * self.group_size
+
+
+class Samplers(NamedTuple):
+    """A run's: of rollouts by stage name, and of evaluation."""
+
+    rollout: dict[str, Sampler]
+    evaluate: Sampler
+
+
+class CompiledSampler(NamedTuple):
+    """`models.sampling.sample`, compiled ahead for a task."""
+
+    program: Program
+
+    @property
+    def memory(self) -> Memory:
+        """Bytes on one device."""
+        return self.program.memory
+
+    def __call__(self, params: dict, prompts: Prompts, key: jax.Array) -> Sampled:
+        """Dispatches the program; the result may be waited for."""
+        mesh = self.program.mesh
+        return self.program.call(params, *(sharding.put(x, mesh) for x in (*prompts, key)))
+
+
+def build(
+    config: Config,
+    policy: Decoder,
+    stages: Iterable[Stage],
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    mesh: Mesh | None = None,
+) -> Samplers:
+    """The samplers of a run, by `sampling.engine`."""
+    rollout = {
+        stage.name: make(config, policy, rollout_task(config, stage, eos_ids, pad_id), mesh)
+        for stage in stages
+        if config.own_rows
+    }
+    return Samplers(rollout, make(config, policy, evaluation_task(config, eos_ids, pad_id), mesh))
+
+
+def rollout_task(config: Config, stage: Stage, eos_ids: tuple[int, ...], pad_id: int) -> Task:
+    """The fresh rows of a step."""
+    return Task(
+        stage.fresh_groups,
+        config.prompt_slots,
+        config.own_rows,
+        config.data.response_tokens,
+        sampler_settings(config),
+        eos_ids,
+        pad_id,
+    )
+
+
+def evaluation_task(config: Config, eos_ids: tuple[int, ...], pad_id: int) -> Task:
+    """A batch of held-out problems."""
+    e = config.evaluation
+    return Task(
+        max(e.batch_size // e.samples, 1),
+        config.data.prompt_tokens,
+        e.samples,
+        config.data.response_tokens,
+        SamplerSettings(temperature=e.temperature),
+        eos_ids,
+        pad_id,
+    )
+
+
+def sampler_settings(config: Config) -> SamplerSettings:
+    """The distribution of rollouts."""
+    s = config.sampling
+    return SamplerSettings(s.temperature, s.top_k, s.top_p, s.min_p)
+
+
+def memory_of(program: object) -> Memory | None:
+    """What a program or sampler takes on a device; None where it does not say."""
+    return getattr(program, "memory", None)
+
+
+def make(config: Config, policy: Decoder, task: Task, mesh: Mesh | None = None) -> Sampler:
+    """The sampler that a config asks for, made for a task.
+
+    Raises:
+      InputError: sampling.engine names no factory.
+    """
+    engine = config.sampling.engine
+    if not engine:
+        return compiled(policy, task, mesh)
+    own = plugins.load(engine, "sampling.engine")(policy, task, mesh)
+    return functools.partial(_checked, engine, own, task, mesh)
+
+
+def _checked(
+    engine: str, own: Sampler, task: Task, mesh: Mesh | None, params: dict, prompts: Prompts, key
+) -> Sampled:
+    """What a user's sampler gives, on the devices; its shapes are those of the task.
+
+    Raises:
+      InputError: they are not.
+    """
+    sampled = own(params, prompts, key)
+    B, P, T = task.rows, task.prompt_slots, task.response_slots
+    wanted = {"B": (B,), "BS": (B, P + T), "BT": (B, T), "steps": ()}
+    for name, value in sampled._asdict().items():
+        shape = wanted[name.rpartition("_")[2]]
+        if np.shape(value) != shape:
+            raise InputError(
+                f"sampling.engine = {engine!r}: {name} is of shape {np.shape(value)}, not {shape}"
+            )
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else sharding.put(x, mesh), sampled)
+
+
+@functools.cache
+def compiled(policy: Decoder, task: Task, mesh: Mesh | None = None) -> CompiledSampler:
+    """The sampler in JAX: prefill and decoding in one program, its memory known beforehand."""
+    return CompiledSampler(finish(trace(policy, task, mesh), mesh))
+
+
+def trace(policy: Decoder, task: Task, mesh: Mesh | None = None) -> jax.stages.Traced:
+    """`models.sampling.sample` for a task, from shapes alone."""
+    inputs = (
+        jax.ShapeDtypeStruct((task.prompts, task.prompt_slots), jnp.int32),
+        jax.ShapeDtypeStruct((task.prompts,), jnp.int32),
+        jax.ShapeDtypeStruct((task.rows,), jnp.int32),
+        jax.ShapeDtypeStruct((task.rows,), jnp.bool_),
+        jax.eval_shape(lambda: jax.random.key(0)),
+    )
+    with sharding.over(mesh):
+        return sampling.sample.trace(
+            policy,
+            sharding.abstract(abstract_params(policy), mesh),
+            *sharding.abstract_whole(inputs, mesh),
+            group_size=task.group_size,
+            max_new_tokens=task.response_slots,
+            settings=task.settings,
+            eos_ids=task.eos_ids,
+            pad_id=task.pad_id,
+        )
