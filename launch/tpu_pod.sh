@@ -72,12 +72,24 @@ install() {
   run git archive --format=tar.gz --output="$archive" HEAD
   run "${tpu[@]}" scp "$archive" "$name:remix.tar.gz" "${where[@]}" --worker=all
   if [ "$dry_run" -eq 0 ]; then rm "$archive"; fi
-  # The images' own Python is older than what the trainer needs.
+  # The images' own Python is older than what the trainer needs, and the newest Python has the newest
+  # JAX: from Ubuntu's well-known archive of Pythons where it can be reached, else the image's own.
+  # shellcheck disable=SC2016 # expanded over there
   on all 'set -e
-sudo apt-get update -qq && sudo apt-get install -y -qq python3.11 python3.11-venv
 mkdir -p remix && tar -xzf remix.tar.gz -C remix && cd remix
-PYTHON=python3.11 bash -c "source launch/setup.sh"
-.venv/bin/python -m pip install --quiet "jax[tpu]"'
+if [ ! -x .venv/bin/python ]; then
+  sudo add-apt-repository -y ppa:deadsnakes/ppa > /dev/null || true
+  sudo apt-get update -qq || true
+  for version in 3.13 3.12 3.11; do
+    if sudo apt-get install -y -qq python$version python$version-venv > /dev/null 2>&1; then
+      export PYTHON=python$version
+      break
+    fi
+  done
+fi
+bash -c "source launch/setup.sh"
+.venv/bin/python -m pip install --quiet "jax[tpu]"
+.venv/bin/python -c "import jax, platform; print(platform.node(), platform.python_version(), jax.__version__)"'
   on all "$prepare"
 }
 

@@ -38,6 +38,67 @@ def test_shellcheck_has_nothing_to_say():
     assert done.returncode == 0, done.stdout
 
 
+def checkout(tmp_path, pip):
+    """What setup.sh needs of a checkout, with `pip` (its __main__) in the place of the real one."""
+    (tmp_path / "launch").mkdir()
+    shutil.copy(ROOT / "launch" / "setup.sh", tmp_path / "launch")
+    (tmp_path / "requirements.txt").write_text("jax\n")
+    (tmp_path / "setup.py").write_text("")
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "ensurepip.py").write_text("raise SystemExit('not in this Python')")
+    if pip is not None:
+        (modules / "pip").mkdir()
+        (modules / "pip" / "__main__.py").write_text(pip)
+    return tmp_path
+
+
+def set_up(directory, **variables):
+    """How setup.sh ends there, as the scripts without `set -e` source it."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(directory / "modules")}
+    environment |= {"PYTHON": sys.executable} | variables
+    return bash("-c", "source launch/setup.sh; echo set up", cwd=directory, env=environment)
+
+
+INSTALLED = "import sys; 'install' in sys.argv and print('pip', *sys.argv[1:])"
+
+
+def test_a_venv_without_pip_is_explained_and_repaired_by_the_next_try(tmp_path):
+    done = set_up(checkout(tmp_path, pip=None))
+    assert done.returncode == 2
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    assert f"apt install python{version}-venv" in done.stderr
+    assert done.stderr.count("\n") == 1
+    (tmp_path / "modules" / "pip").mkdir()
+    (tmp_path / "modules" / "pip" / "__main__.py").write_text(INSTALLED)
+    done = set_up(tmp_path, EXTRAS="[test]")
+    assert done.returncode == 0, done.stderr
+    assert "--editable .[test]" in done.stdout
+    assert "pip" not in set_up(tmp_path, EXTRAS="[test]", PYTHON="").stdout, "once"
+    (tmp_path / "requirements.txt").write_text("jax\nflax\n")
+    assert "pip install" in set_up(tmp_path, EXTRAS="[test]").stdout
+
+
+def test_another_python_than_that_of_the_venv_is_refused(tmp_path):
+    assert set_up(checkout(tmp_path, INSTALLED)).returncode == 0
+    other = "3.13" if sys.version_info[:2] != (3, 13) else "3.12"
+    done = set_up(tmp_path, PYTHON=str(program(tmp_path / "other", f"echo {other}")))
+    assert done.returncode == 2
+    assert f"is {other}: remove .venv to make it anew" in done.stderr
+    done = set_up(tmp_path, PYTHON=str(program(tmp_path / "old", "echo 3.10; exit 1")))
+    assert done.returncode == 2
+    assert "is 3.10: remix_jax needs Python 3.11 to 3.13" in done.stderr
+    done = set_up(tmp_path, PYTHON="python-nowhere")
+    assert "python-nowhere is not there" in done.stderr
+
+
+def test_an_installation_that_fails_is_tried_again(tmp_path):
+    failing = "import sys; sys.exit('install' in sys.argv)"
+    assert set_up(checkout(tmp_path, failing)).returncode == 1
+    done = set_up(tmp_path)
+    assert (done.returncode, "set up" in done.stdout.splitlines()) == (1, False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
