@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh
 from remix_jax import config as configs
 from remix_jax import config_rules, sharding
 from remix_jax.config import Config
+from remix_jax.data import tasks
 from remix_jax.errors import InputError
 from remix_jax.learner import losses
 from remix_jax.learner.programs import abstract_state
@@ -53,6 +54,7 @@ def print_plans(config: Config, console: Console, architectures: pathlib.Path) -
       InputError: the config is wrong, or no config.json describes its model.
     """
     directory, learner, state = described_run(config, architectures)
+    tasks.check_sets(config.data)
     plan = method_plan(config) | {"parameters": parameters(state), "model": config.model.path}
     if directory != pathlib.Path(config.model.path):
         plan["architecture, from"] = directory / MODEL_CONFIG
@@ -175,7 +177,8 @@ def _missing(config: Config) -> list[str]:
     """What a real run will ask for and is not there."""
     model = pathlib.Path(config.model.path)
     files = [model / name for name in (MODEL_CONFIG, "tokenizer.json", "tokenizer_config.json")]
-    paths = [*map(str, files), config.data.train, *config.data.suites, config.data.validation]
+    sets = [config.data.train, *config.data.suites, config.data.validation]
+    paths = [*map(str, files), *(path for each in sets if (path := tasks.file_of(each)))]
     paths += [bank for bank in (config.prefix.bank, config.expert.bank) if bank]
     missing = [path for path in paths if not pathlib.Path(path).exists()]
     if not any(model.glob("*.safetensors")):

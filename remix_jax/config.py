@@ -11,7 +11,6 @@ Marks beside a default say where it comes from: [P] the paper, [R] the authors' 
 
 import dataclasses
 import json
-import pathlib
 
 import numpy as np
 
@@ -37,11 +36,13 @@ class Model:
 class Data:
     """Problems and the width of a row."""
 
-    train: str = ""  # .json, .jsonl or .parquet of problems, or a prepared TFDS directory
-    suites: tuple[str, ...] = ()  # held-out files of the same form, one suite each
-    validation: str = ""  # such a file to choose settings by: not part of any mean; empty: none
+    train: str = ""  # a file, a TFDS directory or reasoning_gym:NAME?option=value (docs/tasks.md)
+    suites: tuple[str, ...] = ()  # held-out sets, named likewise
+    validation: str = ""  # such a set to choose settings by: not part of any mean; empty: none
     on_bad_row: str = "refuse"  # a malformed training row: refuse the file, or skip and count it
-    instruction: str = ""  # appended to each problem
+    answer: str = ""  # form of the answer: boxed, hash (####); empty: as the rows ask, else boxed
+    instruction: str = ""  # appended to each problem; empty: what the form of the answer asks for
+    system_prompt: str = ""  # takes the place of the rows' own; empty: that stays
     prompt_tokens: int = 766  # [P] longer prompts are dropped and counted
     response_tokens: int = 8192  # [P]
 
@@ -351,13 +352,6 @@ def _fitting_rows(config: Config, shards: int) -> int:
     """Rows within the budget of tokens a device; 0 without one."""
     slots = config.prompt_slots + config.data.response_tokens
     return shards * (config.memory.micro_batch_tokens // slots)
-
-
-def set_name(path: str) -> str:
-    """What a problem set is called: its file's name, or NAME of a prepared .../NAME/1.0.0."""
-    place = pathlib.PurePath(path)
-    is_version = place.name.replace(".", "").isdigit()
-    return place.parent.name if is_version else place.stem
 
 
 def method_numbers(config: Config, step: int) -> np.ndarray:

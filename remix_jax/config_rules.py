@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from remix_jax.config import ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config, set_name
+from remix_jax.config import ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config
 from remix_jax.errors import InputError
 from remix_jax.rl import advantages, constraints, family, masked, priorities, schedules
 
@@ -123,9 +123,6 @@ def _size_rules(c: Config):
     yield "model.attention", m.attention, *_one_of(m.attention, ATTENTIONS)
     yield "data.train", c.data.train, c.data.train != "", "must name a problem file"
     yield "data.suites", c.data.suites, len(c.data.suites) > 0, "must name a held-out file or more"
-    names = [set_name(path) for path in (*c.data.suites, c.data.validation) if path]
-    unique = len(set(names)) == len(names)
-    yield "data.suites", c.data.suites, unique, "two files of one name (a suite is its file's name)"
     yield "data.on_bad_row", c.data.on_bad_row, *_one_of(c.data.on_bad_row, ("refuse", "skip"))
     for field in ("prompt_tokens", "response_tokens"):
         value = getattr(c.data, field)

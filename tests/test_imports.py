@@ -21,7 +21,7 @@ ALLOWED = {
     "processes": {"errors"},
     "streams": set(),
     "models": BASE | {"sharding"},
-    "data": BASE,
+    "data": BASE | {"config"},
     "grading": BASE,
     "rewards": BASE | {"data", "grading"},
     "sinks": BASE,

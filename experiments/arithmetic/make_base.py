@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import main
 from experiments.arithmetic import task
-from remix_jax.data.prompts import encode_prompts, pad_left
+from remix_jax.data.prompts import chat, encode_prompts, pad_left
 from remix_jax.errors import InputError
 from remix_jax.grading import verdicts as grading
 from remix_jax.models import huggingface, sampling
@@ -167,8 +167,8 @@ def count_correct(
     """How many of `samples` responses to each chain are right, by the trainer's own path."""
     model, params = huggingface.load(directory)
     tokenizer = huggingface.load_tokenizer(directory)
-    texts = [chain.text() for chain in chains]
-    encoded = encode_prompts(tokenizer, texts, "", task.PROMPT_TOKENS)
+    texts = [chat(chain.text()) for chain in chains]
+    encoded = encode_prompts(tokenizer, texts, task.PROMPT_TOKENS)
     pad_id = huggingface.pad_id(tokenizer)
     tokens_QP, length_Q = pad_left(encoded.ids, task.PROMPT_TOKENS, pad_id)
     rows = len(chains) * samples

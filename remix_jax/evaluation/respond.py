@@ -9,9 +9,10 @@ import numpy as np
 from remix_jax import processes, streams
 from remix_jax.config import Config
 from remix_jax.data.problems import Problem
+from remix_jax.data.tasks import ProblemSet
 from remix_jax.grading import verdicts as grading
 from remix_jax.grading.pool import GraderPool
-from remix_jax.rollout.rollouts import ProblemSet, Vocabulary, decode, prompt_batch
+from remix_jax.rollout.rollouts import Vocabulary, decode, prompt_batch
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, evaluation_task
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from remix_jax import processes, sharding
 from remix_jax.data.benchmark_sets import BENCHMARKS, locate
 from remix_jax.data.problems import INSTRUCTION, Problem, load_problems
-from remix_jax.data.prompts import encode_prompts
+from remix_jax.data.prompts import chat, encode_prompts
 from remix_jax.errors import InputError
 from remix_jax.evaluation import record, results
 from remix_jax.evaluation.reflection import reflects
@@ -97,8 +97,8 @@ def _questions(settings: Settings, problems, vocabulary: Vocabulary) -> list[Que
     """Every response to draw, those with the longest prompts first: they need the most memory."""
     questions = []
     for name, samples in _per_set(settings):
-        texts = [problem.problem for problem in problems[name]]
-        encoded = encode_prompts(vocabulary.tokenizer, texts, INSTRUCTION, settings.prompt_tokens)
+        texts = [chat(problem.problem, INSTRUCTION) for problem in problems[name]]
+        encoded = encode_prompts(vocabulary.tokenizer, texts, settings.prompt_tokens)
         for place, prompt in zip(encoded.indices, encoded.ids, strict=True):
             problem = problems[name][place]
             questions += [Question(name, place, i, problem, prompt) for i in range(samples)]

@@ -20,7 +20,7 @@ import numpy as np
 from remix_jax.cost import decode_flops
 from remix_jax.data import traces
 from remix_jax.data.problems import Problem, load_problems
-from remix_jax.data.prompts import encode_prompts
+from remix_jax.data.prompts import chat, encode_prompts
 from remix_jax.data.traces import BANK_FILE, Bank, Trace
 from remix_jax.errors import InputError
 from remix_jax.grading import verdicts as grading
@@ -140,8 +140,8 @@ def _asked(s: Settings, vocabulary: Vocabulary) -> Asked:
     problems = load_problems(s.problems)
     if len(problems) > 2**PLACE_BITS:
         raise InputError(f"{s.problems}: {len(problems):,} problems; most are {2**PLACE_BITS:,}")
-    texts = [problem.problem for problem in problems]
-    encoded = encode_prompts(vocabulary.tokenizer, texts, s.instruction, s.prompt_tokens)
+    texts = [chat(problem.problem, s.instruction) for problem in problems]
+    encoded = encode_prompts(vocabulary.tokenizer, texts, s.prompt_tokens)
     return Asked([problems[i] for i in encoded.indices], encoded.ids, encoded.dropped)
 
 

@@ -9,9 +9,10 @@ from remix_jax import config as configs
 from remix_jax.config import Config
 from remix_jax.data import traces
 from remix_jax.data.problems import Cursor, take
+from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
 from remix_jax.rl.prefixes import draw_cuts, prefixed_units
-from remix_jax.rollout.rollouts import Draw, Prefix, ProblemSet, Vocabulary
+from remix_jax.rollout.rollouts import Draw, Prefix, Vocabulary
 
 _BOX = "\\boxed"
 

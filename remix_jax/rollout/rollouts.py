@@ -11,24 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from remix_jax import processes, types
-from remix_jax.config import Config, set_name
-from remix_jax.data.problems import Problem, load_problems
-from remix_jax.data.prompts import encode_prompts, pad_left
+from remix_jax.data.problems import Problem
+from remix_jax.data.prompts import pad_left
 from remix_jax.grading import verdicts as grading
 from remix_jax.grading.pool import GraderPool
 from remix_jax.models import huggingface
 from remix_jax.models.sampling import Sampled
 from remix_jax.sharding import put
-
-
-class ProblemSet(NamedTuple):
-    """Problems whose prompts fit, as token ids."""
-
-    name: str
-    problems: list[Problem]
-    prompts: list[list[int]]
-    dropped: int  # over the prompt limit
-    skipped: tuple[str, ...]  # what was said of each malformed row left out by choice
 
 
 class Vocabulary(NamedTuple):
@@ -69,25 +58,6 @@ def load_vocabulary(directory: str) -> Vocabulary:
     tokenizer = huggingface.load_tokenizer(directory)
     eos_ids = huggingface.eos_ids(directory, tokenizer)
     return Vocabulary(tokenizer, eos_ids, huggingface.pad_id(tokenizer))
-
-
-def problem_set(
-    path: str, vocabulary: Vocabulary, config: Config, skip_malformed: bool = False
-) -> ProblemSet:
-    """A problem file under the model's chat template.
-
-    Prompts over the limit are dropped and counted; so are malformed rows where they may be skipped.
-
-    Raises:
-      InputError: the file or a row of it is malformed, the template fails, or no prompt fits.
-    """
-    skipped: list[str] | None = [] if skip_malformed else None
-    problems = load_problems(path, skipped)
-    texts = [problem.problem for problem in problems]
-    limit = config.data.prompt_tokens
-    encoded = encode_prompts(vocabulary.tokenizer, texts, config.data.instruction, limit)
-    kept = [problems[i] for i in encoded.indices]
-    return ProblemSet(set_name(path), kept, encoded.ids, encoded.dropped, tuple(skipped or ()))
 
 
 def prompt_batch(prompts: list[list[int]], slots: int, width: int, pad_id: int):

@@ -9,6 +9,8 @@ from jax.sharding import AbstractMesh, Mesh
 from remix_jax import config as configs
 from remix_jax import config_rules, sharding
 from remix_jax.config import Config
+from remix_jax.data import tasks
+from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.state import Learner, TrainState, make_learner, place_state
@@ -18,7 +20,7 @@ from remix_jax.models.waves import Waves, in_waves
 from remix_jax.rl import family
 from remix_jax.rollout.experts import Traces, with_traces
 from remix_jax.rollout.prefixed import Prefixes, load_prefixes, prefix_plan
-from remix_jax.rollout.rollouts import ProblemSet, Vocabulary, load_vocabulary, problem_set
+from remix_jax.rollout.rollouts import Vocabulary, load_vocabulary
 from remix_jax.rollout.sampler import Samplers, memory_of
 from remix_jax.text import size_text
 
@@ -49,12 +51,14 @@ def prepare(config: Config) -> Setup:
     config_rules.validate(config)
     check_attention(config)
     vocabulary = load_vocabulary(config.model.path)
-    data = config.data
-    train = problem_set(data.train, vocabulary, config, skip_malformed=data.on_bad_row == "skip")
+    data, tokenizer = config.data, vocabulary.tokenizer
+    tasks.check_sets(data)
+    skip = data.on_bad_row == "skip"
+    train = tasks.load_set(data.train, data, tokenizer, skip_malformed=skip)
     train, held = with_traces(train, config, vocabulary)
     prefixes = load_prefixes(config, train, vocabulary)
-    suites = [problem_set(path, vocabulary, config) for path in data.suites]
-    validation = [problem_set(path, vocabulary, config) for path in (data.validation,) if path]
+    suites = [tasks.load_set(spec, data, tokenizer) for spec in data.suites]
+    validation = [tasks.load_set(spec, data, tokenizer) for spec in (data.validation,) if spec]
     sizes = huggingface.read_config(config.model.path)
     check_width(config, sizes.max_positions)
     mesh = sharding.make_mesh(config.mesh.sizes)
@@ -153,13 +157,19 @@ def plan(setup: Setup) -> dict[str, object]:
     if setup.validation:
         chosen_by = setup.validation[0]
         lines["settings may be chosen by"] = f"{chosen_by.name} {len(chosen_by.problems)}"
-    dropped = sum(s.dropped for s in (setup.train, *setup.suites, *setup.validation))
+    lines |= tasks.plan(setup.train, held_out(setup), setup.vocabulary.tokenizer)
+    dropped = sum(s.dropped for s in (setup.train, *held_out(setup)))
     if dropped:
         lines["problems dropped"] = f"{dropped:,} with prompts over {c.data.prompt_tokens} tokens"
     if setup.train.skipped:
         lines["training rows skipped"] = _some(setup.train.skipped)
     lines["device"] = sharding.devices_text(setup.mesh)
     return lines | wave_plan(c, setup.mesh)
+
+
+def held_out(setup: Setup) -> list[ProblemSet]:
+    """The suites, and the set that settings are chosen by."""
+    return [*setup.suites, *setup.validation]
 
 
 def method_plan(c: Config) -> dict[str, object]:

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from remix_jax.config import set_name
 from remix_jax.data.benchmark_sets import BENCHMARKS, locate
 from remix_jax.data.problems import load_problems
+from remix_jax.data.tasks import set_name
 from remix_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -75,7 +75,7 @@ def test_prepared_sets_are_what_the_files_are(tmp_path):
         read=[prepared],
     )
     assert done.returncode == 0, done.stderr
-    assert "train.jsonl, line 41: `answer` must be" in done.stdout
+    assert "train.jsonl, line 41: expected `problem` and `answer`" in done.stdout
     assert f"{prepared} 40" in done.stdout
     assert load_problems(prepared) == load_problems(source, [])
     assert set_name(str(prepared)) == "mine"
@@ -89,7 +89,7 @@ def test_preparing_refuses_what_it_cannot_read(tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"problem": "p"}')
     done = prepare(f"--out={tmp_path}", f"--train={bad}")
-    assert "bad.jsonl, line 1: `answer` must be" in done.stderr
+    assert "bad.jsonl, line 1: expected `problem` and `answer`" in done.stderr
     assert sorted(tmp_path.iterdir()) == [bad]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from remix_jax.data.prompts import EncodedPrompts, encode_prompts, pad_left
+from remix_jax.data.prompts import EncodedPrompts, chat, encode_prompts, pad_left
 from remix_jax.errors import InputError
 from remix_jax.models.huggingface import load_tokenizer
 from tests import tiny_models
@@ -20,7 +20,7 @@ def text_of(ids):
 
 
 def test_message_is_problem_and_instruction(tokenizer):
-    encoded = encode_prompts(tokenizer, ["1+1=?", "a  b\n"], "box it.", 100)
+    encoded = encode_prompts(tokenizer, [chat("1+1=?", "box it."), chat("a  b\n", "box it.")], 100)
     assert isinstance(encoded, EncodedPrompts)
     assert [text_of(ids) for ids in encoded.ids] == [
         "<s>user:1+1=? box it.<end>a:",
@@ -28,24 +28,24 @@ def test_message_is_problem_and_instruction(tokenizer):
     ]
     assert encoded.indices == [0, 1]
     assert encoded.dropped == 0
-    assert text_of(encode_prompts(tokenizer, ["1"], "", 100).ids[0]) == "<s>user:1<end>a:"
+    assert text_of(encode_prompts(tokenizer, [chat("1")], 100).ids[0]) == "<s>user:1<end>a:"
 
 
 def test_special_tokens_are_not_added_twice(tokenizer):
     assert tokenizer("1")["input_ids"][0] == tiny_models.BOS  # it would add one
-    (ids,) = encode_prompts(tokenizer, ["1"], "", 100).ids
+    (ids,) = encode_prompts(tokenizer, [chat("1")], 100).ids
     assert ids.count(tiny_models.BOS) == 1
 
 
 def test_long_prompts_are_dropped_and_counted(tokenizer):
-    problems = ["a" * 5, "b" * 40, "c" * 6, "d" * 7]
-    (shortest, *_) = encode_prompts(tokenizer, problems, "", 100).ids
-    encoded = encode_prompts(tokenizer, problems, "", len(shortest) + 1)
+    problems = [chat(text) for text in ("a" * 5, "b" * 40, "c" * 6, "d" * 7)]
+    (shortest, *_) = encode_prompts(tokenizer, problems, 100).ids
+    encoded = encode_prompts(tokenizer, problems, len(shortest) + 1)
     assert encoded.indices == [0, 2]
     assert encoded.dropped == 2
     assert [text_of(ids).count("c") for ids in encoded.ids] == [0, 6]
     with pytest.raises(InputError, match=f"limit of 3 tokens; the shortest has {len(shortest)}$"):
-        encode_prompts(tokenizer, problems, "", 3)
+        encode_prompts(tokenizer, problems, 3)
 
 
 def test_truncation_and_padding_written_in_the_file_do_not_apply(tmp_path):
@@ -54,21 +54,21 @@ def test_truncation_and_padding_written_in_the_file_do_not_apply(tmp_path):
     saved.enable_truncation(6)
     saved.enable_padding(length=64)
     tokenizer = load_tokenizer(tiny_models.write_tokenizer(tmp_path, saved))
-    encoded = encode_prompts(tokenizer, ["1+1+1+1+1+1=?"], "", 100)
+    encoded = encode_prompts(tokenizer, [chat("1+1+1+1+1+1=?")], 100)
     assert text_of(encoded.ids[0]) == "<s>user:1+1+1+1+1+1=?<end>a:"
 
 
 def test_bad_input_is_one_line(tokenizer, tmp_path):
     with pytest.raises(InputError, match="no problems"):
-        encode_prompts(tokenizer, [], "", 10)
+        encode_prompts(tokenizer, [], 10)
     with pytest.raises(InputError, match="prompt limit is 0"):
-        encode_prompts(tokenizer, ["1"], "", 0)
+        encode_prompts(tokenizer, [chat("1")], 0)
     template = (
         "{% if '7' in messages[0]['content'] %}{{ raise_exception('no\nsevens') }}{% endif %}x"
     )
     picky = load_tokenizer(tiny_models.write_tokenizer(tmp_path, chat_template=template))
-    with pytest.raises(InputError, match=r"^problem 1: the chat template fails .*no sevens"):
-        encode_prompts(picky, ["1", "7"], "", 10)
+    with pytest.raises(InputError, match=r"^problem 2 \('7'\): the chat template .*no sevens"):
+        encode_prompts(picky, [chat("1"), chat("7")], 10)
 
 
 def test_template_runs_in_a_sandbox(tmp_path):
@@ -78,8 +78,29 @@ def test_template_runs_in_a_sandbox(tmp_path):
         load_tokenizer(folder)
 
 
+def test_messages_before_the_problem_and_system_prompts():
+    context = (("system", "old"), ("user", "u"), ("assistant", "a"))
+    roles = [(m["role"], m["content"]) for m in chat("1", "box it.", context=context)]
+    assert roles == [*context, ("user", "1 box it.")]
+    roles = [(m["role"], m["content"]) for m in chat("1", system="new", context=context)]
+    assert roles == [("system", "new"), *context[1:], ("user", "1")]
+
+
+def test_a_template_that_writes_the_date_writes_the_same_every_day(tmp_path):
+    """Llama 3's templates do; a run that passes midnight must continue with its prompts."""
+    template = (
+        "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% else %}"
+        "{% set day = '26 Jul 2024' %}{% endif %}{{ day }}{{ messages[0]['content'] }}"
+    )
+    dated = load_tokenizer(tiny_models.write_tokenizer(tmp_path, chat_template=template))
+    (ids,) = encode_prompts(dated, [chat("1")], 100).ids
+    assert len(ids) == len("26 Jul 2024" + "1")
+    (fixed,) = (dated.encode("26 Jul 20241", add_special_tokens=False),)
+    assert ids == fixed
+
+
 def test_problem_text_is_not_a_template(tokenizer):
-    (ids,) = encode_prompts(tokenizer, ["{{ 1+1 }}"], "", 100).ids
+    (ids,) = encode_prompts(tokenizer, [chat("{{ 1+1 }}")], 100).ids
     assert "1+1" in text_of(ids)
 
 
@@ -91,11 +112,11 @@ def test_golden_chat_ids(goldens):
     cases = [
         case
         for case in vectors["chat"]
-        if case["add_generation_prompt"] and [m["role"] for m in case["messages"]] == ["user"]
+        if case["add_generation_prompt"] and case["messages"][-1]["role"] == "user"
     ]
     assert cases
-    problems = [case["messages"][0]["content"] for case in cases]
-    assert encode_prompts(tokenizer, problems, "", 10_000).ids == [case["ids"] for case in cases]
+    problems = [case["messages"] for case in cases]
+    assert encode_prompts(tokenizer, problems, 10_000).ids == [case["ids"] for case in cases]
 
 
 def test_pad_left():

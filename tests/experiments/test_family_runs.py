@@ -10,11 +10,12 @@ from experiments import family as experiment
 from experiments.configs.family import base, sft
 from remix_jax import config as configs
 from remix_jax import config_rules
+from remix_jax.data.tasks import load_set
 from remix_jax.errors import InputError
 from remix_jax.reporting import family_report
 from remix_jax.rl.family import METHODS
 from remix_jax.rollout.experts import with_traces
-from remix_jax.rollout.rollouts import load_vocabulary, problem_set
+from remix_jax.rollout.rollouts import load_vocabulary
 from remix_jax.run import loop
 from tests.experiments.runs import figures, quiet, small_config
 from tests.reporting import redrawn
@@ -57,7 +58,7 @@ def test_traces_alone_are_trained_on_and_exported(tmp_path):
 def test_problems_without_a_trace_are_left_out(tmp_path):
     config = preset("luffy")
     vocabulary = load_vocabulary(config.model.path)
-    train = problem_set(config.data.train, vocabulary, config)
+    train = load_set(config.data.train, config.data, vocabulary.tokenizer)
     kept, traces = with_traces(train, config, vocabulary)
     assert len(kept.problems) == len(kept.prompts) == len(traces) == 632
     assert all(traces[p.problem, p.answers][-1] in vocabulary.eos_ids for p in kept.problems)

@@ -9,10 +9,11 @@ from experiments.configs import arithmetic_prefix_reinforce
 from remix_jax import config as configs
 from remix_jax import config_rules
 from remix_jax.data import traces
+from remix_jax.data.tasks import load_set
 from remix_jax.errors import InputError
 from remix_jax.models.digest import model_digest
 from remix_jax.rollout import prefixed
-from remix_jax.rollout.rollouts import load_vocabulary, problem_set
+from remix_jax.rollout.rollouts import load_vocabulary
 
 
 def plan(tmp_path, budget=8e11):
@@ -62,7 +63,7 @@ def test_the_shipped_bank_is_of_the_shipped_base_and_shows_no_answer():
     assert bank.accept == "experiments.arithmetic.task:right_working"
     vocabulary = load_vocabulary(config.model.path)
     made = prefixed.load_prefixes(
-        config, problem_set(config.data.train, vocabulary, config), vocabulary
+        config, load_set(config.data.train, config.data, vocabulary.tokenizer), vocabulary
     )
     assert made.traces == bank.solved == 41
     assert len(made.items) == 3 * 41

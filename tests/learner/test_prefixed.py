@@ -15,6 +15,7 @@ from experiments.configs import arithmetic_prefix_reinforce
 from remix_jax import config_rules
 from remix_jax.data import traces
 from remix_jax.data.problems import Problem
+from remix_jax.data.tasks import ProblemSet
 from remix_jax.data.traces import Bank, Trace
 from remix_jax.errors import InputError
 from remix_jax.grading.pool import GraderPool
@@ -24,7 +25,6 @@ from remix_jax.rollout import prefixed
 from remix_jax.rollout.rollouts import (
     Draw,
     Prefix,
-    ProblemSet,
     grade_rollouts,
     load_vocabulary,
     prefix_metrics,
