@@ -22,8 +22,7 @@ from absl import flags
 
 from experiments import benchmark_torch
 from experiments.main import run
-from remix_jax import config as configs
-from remix_jax import config_rules, cost
+from remix_jax import config_rules, cost, schedule
 from remix_jax.config import KL, Config, Data, Evaluation, Memory, Model, Objective, Replay
 from remix_jax.errors import InputError
 from remix_jax.learner import programs
@@ -78,7 +77,7 @@ def ours(sizes: DecoderConfig, config: Config, repeats: int) -> dict[str, Any]:
     learner = make_learner(config, Decoder(sizes))
     slots = config.data.prompt_tokens, config.data.response_tokens
     groups = config.batch_groups
-    stage = next(iter(configs.stages(config).values()))
+    stage = next(iter(schedule.stages(config).values()))
     task = sampling.rollout_task(config, stage, eos_ids=(), pad_id=0)
     sampler = sampling.make(config, learner.policy, task)
     params = _random_params(learner)
@@ -94,7 +93,7 @@ def ours(sizes: DecoderConfig, config: Config, repeats: int) -> dict[str, Any]:
     assert sampled is not None
     learn = programs.compile_learn(learner, stage, None).call
     state, seconds = init_state(learner, params, config), []
-    counts = jnp.asarray(0, jnp.int32), jnp.asarray(configs.method_numbers(config, 1), jnp.float32)
+    counts = jnp.asarray(0, jnp.int32), jnp.asarray(schedule.method_params(config, 1), jnp.float32)
     rows = _rows(sampled, config)
     for _ in range(repeats + 1):
         begin = time.perf_counter()

@@ -53,7 +53,6 @@ class Run:
     def __init__(self, model_dir: str, size: Size) -> None:
         import jax
 
-        from remix_jax.config import stage_at, stages
         from remix_jax.data.problems import Problem
         from remix_jax.grading.verdicts import process_pool
         from remix_jax.learner import programs
@@ -61,6 +60,7 @@ class Run:
         from remix_jax.models import huggingface
         from remix_jax.rollout import sampler
         from remix_jax.rollout.rollouts import load_vocabulary, prompt_batch
+        from remix_jax.schedule import stage_at, stages
 
         self.size, self.clock = size, LapClock()
         self.vocabulary, self.grader = load_vocabulary(model_dir), process_pool()

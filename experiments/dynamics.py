@@ -19,10 +19,11 @@ from experiments import main, trials
 from experiments.compare import CONFIG
 from experiments.methods import METHODS, with_rollouts
 from experiments.trials import Trial
-from remix_jax.config import Config, planned_rollouts
+from remix_jax.config import Config
 from remix_jax.reporting import bootstrap, dynamics
 from remix_jax.reporting import dynamics_numbers as numbers
 from remix_jax.run import report
+from remix_jax.schedule import planned_rollouts
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 PASSES = WINDOWS = (1, 2, 4, 8)

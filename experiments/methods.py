@@ -10,7 +10,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from remix_jax.config import Config, planned_rollouts
+from remix_jax.config import Config
+from remix_jax.schedule import planned_rollouts
 
 GROUP_SIZE = 8
 """Responses a problem where a GRPO method is made from a config with one response a problem."""

@@ -24,8 +24,7 @@ from absl import flags
 from experiments import main, trials
 from experiments.configs import arithmetic_prefix_reinforce, arithmetic_prefix_remix
 from experiments.trials import Trial
-from remix_jax import config as configs
-from remix_jax import config_rules
+from remix_jax import config_rules, schedule
 from remix_jax.config import Config
 from remix_jax.cost import kl_weight, step_flops
 from remix_jax.data import traces
@@ -209,8 +208,8 @@ def steps_within(config: Config, model: str, budget: float) -> int:
     while spent < budget:
         step += 1
         one = dataclasses.replace(config, steps=step)
-        stage = configs.stages(one)[configs.stage_at(one, step)]
-        tokens = TOKENS * configs.fresh_groups(config, step) * config.group_size
+        stage = schedule.stages(one)[schedule.stage_at(one, step)]
+        tokens = TOKENS * schedule.fresh_groups(config, step) * config.group_size
         spent += step_flops(learner, config, stage, tokens, kl_weight(config, step)).total
     return step
 

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments import main
 from remix_jax import config as configs
-from remix_jax import config_rules
+from remix_jax import config_rules, schedule
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.run import loop, report
@@ -152,7 +152,7 @@ def about(config: Config, seconds: float, workers: int) -> dict[str, str]:
         "command": " ".join(["python -m", *_command()]),
         "commit": _commit(),
         "task": pathlib.PurePath(config.data.train).parent.parent.name,
-        "rollouts": f"{configs.planned_rollouts(config):,} fresh a run",
+        "rollouts": f"{schedule.planned_rollouts(config):,} fresh a run",
         "hardware": f"{os.cpu_count()} cores, {_processor()}; {jax.devices()[0].device_kind}",
         "versions": f"Python {platform.python_version()}, jax {jax.__version__}",
         "wall time": f"{seconds / 60:.0f} min, {workers} runs at a time",
@@ -210,7 +210,7 @@ def _quietly(trial: Trial, workdir: pathlib.Path) -> str:
     log = directory.parent / f".{directory.name}.{LOG_FILE}"
     config = trial.config
     with log.open("a") as file:
-        console = Console(config.steps, configs.planned_rollouts(config), file=file)
+        console = Console(config.steps, schedule.planned_rollouts(config), file=file)
         metrics = _train(trial, workdir, console, artifacts=False)
     log.replace(directory / LOG_FILE)
     accuracy = report.curve(metrics, report.ACCURACY)[1][-1]

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from remix_jax import config as configs
-from remix_jax import config_rules, sharding
+from remix_jax import config_rules, schedule, sharding
 from remix_jax.config import Config
 from remix_jax.data import tasks
 from remix_jax.errors import InputError
@@ -100,7 +99,7 @@ def memory_plan(
         lines[f"{phase}: cache of {wave.rows:,} rows"] = size_text(extra[-1])
     trained = {"params": state.params, "critic_params": state.critic_params}
     gradients = sharding.device_bytes(trained, mesh)
-    micro = configs.micro_batch_rows(config, shards)
+    micro = schedule.micro_batch_rows(config, shards)
     added_up = config.mini_batch_size > micro
     gradients *= 2 if added_up else 1  # the sum so far, and those of one micro-batch
     lines["learning: gradients"] = size_text(gradients)

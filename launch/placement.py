@@ -7,9 +7,10 @@ import jax
 
 from launch import dry_run
 from remix_jax import sharding
-from remix_jax.config import Config, micro_batch_rows
+from remix_jax.config import Config
 from remix_jax.learner.state import TrainState
 from remix_jax.run.setup import check_mesh, tree_bytes
+from remix_jax.schedule import micro_batch_rows
 from remix_jax.sinks.console import Console
 from remix_jax.text import size_text
 from remix_jax.types import empty_rows, kept_rows

@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 from experiments import main
 from launch import dry_run, hlo, jaxpr_flops
 from remix_jax import config as configs
-from remix_jax import cost, sharding
+from remix_jax import cost, schedule, sharding
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner import programs
@@ -137,7 +137,7 @@ def compiled_programs(
 
 
 def _sampling(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
-    stage = max(configs.stages(config).values(), key=lambda stage: stage.fresh_groups)
+    stage = max(schedule.stages(config).values(), key=lambda stage: stage.fresh_groups)
     task = sampler.rollout_task(config, stage, eos_ids=(1,), pad_id=0)
     traced = sampler.trace(learner.policy, task, mesh)
     # Every response at its full length; the loops that depend on data are the decoding ones.
@@ -149,7 +149,7 @@ def _sampling(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
 
 
 def _scoring(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
-    rows = configs.score_rows(config, sharding.row_shards(mesh))
+    rows = schedule.score_rows(config, sharding.row_shards(mesh))
     batch = jax.eval_shape(
         lambda: empty_rows(rows, config.prompt_slots, config.data.response_tokens)
     )
@@ -166,7 +166,7 @@ def _scoring(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
 
 
 def _learning(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
-    stage = next(iter(configs.stages(config).values()))
+    stage = next(iter(schedule.stages(config).values()))
     return f"learning, {stage.name} stage", programs.trace_learn(learner, stage, mesh), 1.0, state
 
 

@@ -206,11 +206,16 @@ def _family_rules(c: Config):
     method = family.METHODS[o.method]
     number = method.number
     if number is None:
-        yield "objective.setting", o.setting, o.setting is None, f"{o.method} has no such number"
-    elif o.setting is not None:
-        inside = number.low <= o.setting <= number.high
+        yield (
+            "objective.method_param",
+            o.method_param,
+            o.method_param is None,
+            f"{o.method} has no such parameter",
+        )
+    elif o.method_param is not None:
+        inside = number.low <= o.method_param <= number.high
         rule = f"{o.method}'s {number.name} must be in [{number.low}, {number.high}]"
-        yield "objective.setting", o.setting, inside, rule
+        yield "objective.method_param", o.method_param, inside, rule
     needed = OWN_ADVANTAGE if method.own_advantage else method.advantage
     right = o.advantage == needed if needed else o.advantage != OWN_ADVANTAGE
     rule = f"{o.method} needs {needed}" if needed else f"{o.method} has no advantage of its own"

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import jax
 
-from remix_jax.config import Config, Stage
+from remix_jax.config import Config
 from remix_jax.learner.state import Learner
 from remix_jax.models.decoder import DecoderConfig
 from remix_jax.rl import family
 from remix_jax.rl.schedules import kl_convex_weight
+from remix_jax.schedule import Stage
 
 
 def forward_flops(c: DecoderConfig, rows: int, prompt: int, response: int, head: str) -> float:

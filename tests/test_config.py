@@ -16,7 +16,7 @@ from experiments.configs import (
 )
 from experiments.methods import METHODS
 from remix_jax import config as configs
-from remix_jax import config_rules
+from remix_jax import config_rules, schedule
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.rl import schedules
@@ -57,7 +57,7 @@ def test_no_dead_field():
 def test_presets_are_valid(preset):
     config = preset.get_config()
     config_rules.validate(config)
-    assert configs.planned_rollouts(config) == 8192
+    assert schedule.planned_rollouts(config) == 8192
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -66,7 +66,7 @@ def test_methods_are_valid_and_spend_the_same_rollouts(method, preset):
     full = preset.get_config()
     config = METHODS[method].change(full)
     config_rules.validate(config)
-    spent, budget = configs.planned_rollouts(config), configs.planned_rollouts(full)
+    spent, budget = schedule.planned_rollouts(config), schedule.planned_rollouts(full)
     assert budget <= spent < budget + config.batch_size
 
 
@@ -83,7 +83,7 @@ WRONG = [
     ("objective.advantage", "gea", "one of gae, vtrace, group_normalized, rloo"),
     ("objective.aggregation", "token-sum", "one of token-mean"),
     ("objective.method", "bppi", "one of mix_ppg, ppo"),
-    ("objective.setting", 0.1, "mix_ppg has no such number"),
+    ("objective.method_param", 0.1, "mix_ppg has no such"),
     ("replay.sampler", "best", "one of uniform, max_advantage"),
     ("expert.bank", "traces", "mix_ppg needs behaviour log-probs, which the rows of a bank do not"),
     ("objective.dual_clip", 0.5, "must be 0 (off) or above 1"),
@@ -105,7 +105,6 @@ WRONG = [
     ("prefix.high", 0.3, "must be in (prefix.low = 0.4, 1]"),
     ("data.on_bad_row", "drop", "one of refuse, skip"),
     ("memory.decode_tokens", 20, "must be 0 (off) or hold a row of prompt and response,"),
-    ("data.suites", ("a/x.jsonl", "b/x.jsonl"), "two files of one name"),
 ]
 
 
@@ -137,7 +136,7 @@ UNFIT = [
     ),
     ("gspo", {}, "objective.aggregation", "gspo needs seq-mean-token-mean"),
     ("geppo", {}, "replay.window = 2", "geppo needs 3, 6, 9"),
-    ("bapo", {"objective.setting": 1.5}, "objective.setting = 1.5", "must be in [0, 1]"),
+    ("bapo", {"objective.method_param": 1.5}, "objective.method_param = 1.5", "must be in [0, 1]"),
     (
         "agro",
         {"objective.advantage": "method", "group_size": 64, "mini_batch_size": 32},
@@ -193,9 +192,9 @@ def test_a_method_that_compares_nothing_needs_no_group():
 def test_methods_with_other_numbers_share_programs():
     one, other = good(), good()
     one.objective.method = other.objective.method = "cispo"
-    one.objective.setting = 0.3
+    one.objective.method_param = 0.3
     assert configs.compiled_part(one) == configs.compiled_part(other)
-    assert configs.method_numbers(one, 1).tolist() == pytest.approx([0.3, 0.3])
+    assert schedule.method_params(one, 1).tolist() == pytest.approx([0.3, 0.3])
 
 
 def test_group_methods_need_groups():
@@ -227,13 +226,13 @@ def test_rollouts_are_the_published_ones(goldens):
     runs = json.loads((goldens / "accounting" / "rollout_totals.json").read_text())
     by_id = {run["id"]: paper_run(**run) for run in runs}
     for run in runs:
-        assert configs.planned_rollouts(by_id[run["id"]]) == run["total_floor_cum"], run["id"]
+        assert schedule.planned_rollouts(by_id[run["id"]]) == run["total_floor_cum"], run["id"]
     with (goldens / "accounting" / "rollouts_per_step.csv").open() as file:
         for row in csv.DictReader(file):
             config, step = by_id[row["id"]], int(row["step"])
-            fresh = configs.fresh_groups(config, step)
+            fresh = schedule.fresh_groups(config, step)
             assert fresh == int(row["fresh_floor_cum"])
-            assert configs.rollouts_until(config, step) == int(row["cum_floor_cum"])
+            assert schedule.rollouts_until(config, step) == int(row["cum_floor_cum"])
 
 
 @pytest.mark.parametrize("units", [7, 10, 16, 128, 256])
@@ -242,8 +241,8 @@ def test_stage_slots_hold_every_step(units, share):
     config = Config(batch_size=units, mini_batch_size=units, micro_batch_size=units, steps=90)
     config.replay.share = share
     config.reincarnation_step = 0
-    (stage,) = configs.stages(config).values()
-    fresh = [configs.fresh_groups(config, k) for k in range(1, 91)]
+    (stage,) = schedule.stages(config).values()
+    fresh = [schedule.fresh_groups(config, k) for k in range(1, 91)]
     assert max(fresh) == stage.fresh_groups
     assert units - min(fresh) == stage.replay_groups
     assert sum(fresh) == int(90 * (1 - schedules.Fraction(str(share))) * units)
@@ -251,9 +250,9 @@ def test_stage_slots_hold_every_step(units, share):
 
 def test_stages_follow_the_switches():
     full = good()
-    assert list(configs.stages(full)) == ["mix", "on-policy"]
-    assert list(configs.stages(METHODS["remix-ppo-without-reincarnation"].change(full))) == ["mix"]
-    assert list(configs.stages(METHODS["ppo"].change(full))) == ["on-policy"]
-    assert configs.stage_at(full, full.reincarnation_step) == "mix"
-    assert configs.stage_at(full, full.reincarnation_step + 1) == "on-policy"
-    assert configs.passes_per_row(full) == pytest.approx(3.333, abs=1e-3)
+    assert list(schedule.stages(full)) == ["mix", "on-policy"]
+    assert list(schedule.stages(METHODS["remix-ppo-without-reincarnation"].change(full))) == ["mix"]
+    assert list(schedule.stages(METHODS["ppo"].change(full))) == ["on-policy"]
+    assert schedule.stage_at(full, full.reincarnation_step) == "mix"
+    assert schedule.stage_at(full, full.reincarnation_step + 1) == "on-policy"
+    assert schedule.passes_per_row(full) == pytest.approx(3.333, abs=1e-3)

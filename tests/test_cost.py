@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 from remix_jax import cost
-from remix_jax.config import stages
 from remix_jax.learner.state import make_learner
 from remix_jax.models import scoring
 from remix_jax.models.decoder import Decoder
+from remix_jax.schedule import stages
 from remix_jax.types import empty_rows
 from tests.learner.tiny import POLICY, P, T, grouped, make_config
 

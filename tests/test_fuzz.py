@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from experiments import main
 from experiments.configs import arithmetic_remix_ppo
 from remix_jax import config as configs
-from remix_jax import config_rules
+from remix_jax import config_rules, schedule
 from remix_jax.config import Config
 from remix_jax.data.problems import Problem, load_problems
 from remix_jax.errors import InputError
@@ -75,8 +75,8 @@ def test_any_config_is_valid_or_refused_in_one_line(changes):
         refused(error, "config.")
         return
     # What is valid can be derived, hashed and written.
-    assert configs.stages(config)
-    assert configs.fresh_groups(config, 1) >= 0
+    assert schedule.stages(config)
+    assert schedule.fresh_groups(config, 1) >= 0
     hash(configs.compiled_part(config))
     assert json.loads(configs.to_json(config))
 

@@ -1,4 +1,4 @@
-"""Imports point one way: types, config, rl, models, data <- learner, rollout <- run."""
+"""Imports point one way: a package knows those below it, and none beside it or above."""
 
 import ast
 import pathlib
@@ -6,59 +6,22 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-BASE = {"errors", "types", "plugins", "text", "files", "streams"}
-# room -> what it may import of remix_jax, apart from itself
-ALLOWED = {
-    "errors": set(),
-    "plugins": {"errors"},
-    "text": set(),
-    "files": {"errors", "text"},
-    "types": set(),
-    "rl": BASE,
-    "config": BASE | {"rl"},
-    "config_rules": BASE | {"config", "rl"},
-    "sharding": {"errors"},
-    "processes": {"errors"},
-    "streams": set(),
-    "models": BASE | {"sharding"},
-    "data": BASE | {"config"},
-    "grading": BASE,
-    "rewards": BASE | {"data", "grading"},
-    "sinks": BASE,
-    "reporting": BASE | {"sinks", "run"},
-    "learner": BASE | {"config", "rl", "models", "sharding", "processes"},
-    "cost": BASE | {"config", "rl", "models", "learner"},
-    "rollout": BASE
-    | {"cost"}
-    | {
-        "config",
-        "data",
-        "grading",
-        "learner",
-        "models",
-        "rewards",
-        "rl",
-        "sharding",
-        "processes",
-        "sinks",
-    },
-    "evaluation": BASE
-    | {
-        "config",
-        "data",
-        "grading",
-        "learner",
-        "models",
-        "rollout",
-        "sharding",
-        "processes",
-        "rewards",
-        "sinks",
-    },
-    "run": BASE
-    | {"config", "config_rules", "rl", "models", "data", "grading", "learner", "rollout"}
-    | {"evaluation", "cost", "sinks", "sharding", "processes"},
-}
+# From below to above (docs/architecture.md).
+LEVELS = (
+    {"errors", "text", "types", "streams"},
+    {"plugins", "files", "sharding", "processes"},
+    {"rl", "models", "grading"},
+    {"config"},
+    {"data", "schedule"},
+    {"config_rules", "rewards"},
+    {"learner", "sinks"},
+    {"cost"},
+    {"rollout"},
+    {"evaluation"},
+    {"run"},
+    {"reporting"},
+)
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 ORBAX_IMPORTERS = {"remix_jax/run/checkpoint.py"}
 
 
@@ -74,7 +37,7 @@ def imported(path: pathlib.Path) -> set[str]:
     return names
 
 
-def room_of(path: pathlib.Path) -> str:
+def package_of(path: pathlib.Path) -> str:
     return path.relative_to(ROOT / "remix_jax").parts[0].removesuffix(".py")
 
 
@@ -82,17 +45,18 @@ FILES = sorted((ROOT / "remix_jax").rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_rooms_import_only_what_they_may(path):
-    room = room_of(path)
-    if room == "__init__":
+def test_packages_import_only_what_lies_below(path):
+    name = package_of(path)
+    if name == "__init__":
         return
-    rooms = {n.split(".")[1] for n in imported(path) if n.startswith("remix_jax.")}
-    assert rooms - {room} <= ALLOWED[room], f"{room} may import {sorted(ALLOWED[room])}"
+    found = {n.split(".")[1] for n in imported(path) if n.startswith("remix_jax.")} - {name}
+    above = {other for other in found if LEVEL[other] >= LEVEL[name]}
+    assert not above, f"{name} lies below {sorted(above)}, or beside"
     assert not any(n.split(".")[0] in ("experiments", "launch", "tests") for n in imported(path))
 
 
-def test_every_room_is_named():
-    assert {room_of(p) for p in FILES} - {"__init__"} == set(ALLOWED)
+def test_every_package_has_a_level():
+    assert {package_of(p) for p in FILES} - {"__init__"} == set(LEVEL)
 
 
 def test_orbax_has_one_importer_and_torch_none():

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from remix_jax import sharding
-from remix_jax.config import Stage, score_rows
 from remix_jax.learner import losses
 from remix_jax.learner.losses import Frozen
 from remix_jax.learner.state import Learner, TrainState
 from remix_jax.models import scoring
 from remix_jax.rl import advantages, family, masked, objectives, replay
+from remix_jax.schedule import Stage, score_rows
 from remix_jax.types import FreshRows, Rows, kept_rows, response_mask
 
 

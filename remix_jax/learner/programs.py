@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from remix_jax import sharding
-from remix_jax.config import Stage
 from remix_jax.learner.state import Learner, TrainState, init_state, reincarnate
 from remix_jax.learner.step import learn
 from remix_jax.models.decoder import Decoder
+from remix_jax.schedule import Stage
 from remix_jax.types import empty_rows
 
 

@@ -11,11 +11,12 @@ import optax
 from jax.sharding import Mesh
 
 from remix_jax import sharding, streams
-from remix_jax.config import Config, Optimizer, compiled_part, stage_at, stages
+from remix_jax.config import Config, Optimizer, compiled_part
 from remix_jax.models import attention
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.execution import Execution
 from remix_jax.rl import replay
+from remix_jax.schedule import stage_at, stages
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import optax
 
 from remix_jax import sharding
-from remix_jax.config import Stage, micro_batch_rows
 from remix_jax.learner import batch, losses
 from remix_jax.learner.losses import Frozen
 from remix_jax.learner.state import Learner, TrainState
 from remix_jax.rl import family, masked, replay, schedules
+from remix_jax.schedule import Stage, micro_batch_rows
 from remix_jax.types import FreshRows, Rows, response_mask
 
 
@@ -64,7 +64,7 @@ def learn(
       fresh: rows of stage.fresh_groups groups, sampled by `state.params`; None where all are an
         expert's.
       replayed_groups: groups to replay, at most stage.replay_groups.
-      number_M: the method's number in each pass (`config.method_numbers`).
+      number_M: the method's number in each pass (`config.method_params`).
       expert: an expert's rows of the same groups, None without.
       learner, stage: static.
 

@@ -50,7 +50,7 @@ class Fixed(NamedTuple):
 
 
 class Number(NamedTuple):
-    """The one number of a method that `objective.setting` may change."""
+    """The one number of a method that `objective.method_param` may change."""
 
     name: str
     default: float

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from remix_jax import types
-from remix_jax.config import Config, Stage
+from remix_jax.config import Config
 from remix_jax.data import traces
 from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.data.traces import Trace
 from remix_jax.errors import InputError
 from remix_jax.rollout.rollouts import Draw, Vocabulary, prompt_batch
+from remix_jax.schedule import Stage
 
 Traces = Mapping[tuple, tuple[int, ...]]
 """Token ids of a verified response by (text, answers) of the problem."""

@@ -5,7 +5,7 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
-from remix_jax import config as configs
+from remix_jax import schedule
 from remix_jax.config import Config
 from remix_jax.data import traces
 from remix_jax.data.problems import Cursor, take
@@ -106,10 +106,10 @@ def draw_problems(
     Args:
       saved: what `first_cursors` gave, or the step before; other entries are left as they are.
     """
-    groups = configs.fresh_groups(config, step)
+    groups = schedule.fresh_groups(config, step)
     chosen: list[Prefix | None] = []
     if prefixes is not None:
-        before = configs.groups_until(config, step - 1)
+        before = schedule.groups_until(config, step - 1)
         count = prefixed_units(before, before + groups, config.prefix.share)
         places, cursor = take(Cursor(**saved["prefix_cursor"]), len(prefixes.items), count)
         chosen = [prefixes.items[i] for i in places]

@@ -17,12 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from remix_jax import plugins, sharding
-from remix_jax.config import Config, Stage
+from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner.programs import Memory, Program, abstract_params, finish
 from remix_jax.models import sampling
 from remix_jax.models.decoder import Decoder
 from remix_jax.models.sampling import Sampled, SamplerSettings
+from remix_jax.schedule import Stage
 
 
 class Prompts(NamedTuple):

@@ -11,8 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from remix_jax import config as configs
-from remix_jax import processes, streams
+from remix_jax import processes, schedule, streams
 from remix_jax.config import Config
 from remix_jax.cost import StepFlops, kl_weight, speeds, step_flops
 from remix_jax.evaluation.respond import evaluate
@@ -85,7 +84,7 @@ def run(
         if console is None:
             # Of several processes the first one speaks.
             file = None if processes.is_first() else open_.enter_context(open(os.devnull, "w"))
-            console = Console(config.steps, configs.planned_rollouts(config), file=file)
+            console = Console(config.steps, schedule.planned_rollouts(config), file=file)
         open_.enter_context(contextlib.closing(console))
         if processes.is_first():
             sizes = tree_bytes(setup.state), tree_bytes(setup.state.params)
@@ -219,7 +218,7 @@ def _tell_troubles(run: _Run) -> None:
 def _compile(setup: Setup, console: Console, stop: Stop) -> tuple[Programs, Samplers]:
     begin = time.perf_counter()
     vocabulary = setup.vocabulary
-    stages = configs.stages(setup.config).values()
+    stages = schedule.stages(setup.config).values()
     ends = vocabulary.eos_ids, vocabulary.pad_id
     samplers = sampling.build(setup.config, setup.learner.policy, stages, *ends, setup.mesh)
     programs = compiled.build(setup.learner, stages, setup.mesh)
@@ -244,11 +243,11 @@ def _reincarnates(config: Config, step: int) -> bool:
 def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: float):
     """Learns from rollouts: the new state and counters, and what was not finite, if anything."""
     config = run.setup.config
-    stage = configs.stage_at(config, step)
+    stage = schedule.stage_at(config, step)
     collected = time.perf_counter()
-    replayed = config.batch_groups - configs.fresh_groups(config, step)
+    replayed = config.batch_groups - schedule.fresh_groups(config, step)
     learn = run.programs.learn[stage].call
-    numbers_M = np.asarray(configs.method_numbers(config, step), np.float32)
+    numbers_M = np.asarray(schedule.method_params(config, step), np.float32)
     counts = (put(x, run.setup.mesh) for x in (np.asarray(replayed, np.int32), numbers_M))
     state = fetch_anchors(config, state)
     state, device = learn(state, rollouts.rows, *counts, rollouts.expert)
@@ -273,9 +272,9 @@ def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: floa
         "seconds": before["seconds"] + end - begin,
     }
     counters = counters | {"totals": totals}
-    rows = configs.rollouts_until(config, step)
+    rows = schedule.rollouts_until(config, step)
     slots = config.prompt_slots + config.data.response_tokens
-    learned = configs.stages(config)[stage].passes * config.batch_size * slots
+    learned = schedule.stages(config)[stage].passes * config.batch_size * slots
     by_phase = seconds["seconds/sample"], seconds["seconds/learn"]
     speed = speeds(new_tokens, learned, flops, *by_phase)
     host = {"step": step, "stage": stage, "rollouts": rows} | totals | own | seconds | speed
@@ -285,7 +284,7 @@ def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: floa
 
 def _flops(setup: Setup, step: int, new_tokens: float) -> StepFlops:
     config = setup.config
-    stage = configs.stages(config)[configs.stage_at(config, step)]
+    stage = schedule.stages(config)[schedule.stage_at(config, step)]
     return step_flops(setup.learner, config, stage, new_tokens, kl_weight(config, step))
 
 
@@ -303,9 +302,9 @@ def _collect(
     """
     setup = run.setup
     config, vocabulary = setup.config, setup.vocabulary
-    stage = configs.stages(config)[configs.stage_at(config, step)]
-    groups = configs.fresh_groups(config, step)
-    before = configs.groups_until(config, step - 1)
+    stage = schedule.stages(config)[schedule.stage_at(config, step)]
+    groups = schedule.fresh_groups(config, step)
+    before = schedule.groups_until(config, step - 1)
     draw, counters = draw_problems(config, setup.train, setup.prefixes, counters, step)
     expert = None
     if setup.traces:

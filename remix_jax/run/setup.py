@@ -6,8 +6,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from remix_jax import config as configs
-from remix_jax import config_rules, sharding
+from remix_jax import config_rules, schedule, sharding
 from remix_jax.config import Config
 from remix_jax.data import tasks
 from remix_jax.data.tasks import ProblemSet
@@ -123,8 +122,8 @@ def check_mesh(config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh |
     shards, tensor = sharding.row_shards(mesh), mesh.shape["tensor"]
     samples = config.evaluation.samples
     rows = (
-        ("micro_batch_size", configs.micro_batch_rows(config, shards), shards),
-        ("score_batch_size", configs.score_rows(config, shards), shards),
+        ("micro_batch_size", schedule.micro_batch_rows(config, shards), shards),
+        ("score_batch_size", schedule.score_rows(config, shards), shards),
         ("evaluation.batch_size", config.evaluation.batch_size, shards * samples),
     )
     for field, value, unit in rows:
@@ -143,7 +142,7 @@ def check_mesh(config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh |
 def plan(setup: Setup) -> dict[str, object]:
     """What the run will do, for people: printed before the first step."""
     c = setup.config
-    groups = configs.groups_until(c, c.steps)
+    groups = schedule.groups_until(c, c.steps)
     lines = method_plan(c) | {
         "parameters": parameters(setup.state),
         "training problems": f"{len(setup.train.problems):,} ({_epochs(setup, groups)})",
@@ -178,7 +177,7 @@ def method_plan(c: Config) -> dict[str, object]:
     return {
         "method": _method(c),
         "steps": c.steps,
-        "fresh rollouts, whole run": configs.planned_rollouts(c),
+        "fresh rollouts, whole run": schedule.planned_rollouts(c),
         "rows a step": f"{c.batch_size} ({_share(c)})",
         "gradient passes a fresh row": _passes(c),
         "optimizer steps a pass": f"{updates} of {c.mini_batch_size} rows",
@@ -190,7 +189,7 @@ def waves(config: Config, mesh: Mesh | AbstractMesh | None) -> dict[str, Waves]:
     e, data = config.evaluation, config.data
     asked = {
         f"sampling, {name} stage": (stage.fresh_groups, config.own_rows, config.prompt_slots)
-        for name, stage in configs.stages(config).items()
+        for name, stage in schedule.stages(config).items()
         if config.own_rows
     }
     asked["evaluation"] = max(e.batch_size // e.samples, 1), e.samples, data.prompt_tokens
@@ -251,7 +250,7 @@ def _method(c: Config) -> str:
     if o.method != "mix_ppg":
         method = family.METHODS[o.method]
         number = method.number
-        value = number.default if number and o.setting is None else o.setting
+        value = number.default if number and o.method_param is None else o.method_param
         return f"{method.title}{f', {number.name} {value:g}' if number else ''}"
     base = {"gae": "PPO", "group_normalized": "GRPO"}.get(o.advantage, o.advantage)
     mixes = c.replay.share > 0 or c.passes > 1
@@ -279,7 +278,7 @@ def _until(c: Config) -> str:
 
 
 def _passes(c: Config) -> str:
-    mixing = configs.passes_per_row(c)
+    mixing = schedule.passes_per_row(c)
     if mixing == 1:
         return "1"
     ends = 0 < c.reincarnation_step < c.steps

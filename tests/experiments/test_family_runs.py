@@ -8,8 +8,7 @@ import pytest
 
 from experiments import family as experiment
 from experiments.configs.family import base, sft
-from remix_jax import config as configs
-from remix_jax import config_rules
+from remix_jax import config_rules, schedule
 from remix_jax.data.tasks import load_set
 from remix_jax.errors import InputError
 from remix_jax.reporting import family_report
@@ -29,7 +28,7 @@ def preset(name):
 def test_presets_are_valid_and_spend_equal_rollouts(name):
     config = preset(name)
     config_rules.validate(config)
-    spent = configs.planned_rollouts(config)
+    spent = schedule.planned_rollouts(config)
     assert spent == 0 if name == "sft" else 4096 <= spent < 4096 + 80
 
 

@@ -6,8 +6,7 @@ import pytest
 
 from experiments import prefix_evidence
 from experiments.configs import arithmetic_prefix_reinforce
-from remix_jax import config as configs
-from remix_jax import config_rules
+from remix_jax import config_rules, schedule
 from remix_jax.data import traces
 from remix_jax.data.tasks import load_set
 from remix_jax.errors import InputError
@@ -40,7 +39,7 @@ def test_arms_are_valid_and_spend_the_budget(name, tmp_path):
 def test_the_bar_is_read_at_its_rollouts(tmp_path):
     config = plan(tmp_path).bar(1).config
     config_rules.validate(config)
-    assert configs.planned_rollouts(config) == 6144
+    assert schedule.planned_rollouts(config) == 6144
     assert (config.seed, config.optimizer.learning_rate) == (1, 3e-4)
     assert config.prefix.bank == "large"
 

@@ -17,7 +17,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import kills, main
-from remix_jax import config as configs
+from remix_jax import schedule
 from remix_jax.errors import InputError
 from remix_jax.grading import pool as grader_pool
 from remix_jax.grading import verdicts as grading
@@ -131,7 +131,7 @@ def test_samples_say_what_was_answered(finished):
         assert sample["mean_ratio"] == pytest.approx(1, abs=0.2)
     assert any("\\boxed{" in sample["response"] for sample in samples)
     assert (
-        configs.planned_rollouts(config)
+        schedule.planned_rollouts(config)
         == json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["rollouts"]
     )
 
@@ -357,7 +357,7 @@ def test_one_process_at_a_time(finished):
 def test_a_checkpoint_holds_the_places_and_knows_its_training_set(finished):
     config, workdir, _ = finished
     saved = json.loads((workdir / "checkpoints" / "6" / "host.json").read_text())
-    taken, known = configs.planned_rollouts(config), saved["problems"]["count"]
+    taken, known = schedule.planned_rollouts(config), saved["problems"]["count"]
     assert saved["cursor"] == {"seed": 0, "epoch": taken // known, "position": taken % known}
     assert saved["places"] == {
         name: (workdir / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl")
@@ -384,7 +384,7 @@ def test_grpo_runs_on_the_same_learner(tmp_path):
     loop.run(config, tmp_path / "run", quiet(config))
     rows = figures(tmp_path / "run")
     assert "loss_value" not in rows[1]
-    assert rows[-1]["rollouts"] == configs.planned_rollouts(config)
+    assert rows[-1]["rollouts"] == schedule.planned_rollouts(config)
     assert (
         sum(f["rows"] for f in json.loads((tmp_path / "run" / "ledger.json").read_text()))
         == (rows[-1]["rollouts"])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from remix_jax import sharding
-from remix_jax.config import fresh_groups, method_numbers
 from remix_jax.learner import programs
 from remix_jax.learner.state import place_state
+from remix_jax.schedule import fresh_groups, method_params
 from tests.learner.tiny import fresh_rows, grouped, host, make_config, stage_of, start
 
 SMALLER = {"memory__scan_layers": True, "memory__remat": True, "memory__logit_entries": 3}
@@ -41,7 +41,7 @@ def learned(config, wanted):
         program = programs.compile_learn(learner, stage_of(config, step), mesh)
         rows = fresh_rows(config, rows_from, step)
         replayed = np.int32(config.batch_groups - fresh_groups(config, step))
-        numbers = method_numbers(config, step)
+        numbers = method_params(config, step)
         given = jax.tree.map(lambda x: sharding.put(x, mesh), (rows, replayed, numbers))
         state, metrics = program.call(state, *given, None)
         every.append(host(metrics))

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remix_jax import config as configs
-from remix_jax import config_rules, sharding
+from remix_jax import config_rules, schedule, sharding
 from remix_jax.errors import InputError
 from remix_jax.learner import step
 from remix_jax.learner.state import fetch_anchors, place_state, rest_anchors
@@ -31,9 +30,9 @@ def trained(**changes):
 
 def test_a_budget_of_tokens_is_a_number_of_rows():
     config = make_config(memory__micro_batch_tokens=3 * (P + T) + 1)
-    assert configs.score_rows(config) == 3
-    assert configs.micro_batch_rows(config) == 2, "3 does not divide a mini-batch of 4"
-    assert configs.micro_batch_rows(config, shards=4) == 4, "no more than the mini-batch"
+    assert schedule.score_rows(config) == 3
+    assert schedule.micro_batch_rows(config) == 2, "3 does not divide a mini-batch of 4"
+    assert schedule.micro_batch_rows(config, shards=4) == 4, "no more than the mini-batch"
     config.memory.micro_batch_tokens = P + T - 1
     config.model.path, config.data.train, config.data.suites = "model", "a.json", ("b.json",)
     with pytest.raises(InputError, match=f"hold a row of prompt and response, {P + T} tokens"):

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from remix_jax import types
-from remix_jax.config import Config, Stage, fresh_groups, method_numbers, stage_at, stages
+from remix_jax.config import Config
 from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
 from remix_jax.learner.step import learn
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.scoring import score_responses
+from remix_jax.schedule import Stage, fresh_groups, method_params, stage_at, stages
 
 P, T, V = 5, 6, 11
 
@@ -112,7 +113,7 @@ def advance(learner, state, config, step, rows=None, expert=None):
     """One learning phase."""
     rows = fresh_rows(config, state, step) if rows is None else rows
     replayed = jnp.asarray(config.batch_groups - fresh_groups(config, step), jnp.int32)
-    numbers = jnp.asarray(method_numbers(config, step))
+    numbers = jnp.asarray(method_params(config, step))
     stage = stage_of(config, step)
     return learn(state, rows, replayed, numbers, expert, learner=learner, stage=stage)
 
