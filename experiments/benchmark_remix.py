@@ -54,16 +54,16 @@ class Run:
         import jax
 
         from remix_jax.data.problems import Problem
-        from remix_jax.grading.verdicts import process_pool
         from remix_jax.learner import programs
         from remix_jax.learner.state import init_state, make_learner
         from remix_jax.models import huggingface
+        from remix_jax.rewards import Scorer
         from remix_jax.rollout import sampler
         from remix_jax.rollout.rollouts import load_vocabulary, prompt_batch
         from remix_jax.schedule import stage_at, stages
 
         self.size, self.clock = size, LapClock()
-        self.vocabulary, self.grader = load_vocabulary(model_dir), process_pool()
+        self.vocabulary, self.scorer = load_vocabulary(model_dir), Scorer()
         policy, params = huggingface.load(model_dir)
         config = grpo_config(model_dir, size)
         self.learner = make_learner(config, policy)
@@ -83,6 +83,7 @@ class Run:
         ]
         ids = self.vocabulary.tokenizer(texts)["input_ids"]
         assert {len(prompt) for prompt in ids} == {size.prompt_len}, "prompts of another length"
+        self.prompt_ids = ids
         self.prompts = prompt_batch(ids, size.prompts, size.prompt_len, self.vocabulary.pad_id)
 
     def sample(self, step: int) -> Any:
@@ -112,11 +113,11 @@ class Run:
         self.clock.switch("other")
         rollouts: Any = grade_rollouts(
             sampled,
-            Draw(self.problems, [], [None] * len(self.problems)),
+            Draw(self.problems, self.prompt_ids, [None] * len(self.problems)),
             self.vocabulary,
             self.size.group_size,
             number * self.size.prompts,
-            self.grader,
+            self.scorer,
         )
         assert rollouts.metrics["response_length"] == self.size.response_len
         # The grader finds no answer in random words; rewards that differ make the gradient real.

@@ -51,7 +51,7 @@ def _reply(handle: Callable[[Any], Any], request: Any) -> dict[str, Any]:
         return {"value": handle(request)}
     except (MemoryError, RecursionError):
         return {"gave_up": True}
-    except Exception as error:  # whatever a user's function, or sympy, raises
+    except (Exception, SystemExit) as error:  # whatever a user's function, or sympy, raises
         return {"error": plugins.error_line(error)}
 
 

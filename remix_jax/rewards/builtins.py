@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 _THINK, _THINK_END = "<think>", "</think>"
 _GSM8K_TAIL = 300  # characters; verl looks at no more
@@ -65,10 +64,3 @@ def repetition(ids: Sequence[int], n: int, penalty: float) -> float:
     grams = list(zip(*(ids[i:] for i in range(n)), strict=False))
     repeated = 1 - len(set(grams)) / len(grams) if grams else 0.0
     return repeated * penalty if repeated else 0.0
-
-
-def reasoning_gym(answer: str | None, entry: dict[str, Any]) -> float:
-    """reasoning-gym's own score in [0, 1], by the task that an entry's metadata names."""
-    from reasoning_gym.factory import get_score_answer_fn
-
-    return get_score_answer_fn(entry["metadata"]["source_dataset"])(answer, entry)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from remix_jax import plugins
+from remix_jax.errors import InputError
 from remix_jax.rewards import builtins
 
 _LARGEST = 3.0e38  # of a float32
@@ -36,7 +37,16 @@ def resolve(spec: str) -> Callable[..., Any]:
     """
     name, options = plugins.split_options(spec, "config.reward.functions")
     function = plugins.load(name, "config.reward.functions")
-    return functools.partial(function, **options) if options else function
+    if not options:
+        return function
+    names = [n for n in inspect.signature(function).parameters if n not in KEYWORDS]
+    for option in options:
+        if option not in names:
+            raise InputError(
+                f"config.reward.functions = {spec!r}: takes no option {option}; it has "
+                f"{', '.join(names) or 'none'}"
+            )
+    return functools.partial(function, **options)
 
 
 def kind(function: Callable[..., Any]) -> str:
@@ -123,7 +133,8 @@ def _score_answer(function: Callable[..., Any], item: Mapping[str, Any]) -> Part
 
 
 def _taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Of what is given, what the function has parameters for."""
+    """Of what is given, what the function has parameters for; options stay as they are."""
+    given = {k: v for k, v in given.items() if k not in getattr(function, "keywords", ())}
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return given

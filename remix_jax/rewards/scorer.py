@@ -146,6 +146,12 @@ class Scorer:
                     f"{', '.join(functions.KEYWORDS)}"
                 )
 
+    @property
+    def text(self) -> str:
+        """The functions and their weights, for people."""
+        shown = [f"{f.weight:g} x {f.spec}" for f in self._functions]
+        return " + ".join(shown) or "as the answers of a set ask for"
+
     def identity(self) -> list[dict[str, Any]]:
         """What the rewards depend on: functions with options and weights, digests of their files.
 
@@ -342,7 +348,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _spec_of(spec: str) -> str:
     """Where a function lies that runs in the workers."""
-    return "remix_jax.rewards.builtins:reasoning_gym" if spec == "reasoning_gym" else spec
+    return "remix_jax.rewards.gym:reasoning_gym" if spec == "reasoning_gym" else spec
 
 
 @functools.cache

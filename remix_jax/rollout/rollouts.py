@@ -10,13 +10,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from remix_jax import processes, types
+from remix_jax import processes, rewards, types
 from remix_jax.data.problems import Problem
 from remix_jax.data.prompts import pad_left
-from remix_jax.grading import verdicts as grading
-from remix_jax.grading.pool import GraderPool
 from remix_jax.models import huggingface
 from remix_jax.models.sampling import Sampled
+from remix_jax.rewards import Item, Score, Scorer
 from remix_jax.sharding import put
 
 
@@ -50,6 +49,7 @@ class Rollouts(NamedTuple):
     rows: types.FreshRows | None  # None where nothing is sampled
     metrics: dict[str, float]
     samples: list[dict]
+    errors: dict[str, str]  # the first error line of each reward function that failed on a row
     expert: types.FreshRows | None = None  # rows of the same groups that an expert wrote
 
 
@@ -67,7 +67,7 @@ def prompt_batch(prompts: list[list[int]], slots: int, width: int, pad_id: int):
 
 
 def decode(vocabulary: Vocabulary, sampled: Sampled, rows: int) -> list[str]:
-    """The text of the first `rows` responses, special tokens left out."""
+    """The text of the first `rows` responses: see `texts_of`."""
     return texts_of(vocabulary, response_ids(sampled, rows))
 
 
@@ -79,8 +79,17 @@ def response_ids(sampled: Sampled, rows: int) -> list[list[int]]:
 
 
 def texts_of(vocabulary: Vocabulary, ids: list[list[int]]) -> list[str]:
-    """The text of each response, special tokens left out."""
-    return vocabulary.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    """The text of each response without the end and padding tokens behind it.
+
+    Other special tokens stay: with some tokenizers the marks of thinking are such.
+    """
+    behind = {*vocabulary.eos_ids, vocabulary.pad_id}
+    trimmed = [row[: len(row) - _count_at_end(row, behind)] for row in ids]
+    return vocabulary.tokenizer.batch_decode(trimmed)
+
+
+def _count_at_end(row: list[int], tokens: set[int]) -> int:
+    return next((i for i, token in enumerate(reversed(row)) if token not in tokens), len(row))
 
 
 def grade_rollouts(
@@ -89,90 +98,100 @@ def grade_rollouts(
     vocabulary: Vocabulary,
     group_size: int,
     first_group: int,
-    pool: GraderPool,
+    scorer: Scorer,
+    task: str = "boxed",
     mesh: Mesh | None = None,
     shown: int | None = None,
 ) -> Rollouts:
-    """Grades the responses and makes rows of them.
+    """Scores the responses and makes rows of them.
 
-    Where there is a prefix the answer is looked for in prefix and response, as one text.
+    Where there is a prefix, prefix and response are scored as one text; the tokens that a reward
+    function sees are the response's own.
 
     Args:
       sampled: group_size responses a problem, and perhaps empty slots behind them.
       draw: the groups that were really sampled.
       first_group: number of the first group in the run.
-      pool: compares the answers that need algebra.
+      task: the form in which the training set wants its answers (`rewards.FORMS`).
       mesh: of the learning phase.
-      shown: rows, from the first, that `Rollouts.samples` tells of; None: all.
+      shown: rows, from the first, that are in `Rollouts.samples`; None: all.
     """
     n = len(draw.problems) * group_size
     begin = time.perf_counter()
     ids = response_ids(sampled, n)
-    of_row = _Asked(
-        [problem for problem in draw.problems for _ in range(group_size)],
-        [prefix for prefix in draw.prefixes for _ in range(group_size)],
-    )
-    verdicts, formatted = _verdicts(vocabulary, ids, of_row, pool)
-    seconds = time.perf_counter() - begin
-    reward_B = np.zeros(sampled.response_len_B.shape[0], np.float32)
-    reward_B[:n] = [verdict.correct for verdict in verdicts]
     length_B, ended_B = jax.device_get((sampled.response_len_B, sampled.ended_B))
-    metrics = {
-        "reward": float(reward_B[:n].mean()),
-        "accuracy": float(np.mean([verdict.correct for verdict in verdicts])),
-        "format_rate": float(np.mean(formatted)),
-        "grader_timeout_rate": grading.timeout_rate(verdicts),
-        "truncated_rate": float(1 - ended_B[:n].mean()),
-        "response_length": float(length_B[:n].mean()),
-        "new_tokens": int(length_B[:n].sum()),
-        "seconds/grade": seconds,
-    } | prefix_metrics(reward_B[:n], of_row.prefixes)
-    samples = _samples(vocabulary, ids[:shown], of_row, verdicts, ended_B)
-    rows = _rows(sampled, reward_B, n, group_size, first_group, mesh)
-    return Rollouts(rows, metrics, samples)
-
-
-class _Asked(NamedTuple):
-    """What each row answers."""
-
-    problems: list[Problem]
-    prefixes: list[Prefix | None]
-
-
-def _verdicts(
-    vocabulary: Vocabulary, ids: list[list[int]], of_row: _Asked, pool: GraderPool
-) -> tuple[list[grading.Verdict], list[bool]]:
-    """The verdict on each row, and whether its form is right; processes grade a part each."""
-
-    def graded(part: slice) -> list[tuple[grading.Verdict, bool]]:
-        texts = texts_of(vocabulary, ids[part])
-        whole = _with_prefixes(vocabulary, texts, ids[part], of_row.prefixes[part])
-        answers = [problem.answers for problem in of_row.problems[part]]
-        verdicts = grading.grade_many(whole, answers, pool)
-        return [(v, grading.format_ok(t)) for v, t in zip(verdicts, whole, strict=True)]
-
-    results = processes.divided(len(ids), graded)
-    return [grading.Verdict(*verdict) for verdict, _ in results], [ok for _, ok in results]
-
-
-def _samples(
-    vocabulary: Vocabulary, ids: list[list[int]], of_row: _Asked, verdicts, ended_B
-) -> list[dict]:
-    """The lines of samples.jsonl about the rows of `ids`, the first ones."""
-    return [
-        {
-            "problem_id": of_row.problems[b].id,
-            "prompt": of_row.problems[b].problem,
-            "response": text,
-            "reward": float(verdicts[b].correct),
-            "answer": verdicts[b].answer,
-            "verdict": verdicts[b].reason,
-            "response_length": len(ids[b]),
-            "truncated": not bool(ended_B[b]),
+    items = _items(vocabulary, draw, ids, ended_B.tolist(), group_size, task)
+    scores = score(scorer, items)
+    seconds = time.perf_counter() - begin
+    reward_B = np.zeros(length_B.shape[0], np.float32)
+    reward_B[:n] = [each.reward for each in scores]
+    prefix_B = [prefix for prefix in draw.prefixes for _ in range(group_size)]
+    metrics = (
+        rewards.metrics(scores)
+        | {
+            "reward": float(reward_B[:n].mean()),  # in float32, as the learner has them
+            "truncated_rate": float(1 - ended_B[:n].mean()),
+            "response_length": float(length_B[:n].mean()),
+            "new_tokens": int(length_B[:n].sum()),
+            "seconds/grade": seconds,
         }
-        | _prefix_text(vocabulary, of_row.prefixes[b])
-        for b, text in enumerate(texts_of(vocabulary, ids) if ids else [])
+    )
+    metrics |= prefix_metrics(reward_B[:n], prefix_B)
+    texts = texts_of(vocabulary, ids[:shown])
+    samples = [
+        _sample(vocabulary, *each) for each in zip(items, scores, texts, prefix_B, strict=False)
     ]
+    errors = {name: line for each in reversed(scores) for name, line in each.errors.items()}
+    rows = _rows(sampled, reward_B, n, group_size, first_group, mesh)
+    return Rollouts(rows, metrics, samples, errors)
+
+
+def score(scorer: Scorer, items: list[Item]) -> list[Score]:
+    """The score of each item, of which every process computes a part."""
+    found = processes.divided(len(items), lambda part: scorer(items[part]))
+    return [Score(*each) for each in found]
+
+
+def _items(
+    vocabulary: Vocabulary,
+    draw: Draw,
+    ids: list[list[int]],
+    ended: list[bool],
+    group_size: int,
+    task: str,
+) -> list[Item]:
+    """The rows as the scorer takes them. Prefix and response are decoded together: a letter may be
+    split over both."""
+    given = [prefix.ids if prefix else () for prefix in draw.prefixes]
+    bare = [p[: len(p) - len(g)] for p, g in zip(draw.prompts, given, strict=True)]
+    prompts = vocabulary.tokenizer.batch_decode(bare)
+    texts = texts_of(vocabulary, [[*given[b // group_size], *own] for b, own in enumerate(ids)])
+    return [
+        Item(draw.problems[q], prompts[q], texts[b], ids[b], ended[b], task)
+        for b, q in enumerate(np.repeat(np.arange(len(prompts)), group_size).tolist())
+    ]
+
+
+def _sample(
+    vocabulary: Vocabulary, item: Item, found: Score, response: str, prefix: Prefix | None
+) -> dict[str, Any]:
+    """A line of samples.jsonl."""
+    line = {
+        "problem_id": item.problem.id,
+        "problem": item.problem.problem,
+        "prompt": item.prompt,
+        "response": response,
+        "reward": found.reward,
+        "parts": found.parts,
+        "correct": found.correct,
+        "answer": found.answer,
+        "answers": item.problem.answers,
+        "verdict": found.reason,
+        "response_length": len(item.completion_ids),
+        "truncated": not item.ended,
+    }
+    line |= {"errors": found.errors} if found.errors else {}
+    return line | ({} if prefix is None else {"prefix": vocabulary.tokenizer.decode(prefix.ids)})
 
 
 def prefix_metrics(reward_B: np.ndarray, prefixes: list[Prefix | None]) -> dict[str, float]:
@@ -191,17 +210,6 @@ def prefix_metrics(reward_B: np.ndarray, prefixes: list[Prefix | None]) -> dict[
         for name in names:
             by_name.setdefault(f"reward/{name}", []).append(reward)
     return {name: sum(rewards) / len(rewards) for name, rewards in sorted(by_name.items())}
-
-
-def _with_prefixes(vocabulary: Vocabulary, texts, ids, prefixes) -> list[str]:
-    """Prefix and response as one text; decoded together, for a letter may be split over both."""
-    joint = [[*p.ids, *own] for p, own in zip(prefixes, ids, strict=True) if p is not None]
-    decoded = iter(texts_of(vocabulary, joint) if joint else [])
-    return [text if p is None else next(decoded) for p, text in zip(prefixes, texts, strict=True)]
-
-
-def _prefix_text(vocabulary: Vocabulary, prefix: Prefix | None) -> dict[str, str]:
-    return {} if prefix is None else {"prefix": vocabulary.tokenizer.decode(prefix.ids)}
 
 
 def _rows(

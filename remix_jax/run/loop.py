@@ -279,6 +279,10 @@ def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: floa
     speed = speeds(new_tokens, learned, flops, *by_phase)
     host = {"step": step, "stage": stage, "rollouts": rows} | totals | own | seconds | speed
     run.record.hold(host, device, rollouts.samples)
+    for name, line in rollouts.errors.items():
+        if f"reward/{name}" not in run.told:
+            run.told.add(f"reward/{name}")
+            run.console.event(f"reward {name}: {line} (this and more: reward_errors/{name})")
     return state, counters, _describe_fault(state, fault_F)
 
 
@@ -311,7 +315,7 @@ def _collect(
         expert = expert_rows(draw, setup.traces, stage, before, config, vocabulary.pad_id)
         expert = jax.tree.map(lambda x: put(x, setup.mesh), expert)
     if not config.own_rows:
-        return Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], expert), counters
+        return Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], {}, expert), counters
     width = config.prompt_slots
     tokens_QP, length_Q = prompt_batch(draw.prompts, stage.fresh_groups, width, vocabulary.pad_id)
     row_B = np.arange(stage.fresh_groups * config.own_rows, dtype=np.int32)
@@ -325,7 +329,7 @@ def _collect(
         vocabulary,
         config.own_rows,
         first_group=before,
-        pool=grading.process_pool(),
+        scorer=setup.scorer,
         mesh=setup.mesh,
         shown=config.samples_per_step,
     )

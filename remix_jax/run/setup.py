@@ -16,6 +16,7 @@ from remix_jax.learner.state import Learner, TrainState, make_learner, place_sta
 from remix_jax.models import attention, huggingface
 from remix_jax.models.decoder import DecoderConfig
 from remix_jax.models.waves import Waves, in_waves
+from remix_jax.rewards import Scorer
 from remix_jax.rl import family
 from remix_jax.rollout.experts import Traces, with_traces
 from remix_jax.rollout.prefixed import Prefixes, load_prefixes, prefix_plan
@@ -39,6 +40,7 @@ class Setup(NamedTuple):
     state: TrainState
     mesh: Mesh | None  # None: one device
     traces: Traces  # an expert's, of every training problem; or none
+    scorer: Scorer
 
 
 def prepare(config: Config) -> Setup:
@@ -49,11 +51,13 @@ def prepare(config: Config) -> Setup:
     """
     config_rules.validate(config)
     check_attention(config)
+    scorer = Scorer.of(config)
     vocabulary = load_vocabulary(config.model.path)
     data, tokenizer = config.data, vocabulary.tokenizer
     tasks.check_sets(data)
     skip = data.on_bad_row == "skip"
     train = tasks.load_set(data.train, data, tokenizer, skip_malformed=skip)
+    scorer.check(train.problems)
     train, held = with_traces(train, config, vocabulary)
     prefixes = load_prefixes(config, train, vocabulary)
     suites = [tasks.load_set(spec, data, tokenizer) for spec in data.suites]
@@ -76,6 +80,7 @@ def prepare(config: Config) -> Setup:
         state,
         mesh,
         held,
+        scorer,
     )
 
 
@@ -151,6 +156,7 @@ def plan(setup: Setup) -> dict[str, object]:
     if c.expert_rows:
         rows = f"1 of {c.group_size} of each group" if c.own_rows else "all"
         lines["rows of an expert"] = f"{rows}, traces of {c.expert.bank}; other problems left out"
+    lines["reward"] = setup.scorer.text
     if setup.prefixes is not None:
         lines |= prefix_plan(c, setup.prefixes, len(setup.train.problems))
     if setup.validation:

@@ -126,7 +126,10 @@ def test_samples_say_what_was_answered(finished):
     samples = [json.loads(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
     assert {sample["step"] for sample in samples} == set(range(1, 7))
     for sample in samples:
-        assert sample["prompt"].endswith("=")
+        assert sample["problem"].endswith("=")
+        assert sample["prompt"].startswith("<|user|>")
+        assert len(sample["answers"]) == 1
+        assert sample["parts"] == {"math": sample["reward"]}
         assert sample["reward"] == float(sample["verdict"] == "match")
         assert sample["mean_ratio"] == pytest.approx(1, abs=0.2)
     assert any("\\boxed{" in sample["response"] for sample in samples)

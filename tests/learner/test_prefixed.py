@@ -18,9 +18,9 @@ from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.data.traces import Bank, Trace
 from remix_jax.errors import InputError
-from remix_jax.grading.pool import GraderPool
 from remix_jax.learner import losses
 from remix_jax.models.sampling import Sampled
+from remix_jax.rewards import Scorer
 from remix_jax.rollout import prefixed
 from remix_jax.rollout.rollouts import (
     Draw,
@@ -243,13 +243,12 @@ def test_grading_sees_prefix_and_response_and_two_cuts_are_two_groups(vocabulary
         jnp.asarray([len(r) for r in responses]), zeros_BT, zeros_BT, zeros_BT, jnp.ones(6, bool),
         10,
     )  # fmt: skip
-    with GraderPool() as pool:
-        graded = grade_rollouts(sampled, draw, vocabulary, 2, 40, pool)
+    graded = grade_rollouts(sampled, draw, vocabulary, 2, 40, Scorer())
     assert graded.rows.reward_B.tolist() == [1, 0, 1, 1, 1, 1]
     assert graded.rows.group_B.tolist() == [40, 40, 41, 41, 42, 42]
     assert graded.rows.prompt_len_B.tolist() == [6, 6, 9, 9, 3, 3]
-    # The last row boxes an answer without thinking; two others do so behind a prefix that thinks.
-    assert graded.metrics["format_rate"] == pytest.approx(5 / 6)
+    assert graded.metrics["format_rate"] == 1.0
+    assert graded.metrics["reward/math"] == graded.metrics["accuracy"] == pytest.approx(5 / 6)
     assert graded.metrics["reward/prefixed"] == 0.75
     assert graded.metrics["reward/unprefixed"] == 1.0
     assert graded.metrics["reward/prefix_0.3"] == 0.5
@@ -257,6 +256,7 @@ def test_grading_sees_prefix_and_response_and_two_cuts_are_two_groups(vocabulary
     assert graded.samples[0]["prefix"] == " <think> 0 15"
     assert graded.samples[0]["response"].startswith(" 4 8 </think>")
     assert "prefix" not in graded.samples[4]
+    assert {s["prompt"] for s in graded.samples} == {"<|user|> 17<|assistant|>"}
 
 
 def test_rows_without_a_prefix_have_no_figures_of_prefixes():
