@@ -118,6 +118,7 @@ class Run:
             self.size.group_size,
             number * self.size.prompts,
             self.scorer,
+            "boxed",
         )
         assert rollouts.metrics["response_length"] == self.size.response_len
         # The grader finds no answer in random words; rewards that differ make the gradient real.

@@ -22,7 +22,7 @@ FORMS = {"boxed": "math", "hash": "gsm8k", "reasoning_gym": "reasoning_gym"}
 _WHERE = "config.reward.functions"
 _BATCH = 16  # items a call of a user's function, at most
 _MEMORY = 16 << 30  # bytes of address space of a user's functions
-_OPTIONS = {
+_OPTIONS: dict[str, dict[str, Any]] = {
     "math": {},
     "gsm8k": {"method": "strict"},
     "think_format": {},
@@ -40,7 +40,7 @@ class Item(NamedTuple):
     completion: str
     completion_ids: Sequence[int]  # the end token included
     ended: bool  # an end token came within the limit
-    task: str  # how the set wants its answers: a key of FORMS
+    form: str  # of the answers of its set: a key of FORMS
 
 
 class Score(NamedTuple):
@@ -115,8 +115,8 @@ class Scorer:
         if self._functions:
             return _totals(items, self._functions)
         scores: dict[int, Score] = {}
-        for form in dict.fromkeys(item.task for item in items):
-            own = [i for i, item in enumerate(items) if item.task == form]
+        for form in dict.fromkeys(item.form for item in items):
+            own = [i for i, item in enumerate(items) if item.form == form]
             found = _totals([items[i] for i in own], [self._form(form)])
             scores |= dict(zip(own, found, strict=True))
         return [scores[i] for i in range(len(items))]
@@ -145,6 +145,12 @@ class Scorer:
                     f"the problems; there are {', '.join(sorted(columns)) or 'none'}, and "
                     f"{', '.join(functions.KEYWORDS)}"
                 )
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether a problem without an answer is an error."""
+        names = [f.spec.partition("?")[0] for f in self._functions]
+        return not names or "math" in names or "gsm8k" in names
 
     @property
     def text(self) -> str:

@@ -99,7 +99,7 @@ def grade_rollouts(
     group_size: int,
     first_group: int,
     scorer: Scorer,
-    task: str = "boxed",
+    form: str,
     mesh: Mesh | None = None,
     shown: int | None = None,
 ) -> Rollouts:
@@ -112,7 +112,7 @@ def grade_rollouts(
       sampled: group_size responses a problem, and perhaps empty slots behind them.
       draw: the groups that were really sampled.
       first_group: number of the first group in the run.
-      task: the form in which the training set wants its answers (`rewards.FORMS`).
+      form: of the training set's answers (`rewards.FORMS`).
       mesh: of the learning phase.
       shown: rows, from the first, that are in `Rollouts.samples`; None: all.
     """
@@ -120,7 +120,7 @@ def grade_rollouts(
     begin = time.perf_counter()
     ids = response_ids(sampled, n)
     length_B, ended_B = jax.device_get((sampled.response_len_B, sampled.ended_B))
-    items = _items(vocabulary, draw, ids, ended_B.tolist(), group_size, task)
+    items = _items(vocabulary, draw, ids, ended_B.tolist(), group_size, form)
     scores = score(scorer, items)
     seconds = time.perf_counter() - begin
     reward_B = np.zeros(length_B.shape[0], np.float32)
@@ -158,7 +158,7 @@ def _items(
     ids: list[list[int]],
     ended: list[bool],
     group_size: int,
-    task: str,
+    form: str,
 ) -> list[Item]:
     """The rows as the scorer takes them. Prefix and response are decoded together: a letter may be
     split over both."""
@@ -167,7 +167,7 @@ def _items(
     prompts = vocabulary.tokenizer.batch_decode(bare)
     texts = texts_of(vocabulary, [[*given[b // group_size], *own] for b, own in enumerate(ids)])
     return [
-        Item(draw.problems[q], prompts[q], texts[b], ids[b], ended[b], task)
+        Item(draw.problems[q], prompts[q], texts[b], ids[b], ended[b], form)
         for b, q in enumerate(np.repeat(np.arange(len(prompts)), group_size).tolist())
     ]
 

@@ -330,6 +330,7 @@ def _collect(
         config.own_rows,
         first_group=before,
         scorer=setup.scorer,
+        form=setup.train.form,
         mesh=setup.mesh,
         shown=config.samples_per_step,
     )

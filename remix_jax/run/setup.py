@@ -1,5 +1,6 @@
 """What a run needs before its first step, loaded and checked; and the plan of it, for people."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,12 +57,15 @@ def prepare(config: Config) -> Setup:
     data, tokenizer = config.data, vocabulary.tokenizer
     tasks.check_sets(data)
     skip = data.on_bad_row == "skip"
-    train = tasks.load_set(data.train, data, tokenizer, skip_malformed=skip)
+    load = functools.partial(
+        tasks.load_set, data=data, tokenizer=tokenizer, needs_answer=scorer.needs_answers
+    )
+    train = load(data.train, skip_malformed=skip)
     scorer.check(train.problems)
     train, held = with_traces(train, config, vocabulary)
     prefixes = load_prefixes(config, train, vocabulary)
-    suites = [tasks.load_set(spec, data, tokenizer) for spec in data.suites]
-    validation = [tasks.load_set(spec, data, tokenizer) for spec in (data.validation,) if spec]
+    suites = [load(spec) for spec in data.suites]
+    validation = [load(spec) for spec in (data.validation,) if spec]
     sizes = huggingface.read_config(config.model.path)
     check_width(config, sizes.max_positions)
     mesh = sharding.make_mesh(config.mesh.sizes)

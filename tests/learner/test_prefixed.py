@@ -243,7 +243,7 @@ def test_grading_sees_prefix_and_response_and_two_cuts_are_two_groups(vocabulary
         jnp.asarray([len(r) for r in responses]), zeros_BT, zeros_BT, zeros_BT, jnp.ones(6, bool),
         10,
     )  # fmt: skip
-    graded = grade_rollouts(sampled, draw, vocabulary, 2, 40, Scorer())
+    graded = grade_rollouts(sampled, draw, vocabulary, 2, 40, Scorer(), "boxed")
     assert graded.rows.reward_B.tolist() == [1, 0, 1, 1, 1, 1]
     assert graded.rows.group_B.tolist() == [40, 40, 41, 41, 42, 42]
     assert graded.rows.prompt_len_B.tolist() == [6, 6, 9, 9, 3, 3]

@@ -22,8 +22,8 @@ def root(monkeypatch, pytestconfig):
     monkeypatch.chdir(pytestconfig.rootpath)
 
 
-def item(completion, problem=PROBLEM, task="boxed", ids=(1, 2, 3)):
-    return Item(problem, "prompt", completion, ids, True, task)
+def item(completion, problem=PROBLEM, form="boxed", ids=(1, 2, 3)):
+    return Item(problem, "prompt", completion, ids, True, form)
 
 
 def test_trl_functions_get_lists_by_keyword():
@@ -152,7 +152,7 @@ def test_accuracy_is_of_the_first_function_that_says_what_is_correct():
 
 def test_a_set_is_scored_by_the_form_of_its_answers():
     """Sets of several forms in one batch."""
-    found = Scorer()([item("\\boxed{5}"), item("#### 5", task="hash"), item("5")])
+    found = Scorer()([item("\\boxed{5}"), item("#### 5", form="hash"), item("5")])
     assert [s.parts for s in found] == [{"math": 1.0}, {"gsm8k": 1.0}, {"math": 0.0}]
     assert [s.reason for s in found] == ["match", "match", "no-box"]
 
