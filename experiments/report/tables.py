@@ -1,0 +1,80 @@
+"""Tables of a report in Markdown and on the terminal, and how numbers are written in them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from experiments.report.intervals import Interval
+
+INFINITE = "∞"  # a ratio where only the method reached the level
+SPREAD = "median over seeds [95 % bootstrap interval]"
+
+
+class Sheet(NamedTuple):
+    """A table of strings: the first column left, the others right."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    words: int = 1  # columns that hold words: left
+
+    def markdown(self) -> list[str]:
+        """The lines in Markdown, the title above, an empty line below."""
+        title = [f"**{self.title}**", ""] if self.title else []
+        rule = "|" + "---|" * self.words + "---:|" * (len(self.header) - self.words)
+        lines = ["| " + " | ".join(row) + " |" for row in (self.header, *self.rows)]
+        return [*title, lines[0], rule, *lines[1:], ""]
+
+    def terminal(self) -> Table:
+        """The table for rich."""
+        title = Text(self.title)
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column(self.header[0])
+        for name in self.header[1:]:
+            table.add_column(Text(name), justify="right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        return table
+
+
+def cell(
+    interval: Interval | None,
+    show: Callable[[float], str],
+    unit: str = "",
+    infinite: str = "never",
+) -> str:
+    """ "median [low–high] unit", or the one value where there is no spread to show."""
+    if interval is None:
+        return "-"
+    middle, low, high = (
+        show(value) if math.isfinite(value) else infinite for value in interval[:3]
+    )
+    text = middle if low == middle == high else f"{middle} [{low}–{high}]"
+    text += unit if math.isfinite(interval.median) else ""
+    return text if interval.used == interval.of else f"{text} ({interval.used} of {interval.of})"
+
+
+def share(value: float) -> str:
+    """A share as a percentage with one decimal, for a column whose header has the sign."""
+    return f"{100 * value:.1f}"
+
+
+def goal(level: float) -> str:
+    """An accuracy to reach: 80 %."""
+    return f"{100 * level:g} %"
+
+
+def rate_text(rate: float) -> str:
+    """A learning rate as people write it: 1e-4, 2.5e-3."""
+    mantissa, _, exponent = f"{rate:.1e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def page(lines: Sequence[str], about: Mapping[str, Any]) -> str:
+    """A page of Markdown that ends with how the results were made."""
+    made = [f"* {name.replace('_', ' ')}: {value}" for name, value in about.items()]
+    return "\n".join([*lines, *made]).rstrip() + "\n"
