@@ -22,11 +22,12 @@ from rich.console import Console as Terminal
 from experiments import main, trials
 from experiments.arithmetic import bases
 from experiments.methods import COMPARED, METHODS, with_rollouts
+from experiments.report import comparison_tables, files, results
+from experiments.report.comparison import Comparison
 from experiments.trials import Trial
 from remix_jax import config_rules
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.reporting import comparison, comparison_tables
 from remix_jax.run import report
 
 TARGET = 0.8
@@ -77,7 +78,7 @@ def compare(plan: Plan, workdir: pathlib.Path, workers: int) -> dict:
         "trials": records,
     }
     settings = {(m, plan.learning_rates[0]) for m in plan.methods}
-    settings |= {(m, comparison.best_learning_rate(data, m)) for m in plan.methods}
+    settings |= set(Comparison(data).best.items())
     reported = {(m, r, s) for m, r in settings for s in range(plan.seeds)}
     more = reported - {(r["method"], r["learning_rate"], r["seed"]) for r in records}
     data["trials"] = records + _train(plan, more, workdir, workers)
@@ -90,14 +91,15 @@ def _train(
     """The records of some (method, learning rate, seed)."""
     keys = sorted(wanted, key=lambda key: (plan.methods.index(key[0]), *key[1:]))
     made = [plan.trial(*key) for key in keys]
-    metrics = trials.run(made, workdir / "runs", workers)
+    done = trials.run(made, workdir / "runs", workers)
     return [
-        comparison.trial(
-            metrics[trial.name],
+        results.record(
+            done[trial.name].metrics,
             method=method,
             learning_rate=rate,
             seed=seed,
             base=str(seed % len(plan.models)),
+            broken=done[trial.name].broken,
         )
         for (method, rate, seed), trial in zip(keys, made, strict=True)
     ]
@@ -156,8 +158,8 @@ def experiment() -> None:
     plan = make_plan(main.config_of(CONFIG_FLAG), values, workdir, workers)
     data = compare(plan, workdir, workers)
     data["about"] = trials.about(plan.config, time.perf_counter() - begin, workers)
-    comparison.write(data, workdir)
-    Terminal(width=None if sys.stdout.isatty() else 120).print(comparison_tables.tables(data))
+    found = files.write("comparison", data, workdir)
+    Terminal(width=None if sys.stdout.isatty() else 120).print(comparison_tables.terminal(found))
     print(f"tables and figures: {workdir}/comparison.md, .json, *.png")
 
 

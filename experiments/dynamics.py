@@ -8,6 +8,7 @@ with the same seed of the other arm, "reversed" if every seed shows the opposite
 """
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterable
@@ -18,10 +19,10 @@ from absl import flags
 from experiments import main, trials
 from experiments.compare import CONFIG
 from experiments.methods import METHODS, with_rollouts
+from experiments.report import dynamics, files
+from experiments.report.intervals import median
 from experiments.trials import Trial
 from remix_jax.config import Config
-from remix_jax.reporting import bootstrap, dynamics
-from remix_jax.reporting import dynamics_numbers as numbers
 from remix_jax.run import report
 from remix_jax.schedule import planned_rollouts
 
@@ -120,27 +121,27 @@ def _set(config: Any, field: str, value: Any) -> Any:
 # Findings
 
 
-def findings(data: numbers.Data) -> list[dict[str, str]]:
+def findings(data: dict[str, Any]) -> list[dict[str, str]]:
     """What the paper reports of its dynamics, looked for in these runs."""
 
     def at(panel: str, arm: str, measure: Callable, series: str) -> dict[int, float]:
-        found = {t["seed"]: measure(t, series) for t in numbers.trials(data, panel, arm)}
-        return {seed: value for seed, value in found.items() if value is not None}
+        found = {t["seed"]: measure(t, series) for t in dynamics.trials_of(data, panel, arm)}
+        return {seed: value for seed, value in found.items() if not math.isnan(value)}
 
     def early(panel, arm):
-        return at(panel, arm, numbers.at_budget, report.ACCURACY)
+        return at(panel, arm, dynamics.early, report.ACCURACY)
 
     def end(panel, arm):
-        return at(panel, arm, numbers.last, report.ACCURACY)
+        return at(panel, arm, dynamics.last, report.ACCURACY)
 
     def length(panel, arm):
-        return at(panel, arm, numbers.mean, "response_length")
+        return at(panel, arm, dynamics.mean, "response_length")
 
     def drift(panel, arm):
-        return at(panel, arm, numbers.oldest_mean, "ratio_mean")
+        return at(panel, arm, dynamics.oldest_mean, "ratio_mean")
 
     doomed = "no KL, no T"
-    best = at("collapse", doomed, numbers.greatest, report.ACCURACY)
+    best = at("collapse", doomed, dynamics.greatest, report.ACCURACY)
     fallen = {seed: value + 0.2 for seed, value in end("collapse", doomed).items()}
     one = dict.fromkeys(drift("p", "p0.4"), 1.0)
     return [
@@ -183,7 +184,7 @@ def _finding(
         verdict = "seen"
     elif differences and max(differences) < 0:
         verdict = "reversed"
-    middle = bootstrap.median(differences)
+    middle = median(differences)
     if middle is None:
         return {"claim": claim, "verdict": verdict, "evidence": "No seed has both figures."}
     evidence = (
@@ -203,7 +204,7 @@ def measure(config: Config, seeds: int, workdir: pathlib.Path, workers: int) -> 
     runs = [
         (p, a, s, _name(a.config, s, named)) for p in made for a in p.arms for s in range(seeds)
     ]
-    metrics = trials.run([Trial(n, c) for n, c in named.items()], workdir / "runs", workers)
+    done = trials.run([Trial(n, c) for n, c in named.items()], workdir / "runs", workers)
     data = {
         "levels": list(LEVELS),
         "panels": [
@@ -215,7 +216,13 @@ def measure(config: Config, seeds: int, workdir: pathlib.Path, workers: int) -> 
             for panel in made
         ],
         "trials": [
-            dynamics.arm(metrics[name], panel=panel.name, arm=arm.name, seed=seed)
+            dynamics.record(
+                done[name].metrics,
+                panel=panel.name,
+                arm=arm.name,
+                seed=seed,
+                broken=done[name].broken,
+            )
             for panel, arm, seed, name in runs
         ],
     }
@@ -244,7 +251,7 @@ def experiment() -> None:
     workers = WORKERS()
     data = measure(config, SEEDS.value, workdir, workers)
     data["about"] = trials.about(config, time.perf_counter() - begin, workers)
-    dynamics.write(data, workdir)
+    files.write("dynamics", data, workdir)
     for finding in data["findings"]:
         print(f"{finding['verdict']}: {finding['claim']} {finding['evidence']}")
     print(f"tables and figures: {workdir}/dynamics.md, .json, *.png")

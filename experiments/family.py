@@ -26,11 +26,12 @@ from experiments.configs import arithmetic_remix_grpo, arithmetic_remix_ppo
 from experiments.configs import family as presets
 from experiments.configs.family import base
 from experiments.methods import METHODS, with_rollouts
+from experiments.report import files, results
+from experiments.report.family import Family
 from experiments.trials import Trial
 from remix_jax.config import Config
 from remix_jax.data.traces import BANK_FILE
 from remix_jax.errors import InputError
-from remix_jax.reporting import comparison, family_report
 from remix_jax.rl import family
 from remix_jax.rollout import collection
 from remix_jax.sinks.console import Console
@@ -134,7 +135,7 @@ def compare(plan: Plan, workdir: pathlib.Path, workers: int) -> dict:
         "methods": [described(method) for method in plan.methods],
         "trials": records,
     }
-    chosen = {m: family_report.best_learning_rate(data, m) for m in plan.methods}
+    chosen = Family(data).best
     more = [(m, r, s) for m, r in chosen.items() for s in range(plan.seeds) if s not in tuning]
     data["trials"] = records + _train(plan, more, workdir, workers)
     return data
@@ -144,10 +145,15 @@ def _train(
     plan: Plan, wanted: Sequence[tuple[str, float, int]], workdir: pathlib.Path, workers: int
 ) -> list[dict]:
     made = [plan.trial(*key) for key in wanted]
-    metrics = trials.run(made, workdir / "runs", workers)
+    done = trials.run(made, workdir / "runs", workers)
     return [
-        comparison.trial(
-            metrics[trial.name], method=method, learning_rate=rate, seed=seed, base="shipped"
+        results.record(
+            done[trial.name].metrics,
+            method=method,
+            learning_rate=rate,
+            seed=seed,
+            base="shipped",
+            broken=done[trial.name].broken,
         )
         for (method, rate, seed), trial in zip(wanted, made, strict=True)
     ]
@@ -181,7 +187,7 @@ def experiment() -> None:
     data = compare(plan, workdir, workers)
     shown = plan.trial(plan.methods[0], plan.learning_rates[0], 0).config
     about = trials.about(shown, time.perf_counter() - begin, workers)
-    family_report.write(data | {"about": about}, workdir)
+    files.write("family", data | {"about": about}, workdir)
     print(f"table and figure: {workdir}/family.md, .json, .png")
 
 

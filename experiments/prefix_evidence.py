@@ -23,6 +23,7 @@ from absl import flags
 
 from experiments import main, trials
 from experiments.configs import arithmetic_prefix_reinforce, arithmetic_prefix_remix
+from experiments.report import files, prefix, results
 from experiments.trials import Trial
 from remix_jax import config_rules, schedule
 from remix_jax.config import Config
@@ -32,19 +33,13 @@ from remix_jax.errors import InputError
 from remix_jax.learner.state import make_learner
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder
-from remix_jax.reporting import prefix
-from remix_jax.reporting import prefix_numbers as numbers
 from remix_jax.run import loop
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.metrics import read_metrics
 
 PRESET = pathlib.Path(arithmetic_prefix_reinforce.__file__)
 BAR_BANK = arithmetic_prefix_reinforce.TASK / "traces_2500"
-SUITES = {
-    numbers.HARD: "eval/hard_test",
-    numbers.MIDDLE: "eval/middle",
-    numbers.VALIDATION: "validation/hard_validation",
-}
+ACCURACY = "eval/hard_test"
 EVALUATIONS = 16  # of a run, about
 TOKENS = 14  # of a response, to plan steps by: what a run really spent is counted
 BAR_ROLLOUTS = 6144
@@ -103,12 +98,12 @@ def remix(config: Config) -> Config:
 
 
 ARMS: dict[str, Arm] = {
-    numbers.PLAIN: Arm("GRPO", grpo, pays=False),
+    prefix.PLAIN: Arm("GRPO", grpo, pays=False),
     "ppo": Arm("PPO", ppo, pays=False),
     "sft-grpo": Arm("supervised on the traces, then GRPO", grpo, tuned=True),
     "luffy": Arm("LUFFY", luffy),
-    numbers.PREFIXED: Arm("PrefixRL 3 : 1", lambda config: config, prefixed=True),
-    numbers.ONLY: Arm("PrefixRL, prefixed problems alone", only, prefixed=True),
+    prefix.PREFIXED: Arm("PrefixRL 3 : 1", lambda config: config, prefixed=True),
+    prefix.ONLY: Arm("PrefixRL, prefixed problems alone", only, prefixed=True),
     "prefix-remix": Arm("PrefixRL + ReMix", remix, prefixed=True),
 }
 
@@ -217,26 +212,33 @@ def steps_within(config: Config, model: str, budget: float) -> int:
 def measure(plan: Plan, arms: tuple[str, ...], workers: int) -> dict[str, Any]:
     """Trains what is missing; the content of prefix.json, without `about`."""
     grid = {(a, r, s) for a in arms for r in plan.learning_rates for s in range(plan.tuning)}
-    equal = {(numbers.PLAIN, plan.learning_rates[0])}
+    equal = {(prefix.PLAIN, plan.learning_rates[0])}
     data: dict[str, Any] = {
         "budget": plan.budget,
         "bank": _described(plan.bank),
         "learning_rates": list(plan.learning_rates),
         "selection_seeds": list(range(plan.tuning)),
-        "arms": [{"name": a, "label": ARMS[a].label, "prefixed": ARMS[a].prefixed} for a in arms],
+        "methods": [
+            {"name": a, "label": ARMS[a].label, "prefixed": ARMS[a].prefixed} for a in arms
+        ],
         "trials": _train(plan, grid, workers),
     }
-    settings = equal | {(a, numbers.best_learning_rate(data, a)) for a in arms}
+    settings = equal | set(prefix.Prefix(data).best.items())
     more = {(a, r, s) for a, r in settings for s in range(plan.seeds)} - grid
     data["trials"] += _train(plan, more, workers)
     made = [plan.bar(seed) for seed in range(plan.seeds)]
-    metrics = trials.run(made, plan.workdir / "runs", workers)
+    done = trials.run(made, plan.workdir / "runs", workers)
     data["bar"] = {
         "bank": _described(traces.load(plan.bar_bank)),
         "rollouts": BAR_ROLLOUTS,
-        "accuracy": [metrics[trial.name][-1][SUITES[numbers.HARD]] for trial in made],
+        "accuracy": [_last(done[trial.name], ACCURACY) for trial in made],
     }
     return data
+
+
+def _last(done: trials.Done, key: str) -> float:
+    """The figure at the end of a run; 0 of one that broke off."""
+    return 0.0 if done.broken else done.metrics[-1][key]
 
 
 def _described(bank: traces.Bank) -> dict[str, float]:
@@ -252,16 +254,18 @@ def _train(plan: Plan, wanted: set[tuple[str, float, int]], workers: int) -> lis
     keys = sorted(wanted, key=lambda key: (list(ARMS).index(key[0]), *key[1:]))
     supervise(plan, keys)
     made = [plan.trial(*key) for key in keys]
-    metrics = trials.run(made, plan.workdir / "runs", workers)
+    done = trials.run(made, plan.workdir / "runs", workers)
     return [
-        prefix.trial(
-            metrics[trial.name],
-            arm=name,
+        results.record(
+            done[trial.name].metrics,
+            accuracy=ACCURACY,
+            method=name,
             learning_rate=rate,
             seed=seed,
             paid=plan.paid(name, rate, seed),
-            suites=SUITES,
+            broken=done[trial.name].broken,
         )
+        | {"by_prefix": prefix.by_prefix(done[trial.name].metrics)}
         for (name, rate, seed), trial in zip(keys, made, strict=True)
     ]
 
@@ -294,8 +298,7 @@ def experiment() -> None:
     plan = make_plan(main.config_of(CONFIG), values, workdir)
     data = measure(plan, tuple(ARMS), workers)
     data["about"] = trials.about(plan.config, time.perf_counter() - begin, workers)
-    prefix.write(data, workdir)
-    for claim in numbers.claims(data):
+    for claim in files.write("prefix", data, workdir).claims():
         print(f"{claim.verdict}: {claim.claim} {claim.evidence}")
     print(f"table and figure: {workdir}/prefix.md, .json, .png")
 

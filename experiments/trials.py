@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 from absl import flags
@@ -32,7 +33,7 @@ from remix_jax.run import loop, report
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.metrics import METRICS_FILE, Metrics, read_metrics
 
-LOG_FILE = "log.txt"
+LOG_FILE, FAILED_FILE = "log.txt", "failed"
 MALLOC = pathlib.Path(__file__).resolve().parents[1] / "launch" / "malloc.txt"
 
 
@@ -42,6 +43,13 @@ class Trial:
 
     name: str
     config: Config
+
+
+class Done(NamedTuple):
+    """What became of a run."""
+
+    metrics: list[Metrics]
+    broken: bool  # it ended before its last step, by a loss that is not finite
 
 
 def define_workers() -> Callable[[], int]:
@@ -77,8 +85,8 @@ def check_seeds(seeds: int, tuning: int) -> None:
         raise InputError(f"--seeds={seeds}: must be --tuning={tuning} or more")
 
 
-def run(trials: Sequence[Trial], workdir: pathlib.Path, workers: int) -> dict[str, list[Metrics]]:
-    """Trains what is not finished yet and returns the metrics of every trial, by name.
+def run(trials: Sequence[Trial], workdir: pathlib.Path, workers: int) -> dict[str, Done]:
+    """Trains what is not finished yet and returns what became of every trial, by name.
 
     A run that ends by a loss that is not finite keeps what it recorded until then; its log.txt
     says so. With one worker each run shows its own panel, with more there is one line a run.
@@ -96,7 +104,12 @@ def run(trials: Sequence[Trial], workdir: pathlib.Path, workers: int) -> dict[st
             _train(trial, workdir, console=None, artifacts=True)
     elif waiting:
         _in_processes(waiting, workdir, min(workers, len(waiting)))
-    return {trial.name: read_metrics(workdir / trial.name) for trial in trials}
+    return {
+        trial.name: Done(
+            read_metrics(workdir / trial.name), (workdir / trial.name / FAILED_FILE).exists()
+        )
+        for trial in trials
+    }
 
 
 def finished(directory: pathlib.Path, config: Config) -> bool:
@@ -108,7 +121,7 @@ def finished(directory: pathlib.Path, config: Config) -> bool:
         return False  # loop.run says what differs
     metrics = read_metrics(directory)  # nothing yet where it was stopped before its first step
     whole = bool(metrics) and metrics[-1]["step"] == config.steps
-    return whole or (directory / "failed").exists()
+    return whole or (directory / FAILED_FILE).exists()
 
 
 def map_in_processes(
@@ -216,7 +229,7 @@ def _quietly(trial: Trial, workdir: pathlib.Path) -> str:
     accuracy = report.curve(metrics, report.ACCURACY)[1][-1]
     seconds = time.perf_counter() - begin
     rows = metrics[-1]["rollouts"]
-    failed = ", FAILED (log.txt)" if (directory / "failed").exists() else ""
+    failed = ", FAILED (log.txt)" if (directory / FAILED_FILE).exists() else ""
     return f"{trial.name}: {accuracy:.1%} after {rows:,} rollouts, {seconds:.0f} s{failed}"
 
 
@@ -227,7 +240,7 @@ def _train(
     try:
         outcome = loop.run(trial.config, directory, console, artifacts=artifacts)
     except loop.FaultError as error:
-        (directory / "failed").write_text(f"{error}\n")
+        (directory / FAILED_FILE).write_text(f"{error}\n")
         return read_metrics(directory)
     main.leave(outcome)
     if outcome.stopped:

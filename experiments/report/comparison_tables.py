@@ -8,14 +8,13 @@ from rich.text import Text
 from experiments.report.comparison import BEST, EQUAL, Comparison
 from experiments.report.intervals import RESAMPLES, median
 from experiments.report.results import COSTS
-from experiments.report.tables import INFINITE, SPREAD, Sheet, cell, goal, page, share, rate_text
+from experiments.report.tables import INFINITE, SPREAD, Sheet, cell, goal, page, rate_text, share
 
 
-def setting_title(runs: Comparison, setting: str) -> str:
-    """The setting in words."""
-    if setting == EQUAL:
-        return f"Equal learning rate, {rate_text(runs.data['equal_learning_rate'])}"
-    return "Each at its own best learning rate"
+def _title(runs: Comparison, setting: str) -> str:
+    rate = rate_text(runs.data["equal_learning_rate"])
+    own = "Each at its own best learning rate"
+    return f"Equal learning rate, {rate}" if setting == EQUAL else own
 
 
 def _names(runs: Comparison) -> list[str]:
@@ -48,24 +47,21 @@ def cost_sheet(runs: Comparison, setting: str, x: str) -> Sheet:
 
 def _unit(runs: Comparison, x: str) -> tuple[str, float, str]:
     """Name with unit, what one unit is, and how many of them are written."""
-    if x == "rollouts":
-        return "Fresh rollouts", 1.0, "{:,.0f}"
-    if x == "seconds":
-        return "Seconds", 1.0, "{:,.1f}"
-    if x == "tokens":
-        return "Generated tokens, thousands,", 1e3, "{:,.0f}"
-    greatest = max(curve["flops"][-1] for curve in runs.trials["curve"])
+    greatest = max(curve[x][-1] for curve in runs.trials["curve"])
     power = max(0, 3 * int(math.log10(max(greatest, 1)) // 3))
-    return f"Training FLOPs, 10^{power},", 10.0**power, "{:,.3g}"
+    return {
+        "rollouts": ("Fresh rollouts", 1.0, "{:,.0f}"),
+        "seconds": ("Seconds", 1.0, "{:,.1f}"),
+        "tokens": ("Generated tokens, thousands,", 1e3, "{:,.0f}"),
+        "flops": (f"Training FLOPs, 10^{power},", 10.0**power, "{:,.3g}"),
+    }[x]
 
 
-def _ratio(
-    runs: Comparison, name: str, setting: str, level: float | None = None, x: str = "rollouts"
-) -> str:
+def _ratio(runs: Comparison, name: str, setting: str, level: float = 0, x: str = "rollouts") -> str:
     """The cell of a ratio, by default to the target."""
     if runs.is_base(name):
         return "1"
-    found = runs.ratio(name, setting, runs.target if level is None else level, x)
+    found = median(runs.ratios(name, setting, level or runs.target, x))
     return cell(found, "{:.2f}".format, infinite=INFINITE)
 
 
@@ -93,22 +89,17 @@ def suites_sheet(runs: Comparison, setting: str, best: bool) -> Sheet:
 
 def base_sheet(runs: Comparison, setting: str) -> Sheet:
     """The ratio of rollouts to the target, for each base model by itself."""
+
+    def text(value: float) -> str:
+        return f"{value:.2f}" if math.isfinite(value) else INFINITE
+
     rows = []
     for name in _others(runs):
         found = runs.ratios_by_base(name, setting, runs.target).values()
-        cells = [
-            "-" if value is None else f"{_times(value.median)} ({value.used})" for value in found
-        ]
+        cells = [f"{text(value.median)} ({value.used})" if value else "-" for value in found]
         rows.append([runs.label(name), *cells])
-    title = (
-        f"Base / method in rollouts to {goal(runs.target)}, by base model: "
-        "median (seeds with an answer)"
-    )
-    return Sheet(["", *runs.bases], rows, title)
-
-
-def _times(value: float) -> str:
-    return f"{value:.2f}" if math.isfinite(value) else INFINITE
+    title = f"Base / method in rollouts to {goal(runs.target)}, by base model: median (seeds with "
+    return Sheet(["", *runs.bases], rows, title + "an answer)")
 
 
 def break_even_sheet(runs: Comparison) -> Sheet:
@@ -144,7 +135,7 @@ def terminal(runs: Comparison) -> RenderableType:
     """Both settings for the terminal, two tables each, and what was tuned; 120 columns wide."""
     parts: list[RenderableType] = []
     for setting in runs.settings:
-        parts.append(Text(f"{setting_title(runs, setting)}: {SPREAD}", style="bold"))
+        parts.append(Text(f"{_title(runs, setting)}: {SPREAD}", style="bold"))
         sheets = cost_sheet(runs, setting, "rollouts"), ratio_sheet(runs, setting)
         parts += [sheet.terminal() for sheet in sheets]
     return Group(*parts, *map(Text, _tuning_sentences(runs)))
@@ -158,7 +149,7 @@ def markdown(runs: Comparison) -> str:
         sheets = [cost_sheet(runs, setting, "rollouts"), ratio_sheet(runs, setting)]
         sheets += [cost_sheet(runs, setting, x) for x in COSTS[1:] if runs.has(x)]
         sheets += [suites_sheet(runs, setting, best) for best in (False, True)]
-        lines += [f"## {setting_title(runs, setting)}", ""]
+        lines += [f"## {_title(runs, setting)}", ""]
         for sheet in (*sheets, base_sheet(runs, setting)):
             lines += sheet.markdown()
     lines += ["## Tuning and time", ""]
@@ -178,19 +169,19 @@ def _tuning_sentences(runs: Comparison) -> list[str]:
         f"{', '.join(map(str, runs.data['selection_seeds']))}, chosen by the mean validation "
         "accuracy over the budget; validation problems are none of the held-out ones."
     ]
+    edges = {rates[-1]: "greatest", rates[0]: "smallest"}
     for name in _names(runs):
-        if runs.edge(name):
+        if runs.best[name] in edges:
             sentences.append(
                 f"{runs.label(name)}: its best rate {rate_text(runs.best[name])} is the "
-                f"{runs.edge(name)} that was tried; a better one may lie beyond."
+                f"{edges[runs.best[name]]} that was tried; a better one may lie beyond."
             )
     return sentences
 
 
 def _families(runs: Comparison) -> str:
     return " and ".join(
-        f"{runs.label(base)} against {len(family) - 1} other method"
-        f"{'s' if len(family) > 2 else ''}"
+        f"{runs.label(base)} against {len(family) - 1} other method{'s' if len(family) > 2 else ''}"
         for base, family in runs.families.items()
     )
 

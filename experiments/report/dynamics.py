@@ -1,4 +1,9 @@
-"""How methods train, not only where they end: ratios, KL, lengths, sweeps; records and tables."""
+"""How methods train, not only where they end: ratios, KL, lengths, sweeps; records and tables.
+
+dynamics.json holds "about", "levels", "panels" ({"name", "title", "arms": [{"name", "label",
+"value"}]}, value a number in a sweep, else None), "trials" (of `record`) and "findings" ({"claim",
+"verdict", "evidence"}).
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.report.intervals import Interval, median
-from experiments.report.results import Data, require_unique, significant, spent, value_at
+from experiments.report.results import Data, significant, spent, value_at
 from experiments.report.tables import Sheet, cell, goal, page, share
 from remix_jax.errors import InputError
 from remix_jax.run import figures, report
@@ -16,11 +21,8 @@ from remix_jax.sinks.console import ages
 from remix_jax.sinks.metrics import Metrics
 from remix_jax.text import count
 
-KEYS = ("about", "levels", "panels", "trials", "findings")
 EARLY = 1024  # rollouts at which early accuracy is read
-VERDICTS = ("seen", "not seen", "reversed")
 POINTS = 48  # of a series, at most
-DIGITS = 4
 SERIES = (
     "response_length", "ratio_mean", "clip_share", "ess", "kl_base", "kl_prev", "entropy",
     "reward", "grad_norm", "ratio_max",
@@ -44,8 +46,8 @@ def record(
     Args:
       broken: the run ended before its last step, by a loss that is not finite.
     Returns:
-      panel, arm, seed, "broken" where it is, reincarnation (rollouts at the end of the mix stage,
-      or None) and series: name -> {"rollouts": [...], "value": [...]}, to 4 significant digits.
+      panel, arm, seed, "broken": true where it is, reincarnation (rollouts at the end of the mix
+      stage, or None) and series: name -> {"rollouts", "value"}, to 4 significant digits.
     Raises:
       InputError: a run without evaluations.
     """
@@ -78,74 +80,33 @@ def _thinned(xs: Sequence[float], ys: Sequence[float], pool: str) -> dict[str, l
 
 
 def _rounded(xs: Any, ys: Any) -> dict[str, list[float]]:
-    return {
-        "rollouts": [significant(x) for x in xs],
-        "value": [significant(y, DIGITS) for y in ys],
-    }
+    return {"rollouts": [significant(x) for x in xs], "value": [significant(y, 4) for y in ys]}
 
 
-# Results
+# Numbers of a trial; NaN where it does not have the series
 
 
-class Dynamics:
-    """The content of dynamics.json: panels of arms, trials of each, findings.
-
-    Attributes:
-      data: "about", "levels", "panels" ({"name", "title", "arms": [{"name", "label", "value"}]},
-        value a number in a sweep, else None), "trials" (of `record`), "findings" ({"claim",
-        "verdict", "evidence"}).
-    """
-
-    def __init__(self, data: Data):
-        """Checks the data.
-
-        Raises:
-          InputError: an arm without trials, a trial without an arm, something twice.
-        """
-        self.data = data
-        arms = [(panel["name"], arm["name"]) for panel in data["panels"] for arm in panel["arms"]]
-        if not arms:
-            raise InputError("dynamics: expected at least one panel with an arm")
-        require_unique(arms, "dynamics")
-        found = [(trial["panel"], trial["arm"], trial["seed"]) for trial in data["trials"]]
-        require_unique(found, "dynamics", lambda key: f"{key[0]}, {key[1]}, seed {key[2]}")
-        for panel, arm, _ in found:
-            if (panel, arm) not in arms:
-                raise InputError(f"dynamics: a trial of {panel!r}, {arm!r}: no such panel and arm")
-        for panel, arm in arms:
-            if not self.trials(panel, arm):
-                raise InputError(f"dynamics: panel {panel!r}, arm {arm!r} has no trial")
-        for finding in data.get("findings", ()):
-            if finding["verdict"] not in VERDICTS:
-                raise InputError(
-                    f"dynamics: verdict {finding['verdict']!r} of {finding['claim']!r}; expected "
-                    f"one of {', '.join(VERDICTS)}"
-                )
-
-    def trials(self, panel: str, arm: str) -> list[Data]:
-        """The trials of an arm, by seed in ascending order."""
-        own = [t for t in self.data["trials"] if t["panel"] == panel and t["arm"] == arm]
-        return sorted(own, key=lambda trial: trial["seed"])
+def trials_of(data: Data, panel: str, arm: str) -> list[Data]:
+    """The trials of an arm, by seed in ascending order."""
+    own = [t for t in data["trials"] if t["panel"] == panel and t["arm"] == arm]
+    return sorted(own, key=lambda trial: trial["seed"])
 
 
 def series(trial: Data, name: str) -> tuple[list[float], list[float]]:
     """(rollouts, values) of a series; empty where the run does not have it.
 
-    The accuracy of a run that broke off is 0 from there.
+    The accuracy of a run that broke off is 0 from there, without end.
     """
     found = trial["series"].get(name, {"rollouts": [], "value": []})
     xs, ys = found["rollouts"], found["value"]
     if trial.get("broken") and name == report.ACCURACY:
-        return [*xs, float(np.nextafter(xs[-1], math.inf))], [*ys, 0.0]
+        return [*xs, float(np.nextafter(xs[-1], math.inf)), math.inf], [*ys, 0.0, 0.0]
     return xs, ys
 
 
 def reached(own: Sequence[Data], level: float) -> Interval | None:
     """Fresh rollouts to the level, over seeds; never counts as infinity."""
-    return median([spent(*series(trial, report.ACCURACY), level) for trial in own])
-
-
-# Numbers of one trial; NaN where it does not have the series
+    return median(spent(*series(trial, report.ACCURACY), level) for trial in own)
 
 
 def mean(trial: Data, name: str) -> float:
@@ -165,11 +126,8 @@ def greatest(trial: Data, name: str) -> float:
 
 
 def early(trial: Data, name: str) -> float:
-    """The value at 1,024 fresh rollouts, linear between points; of a broken run 0 beyond its end."""
-    xs, ys = series(trial, name)
-    if trial.get("broken") and name == report.ACCURACY and xs[-1] < EARLY:
-        return 0.0
-    return value_at(xs, ys, EARLY)
+    """The value at 1,024 fresh rollouts, linear between points."""
+    return value_at(*series(trial, name), EARLY)
 
 
 def oldest_mean(trial: Data, name: str) -> float:
@@ -187,19 +145,18 @@ def ages_of(own: Sequence[Data]) -> list[int]:
 # Markdown
 
 
-def markdown(results: Dynamics) -> str:
+def markdown(data: Data) -> str:
     """dynamics.md: a table a panel, the findings, and how the numbers were made."""
     lines = ["# Dynamics", ""]
-    for panel in results.data["panels"]:
-        lines += [f"## {panel['title']}", "", *_sheet(results, panel).markdown()]
-    if results.data["findings"]:
-        lines += ["## Findings", ""]
-        lines += [
+    for panel in data["panels"]:
+        lines += [f"## {panel['title']}", "", *_sheet(data, panel).markdown()]
+    lines += ["## Findings", ""]
+    for finding in data["findings"]:
+        lines.append(
             f"* **{finding['verdict']}**: {finding['claim']} {finding['evidence']}".rstrip()
-            for finding in results.data["findings"]
-        ]
-        lines.append("")
+        )
     lines += [
+        "",
         "Median over seeds [95 % bootstrap interval; the range with fewer than three seeds]. A "
         "level is reached at the first held-out evaluation at or above it that the next one "
         'confirms; "never" counts as infinity. Response length, effective sample size (share of '
@@ -208,11 +165,10 @@ def markdown(results: Dynamics) -> str:
         "run, the entropy (nats a token) that at its end.",
         "",
     ]
-    return page(lines, results.data["about"])
+    return page(lines, data["about"])
 
 
-Measure = Callable[[Data, str], float]
-COLUMNS: tuple[tuple[str, str, Measure, Callable[[float], str]], ...] = (
+COLUMNS: tuple[tuple[str, str, Callable[[Data, str], float], Callable[[float], str]], ...] = (
     (f"accuracy at {EARLY:,}, %", report.ACCURACY, early, share),
     ("final accuracy, %", report.ACCURACY, last, share),
     ("response length", "response_length", mean, "{:.2f}".format),
@@ -223,13 +179,13 @@ COLUMNS: tuple[tuple[str, str, Measure, Callable[[float], str]], ...] = (
 )
 
 
-def _sheet(results: Dynamics, panel: Data) -> Sheet:
-    levels = results.data["levels"]
-    header = ["", "seeds", *(f"rollouts to {goal(level)}" for level in levels)]
+def _sheet(data: Data, panel: Data) -> Sheet:
+    header = ["", "seeds", *(f"rollouts to {goal(level)}" for level in data["levels"])]
     rows = []
     for arm in panel["arms"]:
-        own = results.trials(panel["name"], arm["name"])
-        row = [arm["label"], str(len(own)), *(cell(reached(own, level), count) for level in levels)]
+        own = trials_of(data, panel["name"], arm["name"])
+        row = [arm["label"], str(len(own))]
+        row += [cell(reached(own, level), count) for level in data["levels"]]
         for _, name, measure, show in COLUMNS:
             row.append(cell(median(measure(trial, name) for trial in own), show))
         rows.append(row)

@@ -1,25 +1,25 @@
-"""The off-policy family: accuracy at equal fresh rollouts, table and figure."""
+"""The off-policy family: accuracy at equal fresh rollouts, table and figure.
+
+family.json is as of `results.Tuned`, with "rollouts", the counts that are read. A method
+has "base", "rows" (trained on beside or instead of fresh ones) and "kind" (reference or family) as well.
+"""
+
+import math
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.report import figures
-from experiments.report.figures import BLACK, BLUE
 from experiments.report.intervals import median
-from experiments.report.results import Tuned
+from experiments.report.results import Curve, Tuned, value_at
 from experiments.report.tables import SPREAD, Sheet, cell, page, rate_text, share
 
-KEYS = ("about", "rollouts", "learning_rates", "selection_seeds", "methods", "trials")
-COLOURS = ("#BBBBBB", BLUE, BLACK)
+COLOURS = ("#BBBBBB", figures.BLUE, figures.BLACK)
 
 
 class Family(Tuned):
-    """The content of family.json: as of `Tuned`, with "rollouts", the counts that are read.
-
-    A method has "base", "rows" (what is trained on beside or instead of fresh rows) and "kind"
-    (reference or family) as well.
-    """
+    """The content of family.json and what follows from it."""
 
     kind = "family"
 
@@ -29,21 +29,26 @@ class Family(Tuned):
         Linear between evaluations. A method that samples nothing has its last one, at the last
         count; NaN elsewhere.
         """
-        last = rollouts == self.data["rollouts"][-1]
 
-        def one(curve: dict[str, np.ndarray]) -> float:
-            xs, ys = curve["rollouts"], curve["accuracy"]
-            if xs[-1] < 1:
-                return ys[-1] if last else np.nan
-            return float(np.interp(rollouts, xs, ys, left=np.nan, right=np.nan))
+        def one(curve: Curve) -> float:
+            if curve["rollouts"][-1] >= 1:
+                return value_at(curve["rollouts"], curve["accuracy"], rollouts)
+            return curve["accuracy"][-1] if rollouts == self.data["rollouts"][-1] else np.nan
 
         return self.at(name, self.best[name])["curve"].map(one)
+
+    @property
+    def tuning(self) -> str:
+        """How the learning rates were chosen, in words."""
+        rates = ", ".join(map(rate_text, self.data["learning_rates"]))
+        if len(self.data["learning_rates"]) == 1:
+            return f"not tuned, all at learning rate {rates}"
+        return f"each at the learning rate, of {rates}, that was best on validation problems"
 
 
 def table(runs: Family) -> Sheet:
     """A line a method: what it is, its rate, accuracy at each count of rollouts."""
-    header = ["method", "base", "rows beside or instead of fresh ones", "rate"]
-    rows = []
+    header, rows = ["method", "base", "rows beside or instead of fresh ones", "rate"], []
     for method in runs.data["methods"]:
         name, label = method["name"], method["label"]
         label = f"**{label}**" if method["kind"] == "reference" else label
@@ -55,23 +60,13 @@ def table(runs: Family) -> Sheet:
 
 def markdown(runs: Family) -> str:
     """family.md: the table, and what it was made with."""
-    rates = ", ".join(map(rate_text, runs.data["learning_rates"]))
-    tuned = f"Each method at the learning rate, of {rates}, that was best on validation problems."
-    if len(runs.data["learning_rates"]) == 1:
-        tuned = (
-            f"**Not tuned**: all at learning rate {rates}, which suits some and not others. This "
-            "is no ranking."
-        )
-    seeds = runs.trials["seed"].nunique()
-    lines = [
-        "# The off-policy family on the arithmetic task",
-        "",
-        f"Held-out accuracy, %, after so many fresh rollouts: {SPREAD}, {seeds} seeds. {tuned} sft "
-        "samples nothing: its figure is its last one.",
-        "",
-        *table(runs).markdown(),
-    ]
-    return page(lines, runs.data["about"])
+    sentence = (
+        f"Held-out accuracy, %, after so many fresh rollouts: {SPREAD}, "
+        f"{runs.trials['seed'].nunique()} seeds; **{runs.tuning}**. sft samples nothing: its "
+        "figure is its last one."
+    )
+    title = "# The off-policy family on the arithmetic task"
+    return page([title, "", sentence, "", *table(runs).markdown()], runs.data["about"])
 
 
 def draw(runs: Family) -> dict[str, Figure]:
@@ -85,20 +80,12 @@ def draw(runs: Family) -> dict[str, Figure]:
         axis.plot([], [], marker="o", color=colour, label=f"{at:,} rollouts", linewidth=1.6)
         for y, method in enumerate(ordered):
             found = median(runs.accuracies(method["name"], at))
-            if found is not None:
-                low, high = 100 * found.low, 100 * found.high
-                axis.plot([low, high], [y, y], color=colour, linewidth=1.6)
-                axis.plot([100 * found.median], [y], marker="o", color=colour, markersize=5, zorder=3)
-    axis.set_yticks(range(len(ordered)), [method["label"] for method in ordered])
+            figures.draw_interval(axis, found, y, colour, colour, (-math.inf, math.inf))
+    figures.row_axis(axis, [method["label"] for method in ordered])
     for label, method in zip(axis.get_yticklabels(), ordered, strict=True):
         label.set_fontweight("bold" if method["kind"] == "reference" else "normal")
-    axis.grid(axis="y", color="#EEEEEE")
-    axis.set_ylim(len(ordered) - 0.4, -0.6)
-    axis.set_xlabel("held-out accuracy, %")
-    rates = runs.data["learning_rates"]
-    at_rate = "each at its own best learning rate"
-    if len(rates) == 1:
-        at_rate = f"all at learning rate {rate_text(rates[0])}: not tuned"
-    axis.set_title(f"Accuracy at equal rollouts, {at_rate}", loc="right")
+    axis.xaxis.set_major_formatter(figures.PERCENT)
+    axis.set_xlabel("held-out accuracy")
+    axis.set_title(f"Accuracy at equal rollouts, {runs.tuning}", loc="right")
     figures.labels_below(figure, [axis])
     return {"family": figure}

@@ -5,23 +5,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
-from experiments.report.intervals import band
-from remix_jax.run.figures import (
-    AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, PERCENT, PURPLE, SKY, STYLE, logarithmic, save,
-)  # fmt: skip
+from experiments.report.intervals import Interval, band
+from remix_jax.run.figures import PERCENT, STYLE, save
 
-__all__ = [
-    "AMBER", "BLACK", "BLUE", "COLOURS", "DARK_GREY", "GREEN", "GREY", "MARKERS", "ORANGE",
-    "PERCENT", "PURPLE", "SKY", "draw_band", "labels_below", "line_style", "logarithmic", "note",
-    "plain", "rollout_axis", "share_axis", "title", "render",
-]  # fmt: skip
-DARK_GREY = "#4D4D4D"
+BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
+)  # fmt: skip
+GREY, DARK_GREY, BLACK = "#8A8A8A", "#4D4D4D", "#222222"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
 MARKERS = ("s", "^", "D", "v", "P", "X", "o")
+BAND = "bands: 95 % bootstrap interval of the median over seeds (range with fewer than three)"
+COUNTED = {
+    "rollouts": "fresh rollouts generated",
+    "seconds": "seconds of the run, without compilation",
+}
 plain = FuncFormatter(lambda value, _: f"{value:.6g}")
 
 
@@ -30,11 +32,8 @@ def line_style(index: int) -> dict[str, Any]:
     if index == 0:
         return {"color": DARK_GREY, "marker": "o", "linestyle": "--"}
     turn, colour = divmod(index - 1, len(COLOURS))
-    return {
-        "color": COLOURS[colour],
-        "marker": MARKERS[(index - 1) % len(MARKERS)],
-        "linestyle": ("-", "-.", ":")[turn % 3],
-    }
+    marker, dashes = MARKERS[(index - 1) % len(MARKERS)], ("-", "-.", ":")[turn % 3]
+    return {"color": COLOURS[colour], "marker": marker, "linestyle": dashes}
 
 
 def render(
@@ -45,6 +44,9 @@ def render(
     with matplotlib.rc_context(STYLE):
         made = draw(results)
         return [save(figure, directory / f"{name}.png") for name, figure in made.items()]
+
+
+# Parts of a panel
 
 
 def draw_band(
@@ -60,12 +62,35 @@ def draw_band(
     x = found.index.to_numpy()
     axis.fill_between(x, found["low"], found["high"], color=line["color"], alpha=0.17, linewidth=0)
     every = max(1, len(x) // markers)
-    axis.plot(x, found["median"], **{"markersize": 4, "markevery": every, "label": label} | line)
+    style = {"markersize": 4, "markevery": every, "label": label, **line}
+    axis.plot(x, found["median"], **style)
 
 
-def rollout_axis(axis: Axes, label: str = "fresh rollouts generated") -> None:
-    """An x axis of counts from 0."""
-    axis.set_xlabel(label)
+def draw_interval(
+    axis: Axes,
+    interval: Interval | None,
+    y: float,
+    colour: str,
+    face: str,
+    limits: tuple[float, float],
+) -> None:
+    """A median with its interval in row y; what lies beyond the limits of the axis is an arrow."""
+    if interval is None:
+        return
+    middle, low, high = np.clip(interval[:3], limits[0] * 1.02, limits[1] / 1.02)
+    axis.plot([low, high], [y, y], color=colour, linewidth=1.8, zorder=3)
+    for at, value in ((low, interval.low), (high, interval.high), (middle, interval.median)):
+        marker = "o" if at == value else ">" if value > at else "<"
+        if marker != "o" or at is middle:
+            axis.plot(
+                [at], [y], marker=marker, markersize=6.5 if at is middle else 5, color=colour,
+                markerfacecolor=face if at is middle else colour, markeredgewidth=1.6, zorder=4,
+            )  # fmt: skip
+
+
+def count_axis(axis: Axes, x: str = "rollouts") -> None:
+    """An x axis of rollouts or seconds from 0."""
+    axis.set_xlabel(COUNTED[x])
     axis.set_xlim(left=0)
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
@@ -79,17 +104,13 @@ def share_axis(axis: Axes, label: str, whole: bool = True) -> None:
         axis.set_ylim(0, 1)
 
 
-def note(axis: Axes, text: str, y: float, colour: str) -> None:
-    """Writes right of the axis, at the height y of the data."""
-    axis.annotate(
-        text, (1, y), xycoords=("axes fraction", "data"), xytext=(5, 0), color=colour, fontsize=7,
-        textcoords="offset points", va="center", annotation_clip=False,
-    )  # fmt: skip
-
-
-def title(figure: Figure, text: str) -> None:
-    """The title of a figure of several panels."""
-    figure.suptitle(text, x=0.01, ha="left", fontsize=11, fontweight="bold")
+def row_axis(axis: Axes, labels: Sequence[str]) -> None:
+    """A y axis of rows with names, the first one above."""
+    named = [index for index, label in enumerate(labels) if label]
+    axis.set_yticks(named, [labels[index] for index in named])
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
+    axis.tick_params(axis="y", length=0)
 
 
 def labels_below(figure: Figure, axes: Sequence[Axes], text: str = "", columns: int = 4) -> None:

@@ -7,29 +7,32 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from experiments.report import (
-    comparison, comparison_figures, comparison_tables, dynamics, dynamics_figures, family, figures,
-    prefix, results,
-)  # fmt: skip
+    comparison_figures,
+    comparison_tables,
+    dynamics,
+    dynamics_figures,
+    family,
+    figures,
+    prefix,
+    results,
+)
+from experiments.report.comparison import Comparison
+from remix_jax.errors import InputError
 
 
 class Kind(NamedTuple):
     """How results of a kind are checked, written and drawn."""
 
-    keys: tuple[str, ...]  # of the JSON
-    load: Callable[[results.Data], Any]  # raises InputError where the data are wrong
+    load: Callable[[results.Data], Any]
     markdown: Callable[[Any], str]
     draw: Callable[[Any], Mapping[str, Figure]]
 
 
 KINDS = {
-    "comparison": Kind(
-        comparison.KEYS, comparison.Comparison, comparison_tables.markdown, comparison_figures.draw
-    ),
-    "dynamics": Kind(
-        dynamics.KEYS, dynamics.Dynamics, dynamics.markdown, dynamics_figures.draw
-    ),
-    "prefix": Kind(prefix.KEYS, prefix.Prefix, prefix.markdown, prefix.draw),
-    "family": Kind(family.KEYS, family.Family, family.markdown, family.draw),
+    "comparison": Kind(Comparison, comparison_tables.markdown, comparison_figures.draw),
+    "dynamics": Kind(dict, dynamics.markdown, dynamics_figures.draw),
+    "prefix": Kind(prefix.Prefix, prefix.markdown, prefix.draw),
+    "family": Kind(family.Family, family.markdown, family.draw),
 }
 
 
@@ -37,12 +40,16 @@ def write(kind: str, data: results.Data, directory: str | pathlib.Path) -> Any:
     """Writes the data as they are as KIND.json, and what follows from them: KIND.md and figures.
 
     Returns:
-      The results as their class.
+      The results: `Comparison`, `prefix.Prefix`, `family.Family`, or for dynamics the data.
     Raises:
       InputError: the data are incomplete, or methods were not tuned alike; nothing is written.
     """
-    found, directory = _load(kind, data, kind), pathlib.Path(directory)
-    text = KINDS[kind].markdown(found)
+    directory = pathlib.Path(directory)
+    try:
+        found = KINDS[kind].load(data)
+        text = KINDS[kind].markdown(found)
+    except KeyError as error:
+        raise InputError(f"{kind} results: {error.args[0]!r} missing") from None
     results.write_json(data, directory / f"{kind}.json")
     (directory / f"{kind}.md").write_text(text, encoding="utf-8")
     figures.render(KINDS[kind].draw, found, directory)
@@ -50,14 +57,13 @@ def write(kind: str, data: results.Data, directory: str | pathlib.Path) -> Any:
 
 
 def read(kind: str, path: str | pathlib.Path) -> Any:
-    """The results of a KIND.json as their class.
+    """The results of a KIND.json, as `write` returns them.
 
     Raises:
       InputError: no such file, no JSON object, or wrong data.
     """
-    return _load(kind, results.read_json(pathlib.Path(path)), str(path))
-
-
-def _load(kind: str, data: Any, where: str) -> Any:
-    results.require_keys(data, KINDS[kind].keys, where)
-    return KINDS[kind].load(data)
+    data = results.read_json(pathlib.Path(path))
+    try:
+        return KINDS[kind].load(data)
+    except KeyError as error:
+        raise InputError(f"{path}: {error.args[0]!r} missing") from None

@@ -1,84 +1,49 @@
-"""PrefixRL against its baselines at equal FLOPs: records, the paper's claims, table and figure."""
+"""PrefixRL against its baselines at equal FLOPs: the paper's claims, table and figure.
 
-from collections.abc import Mapping, Sequence
+prefix.json is as of `results.Tuned`, with "budget" (FLOPs), "bank" (traces, problems, attempts,
+flops) and "bar" (PrefixRL on a larger bank at the first rate: bank, rollouts, accuracy by seed). A
+method has "prefixed" as well; a trial's accuracy is that on hard problems without a prefix, and it
+has "by_prefix" (of `by_prefix`).
+"""
+
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from experiments.report import figures
 from experiments.report.figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 from experiments.report.intervals import median
-from experiments.report.results import Data, Tuned, column, significant, spent
+from experiments.report.results import Data, Tuned, significant, spent
 from experiments.report.tables import SPREAD, Sheet, cell, page, rate_text, share
-from remix_jax.errors import InputError
 from remix_jax.sinks.metrics import Metrics
 from remix_jax.text import count
 
-KEYS = (
-    "about", "budget", "bank", "bar", "learning_rates", "selection_seeds", "methods", "trials",
-)  # fmt: skip
-HARD, MIDDLE, VALIDATION = "hard", "middle", "validation"
+HARD, MIDDLE = "accuracy", "eval/middle"
 PREFIXED, PLAIN, ONLY = "prefix", "grpo", "prefix-only"  # methods that the claims speak of
 QUARTERS = 4
 BIN = "reward/prefix_"
 COLOURS = {True: (BLUE, SKY, GREEN), False: (GREY, BLACK, ORANGE, AMBER, PURPLE)}
 
 
-def record(
-    metrics: Sequence[Metrics],
-    *,
-    method: str,
-    learning_rate: float,
-    seed: int,
-    paid: float,
-    suites: Mapping[str, str],
-    broken: bool = False,
-) -> dict[str, Any]:
-    """What prefix.json keeps of one run.
-
-    Args:
-      metrics: one run, in order of steps.
-      paid: FLOPs spent for it before training that its own count leaves out.
-      suites: name in the record -> name of the metric: hard, middle and validation.
-      broken: the run ended before its last step, by a loss that is not finite.
-    Returns:
-      method, learning_rate, seed, "broken" where it is; curve: flops, rollouts and the suites'
-      accuracies at every evaluation; by_prefix: mean reward by tenth of the trace given away, in
-      each quarter of the run (None where no such row came).
-    Raises:
-      InputError: no evaluation, or one without one of the figures.
-    """
-    where = f"prefix: {method} at {learning_rate:g}, seed {seed}"
-    steps = [step for step in metrics if suites[HARD] in step]
-    steps = [step | {"flops": step["flops"] + paid} if "flops" in step else step for step in steps]
-    curve = {}
-    for name, key in {"rollouts": "rollouts", "flops": "flops", **suites}.items():
-        values = column(steps, key, where)
-        if values is None:
-            raise InputError(f"{where}: no evaluation with {key}")
-        curve[name] = values
+def by_prefix(metrics: Sequence[Metrics]) -> dict[str, list[float | None]]:
+    """Mean reward by tenth of the trace given away, in each quarter of a run (None: no row)."""
     trained = pd.DataFrame([step for step in metrics if step["step"] > 0])
-    by_prefix = {
-        name.removeprefix(BIN): [
-            None if pd.isna(mean) else significant(mean, 4) for mean in _quarters(trained[name])
-        ]
-        for name in sorted(trained)
-        if name.startswith(BIN)
+    names = sorted(name for name in trained if name.startswith(BIN))
+    means = {name.removeprefix(BIN): _quarters(trained[name]) for name in names}
+    return {
+        name: [None if pd.isna(value) else significant(value, 4) for value in values]
+        for name, values in means.items()
     }
-    identity = {"method": method, "learning_rate": learning_rate, "seed": seed}
-    identity |= {"broken": True} if broken else {}
-    return identity | {"curve": curve, "by_prefix": by_prefix}
 
 
-def _quarters(values: Sequence[float]) -> pd.Series:
+def _quarters(values: Any) -> pd.Series:
     """The mean of each quarter of a run's values; NaN where there is none."""
-    size = max(1, -(-len(values) // QUARTERS))
-    means = pd.Series(values, dtype=float).reset_index(drop=True)
-    return means.groupby(means.index // size).mean().reindex(range(QUARTERS))
+    means = pd.Series(np.asarray(values, float))
+    return means.groupby(means.index // -(-len(means) // QUARTERS)).mean().reindex(range(QUARTERS))
 
 
 class Claim(NamedTuple):
@@ -90,31 +55,20 @@ class Claim(NamedTuple):
 
 
 class Prefix(Tuned):
-    """The content of prefix.json and what follows from it.
-
-    Attributes:
-      data: as of `Tuned`, with "budget" (FLOPs), "bank" (traces, problems, attempts, flops) and
-        "bar" (PrefixRL on a larger bank at the first rate: bank, rollouts, accuracy by seed);
-        a method has "prefixed" as well.
-    """
+    """The content of prefix.json and what follows from it, each method at its own best rate."""
 
     kind = "prefix"
     cost = "flops"
 
     def __init__(self, data: Data):
-        """Checks the data.
-
-        Raises:
-          InputError: methods were not tuned alike, or one of which the claims speak is not there.
-        """
+        """Checks the data as `Tuned` does, and that the methods of the claims are there."""
         super().__init__(data)
         self.budget: float = data["budget"]
         for name in (PREFIXED, PLAIN, ONLY):
-            if name not in self.names:
-                raise InputError(f"prefix: no method {name!r}, of which the claims speak")
+            self.method(name)
 
-    def best_runs(self, name: str) -> pd.Series:
-        """The curves of a method at its own best rate, by seed."""
+    def curves(self, name: str) -> pd.Series:
+        """The curves of a method, by seed."""
         return self.at(name, self.best[name])["curve"]
 
     def accuracies(self, name: str, flops: float, suite: str = HARD) -> pd.Series:
@@ -123,31 +77,23 @@ class Prefix(Tuned):
         After the last evaluation that one's; NaN where what comes before training, the rejection
         phase first of all, has taken more.
         """
-        return self.best_runs(name).map(
-            lambda curve: np.interp(flops, curve["flops"], curve[suite], left=np.nan)
+        return self.curves(name).map(
+            lambda curve: float(np.interp(flops, curve["flops"], curve[suite], left=np.nan))
         )
 
     def final(self, name: str, suite: str = HARD) -> pd.Series:
-        """Accuracy at the budget, by seed.
-
-        Raises:
-          InputError: a run begins beyond the budget.
-        """
-        found = self.accuracies(name, self.budget, suite)
-        if found.isna().any():
-            raise InputError(f"prefix: {name} begins beyond the budget")
-        return found
+        """Accuracy at the budget, by seed."""
+        return self.accuracies(name, self.budget, suite)
 
     def start(self, name: str, suite: str = HARD) -> pd.Series:
         """Accuracy of the base, by seed."""
-        return self.best_runs(name).map(lambda curve: curve[suite][0])
+        return self.curves(name).map(lambda curve: curve[suite][0])
 
     def share_spent(self, name: str, levels: pd.Series) -> pd.Series:
         """The share of the budget at which each seed reaches its level; infinity if not within."""
-        curves = self.best_runs(name)
-        both = curves.index.intersection(levels.index)
-        found = [spent(curves[s]["flops"], curves[s][HARD], levels[s]) for s in both]
-        shares = pd.Series(found, index=both, dtype=float) / self.budget
+        curves = self.curves(name).loc[lambda found: found.index.isin(levels.index)]
+        found = {s: spent(curve["flops"], curve[HARD], levels[s]) for s, curve in curves.items()}
+        shares = pd.Series(found, dtype=float) / self.budget
         return shares.where(shares <= 1, np.inf)
 
     def strongest_baseline(self) -> str:
@@ -176,18 +122,16 @@ class Prefix(Tuned):
 
     def _against(self, name: str, who: str) -> list[Claim]:
         """Half the FLOPs, and three times the accuracy."""
-        base = self.final(name)
-        shares = self.share_spent(PREFIXED, base)
-        texts = ["never" if np.isinf(value) else f"{value:.0%}" for value in shares]
-        half = Claim(
-            f"PrefixRL has what {who}, ends with at half the FLOPs, rejection phase included.",
-            _verdict(shares <= 0.5),
-            f"Share of the budget that it needs, seed by seed: {', '.join(texts)}.",
-        )
-        own = self.final(PREFIXED)[shares.index]
-        claim = f"PrefixRL ends with three times the accuracy of {who}, at equal FLOPs."
-        base = base[shares.index]
-        return [half, Claim(claim, _verdict(own >= 3 * base), _pairs(own, base, "against"))]
+        shares = self.share_spent(PREFIXED, self.final(name))
+        own, base = self.final(PREFIXED)[shares.index], self.final(name)[shares.index]
+        half = f"PrefixRL has what {who}, ends with at half the FLOPs, rejection phase included."
+        texts = ", ".join("never" if np.isinf(value) else f"{value:.0%}" for value in shares)
+        texts = f"Share of the budget that it needs, seed by seed: {texts}."
+        times = f"PrefixRL ends with three times the accuracy of {who}, at equal FLOPs."
+        return [
+            Claim(half, _verdict(shares <= 0.5), texts),
+            Claim(times, _verdict(own >= 3 * base), _pairs(own, base, "against")),
+        ]
 
 
 def _verdict(holds: pd.Series) -> str:
@@ -230,20 +174,17 @@ def markdown(runs: Prefix) -> str:
 
 
 def _methods(runs: Prefix) -> Sheet:
-    header = [
-        "", "learning rate", "seeds", "rollouts", "hard, %", "at half the FLOPs, %",
-        "7 to 10 operations, %",
-    ]  # fmt: skip
     rows = []
     for name in runs.names:
-        curves = runs.best_runs(name)
+        curves = runs.curves(name)
         rollouts = curves.map(lambda curve: curve["rollouts"][curve["flops"] <= runs.budget].max())
         half = runs.accuracies(name, runs.budget / 2)
-        shares = [runs.final(name), half, runs.final(name, MIDDLE)]
         row = [runs.label(name), rate_text(runs.best[name]), str(len(curves))]
-        row += [cell(median(rollouts), count), *(cell(median(v), share) for v in shares)]
-        rows.append(row)
-    return Sheet(header, rows)
+        row += [cell(median(rollouts), count)]
+        shares = runs.final(name), half, runs.final(name, MIDDLE)
+        rows.append(row + [cell(median(values), share) for values in shares])
+    header = ["", "learning rate", "seeds", "rollouts"]
+    return Sheet([*header, "hard, %", "at half the FLOPs, %", "7 to 10 operations, %"], rows)
 
 
 def _bins(runs: Prefix) -> Sheet:
@@ -251,18 +192,14 @@ def _bins(runs: Prefix) -> Sheet:
     header, columns = ["tokens given away"], []
     for name in (PREFIXED, ONLY):
         header += [f"{runs.label(name)}: first quarter of the run, %", "last quarter, %"]
-        curves = runs.best_runs(name)
         found = [
-            {"": list(_quarters(curves[t["seed"]][HARD]))} | t["by_prefix"]
+            {"": list(_quarters(t["curve"][HARD])), **t["by_prefix"]}
             for t in runs.data["trials"]
             if t["method"] == name and t["learning_rate"] == runs.best[name]
         ]
-        columns += [
-            {key: [own.get(key, [None])[quarter] for own in found] for own in found for key in own}
-            for quarter in (0, -1)
-        ]
+        columns += [pd.DataFrame([{k: v[q] for k, v in t.items()} for t in found]) for q in (0, -1)]
     rows = []
-    for key in sorted({key for values in columns for key in values}):
+    for key in sorted(set().union(*columns)):
         name = f"{float(key):.0%} to {float(key) + 0.1:.0%}" if key else "none (held-out problems)"
         rows.append([name, *(cell(median(values.get(key, ())), share) for values in columns)])
     return Sheet(header, rows)
@@ -280,27 +217,23 @@ def draw(runs: Prefix) -> dict[str, Figure]:
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     axes = list(figure.subplots(1, 2))
     titles = "Hard problems, no prefix", "Chains of 7 to 10 operations, never trained on"
+    paid = runs.data["bank"]["flops"]
     for axis, suite, title in zip(axes, (HARD, MIDDLE), titles, strict=True):
-        _panel(axis, runs, suite)
+        colours = {prefixed: iter(found) for prefixed, found in COLOURS.items()}
+        for name in runs.names:
+            prefixed = runs.method(name)["prefixed"]
+            line = {"color": next(colours[prefixed]), "linestyle": "-" if prefixed else "--"}
+            curves = [(curve["flops"], curve[suite]) for curve in runs.curves(name)]
+            figures.draw_band(axis, curves, line, runs.label(name), end=1.02 * runs.budget)
+        axis.axvline(paid, color=GREY, linestyle=":", linewidth=1.2)
+        axis.annotate(
+            "traces paid for", (paid, 1.0), (4, -3), xycoords=("data", "axes fraction"),
+            textcoords="offset points", color="#555555", fontsize=8, va="top",
+        )  # fmt: skip
         axis.set_title(title)
+        figures.share_axis(axis, "held-out accuracy")
+        axis.set_xlim(0, runs.budget)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1e12:g}"))
+        axis.set_xlabel("FLOPs in all, rejection phase included, $10^{12}$")
     figures.labels_below(figure, axes)
     return {"prefix": figure}
-
-
-def _panel(axis: Axes, runs: Prefix, suite: str) -> None:
-    colours = {prefixed: iter(found) for prefixed, found in COLOURS.items()}
-    for name in runs.names:
-        curves = [(curve["flops"], curve[suite]) for curve in runs.best_runs(name)]
-        prefixed = runs.method(name)["prefixed"]
-        line = {"color": next(colours[prefixed]), "linestyle": "-" if prefixed else "--"}
-        figures.draw_band(axis, curves, line, runs.label(name), end=1.02 * runs.budget)
-    paid = runs.data["bank"]["flops"]
-    axis.axvline(paid, color=GREY, linestyle=":", linewidth=1.2)
-    axis.annotate(
-        "traces paid for", (paid, 1.0), (4, -3), xycoords=("data", "axes fraction"),
-        textcoords="offset points", color="#555555", fontsize=8, va="top",
-    )  # fmt: skip
-    figures.share_axis(axis, "held-out accuracy")
-    axis.set_xlim(0, runs.budget)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1e12:g}"))
-    axis.set_xlabel("FLOPs in all, rejection phase included, $10^{12}$")

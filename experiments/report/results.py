@@ -1,10 +1,10 @@
-"""Results as they are stored: the records of runs, their checks, and the best learning rate."""
+"""Results as they are stored: JSON files, records of runs, the best learning rate of a method."""
 
 import functools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,14 @@ from remix_jax.sinks.metrics import Metrics
 COSTS = ("rollouts", "tokens", "flops", "seconds")
 VALIDATION = "validation/"
 Data = Mapping[str, Any]
+Curve = dict[str, np.ndarray]
+Values = Any  # a list or an array of numbers
 
 
 def significant(value: float, digits: int = 5) -> float:
     """The number with so many significant digits; whole numbers become int, which is shorter."""
     rounded = float(f"{value:.{digits}g}")
     return int(rounded) if rounded.is_integer() else rounded
-
-
-# Files
 
 
 def write_json(data: Data, path: pathlib.Path) -> None:
@@ -49,35 +48,19 @@ def write_json(data: Data, path: pathlib.Path) -> None:
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: pathlib.Path) -> Data:
     """Reads what `write_json` wrote.
 
     Raises:
-      InputError: no such file, or no JSON.
+      InputError: no such file, or no JSON object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected a JSON file of results ({error})") from None
-
-
-def require_keys(data: Any, keys: Sequence[str], where: object) -> None:
-    """Raises InputError unless `data` is a dict with all of the keys."""
     if not isinstance(data, dict):
-        raise InputError(f"{where}: expected a JSON object with {', '.join(keys)}")
-    missing = [key for key in keys if key not in data]
-    if missing:
-        raise InputError(f"{where}: {', '.join(missing)} missing; expected {', '.join(keys)}")
-
-
-def require_unique(
-    found: Sequence[Hashable], where: str, name: Callable[[Any], str] = str
-) -> None:
-    """Raises InputError where an item is there twice."""
-    twice = pd.Series(found, dtype=object)
-    twice = twice[twice.duplicated()]
-    if len(twice):
-        raise InputError(f"{where}: {name(twice.iloc[0])} is there twice")
+        raise InputError(f"{path}: expected a JSON object of results")
+    return data
 
 
 # Records of runs
@@ -103,44 +86,45 @@ def column(steps: Sequence[Metrics], key: str, where: str) -> list[float] | None
 def record(
     metrics: Sequence[Metrics],
     *,
-    method: str,
-    learning_rate: float,
-    seed: int,
-    base: str,
+    accuracy: str = report.ACCURACY,
+    paid: float = 0.0,
     broken: bool = False,
+    **identity: Any,
 ) -> dict[str, Any]:
-    """What a comparison's JSON keeps of one run.
+    """What is kept of one run: who it is, and the curves of its evaluations.
 
     Args:
       metrics: one run, in order of steps. Used are the steps with a held-out evaluation: rollouts,
-        tokens, flops and seconds so far, eval/mean, eval/<suite>, eval/response_length, and
-        validation/<name> (several are averaged).
-      base: the name of the base model that the run began with.
-      broken: it ended before its last step, by a loss that is not finite.
+        tokens, flops and seconds so far, eval/<suite>, eval/response_length, and validation/<name>
+        (several are averaged).
+      accuracy: the metric that is the run's accuracy.
+      paid: FLOPs spent for the run before training that its own count leaves out.
+      broken: the run ended before its last step, by a loss that is not finite.
+      **identity: method, learning_rate, seed, and base, the name of the base model.
     Returns:
-      method, learning_rate, seed, base and curve: lists over the evaluations, numbers to 5
-      significant digits. A list is left out where the run has no such metric at all. "broken" is
-      there, and true, only in the record of a broken run.
+      The identity, "broken": true where it is, and curve: lists over the evaluations, numbers to 5
+      significant digits. A list is left out where the run has no such metric at all.
     Raises:
       InputError: no evaluation, or one without a metric that other evaluations have.
     """
-    where = f"comparison: {method} at {learning_rate:g}, seed {seed}"
-    steps = [step for step in metrics if report.ACCURACY in step]
+    where = ", ".join(f"{name} {value}" for name, value in identity.items())
+    steps = [step for step in metrics if accuracy in step]
     if not steps:
-        raise InputError(f"{where}: no step with {report.ACCURACY}; expected an evaluated run")
-    keys = {"rollouts": "rollouts", "accuracy": report.ACCURACY}
-    keys |= {name: name for name in COSTS} | {"response_length": "eval/response_length"}
+        raise InputError(f"{where}: no step with {accuracy}; expected an evaluated run")
+    if paid:
+        steps = [step | {"flops": step["flops"] + paid} for step in steps]
+    keys = {"rollouts": "rollouts", "accuracy": accuracy} | {name: name for name in COSTS}
+    keys["response_length"] = "eval/response_length"
     found = {name: column(steps, key, where) for name, key in keys.items()}
-    if found["rollouts"] is None:
-        raise InputError(f"{where}: no rollouts in the evaluations")
     curve: dict[str, Any] = {name: values for name, values in found.items() if values is not None}
+    if "rollouts" not in curve:
+        raise InputError(f"{where}: no rollouts in the evaluations")
     names = dict.fromkeys(key for step in steps for key in step if key.startswith(VALIDATION))
     if names:
         points = zip(*(column(steps, key, where) or () for key in names), strict=True)
         curve["validation"] = [significant(math.fsum(point) / len(point)) for point in points]
     suites = report.suites(steps)
     curve["suites"] = {key.removeprefix("eval/"): column(steps, key, where) for key in suites}
-    identity = {"method": method, "learning_rate": learning_rate, "seed": seed, "base": base}
     return identity | ({"broken": True} if broken else {}) | {"curve": curve}
 
 
@@ -155,10 +139,10 @@ class Tuned:
 
     Attributes:
       data: the stored results, with "methods" ({"name", "label", ...}), "learning_rates",
-        "selection_seeds" and "trials" (method, learning_rate, seed, curve).
+        "selection_seeds" and "trials" (of `record`).
       names: the methods, in the order of the file.
       trials: a row a trial: method, learning_rate, seed, base, and curve (name -> array, the
-        suites as eval/<suite>).
+        suites as eval/<suite>), in ascending order of the seed.
     """
 
     kind = "results"
@@ -168,53 +152,44 @@ class Tuned:
         """Checks the trials.
 
         Raises:
-          InputError: a trial that is there twice or of an unknown method, or methods that were not
-            tried at the same rates on the same seeds.
+          InputError: a trial that is there twice, methods that were not tried at the same rates on
+            the same seeds, or a seed that stands for two base models.
         """
         self.data = data
         self.names = [method["name"] for method in data["methods"]]
-        self._check_trials(data["trials"])
+        columns = ["method", "learning_rate", "seed", "base", "curve"]
+        rows = [trial | {"curve": self._arrays(trial)} for trial in data["trials"]]
+        self.trials = pd.DataFrame(rows, columns=columns).sort_values("seed", kind="stable")
+        twice = self.trials[self.trials.duplicated(["method", "learning_rate", "seed"])]
+        for trial in twice.to_dict("records"):
+            raise InputError(
+                f"{self.kind}: {trial['method']} at {rate_text(trial['learning_rate'])}, seed "
+                f"{trial['seed']} is there twice"
+            )
+        for seed, bases in self.trials.groupby("seed")["base"].unique().items():
+            if len(bases) > 1:
+                raise InputError(
+                    f"{self.kind}: trials of seed {seed} start from {' and '.join(bases)}; they "
+                    "are paired and need one base"
+                )
         if len(data["learning_rates"]) > 1:
             self._check_grid()
-        self.trials = pd.DataFrame(
-            [{**trial, "curve": self._arrays(trial)} for trial in data["trials"]],
-            columns=["method", "learning_rate", "seed", "base", "curve"],
-        ).sort_values("seed", kind="stable")
-
-    def _check_trials(self, trials: Sequence[Data]) -> None:
-        if not self.names:
-            raise InputError(f"{self.kind}: expected at least one method")
-        for trial in trials:
-            where = f"{self.kind}: {trial_name(trial)}"
-            if trial["method"] not in self.names:
-                raise InputError(f"{where}: the method is none of {', '.join(self.names)}")
-            if trial["learning_rate"] not in self.data["learning_rates"]:
-                raise InputError(f"{where}: the learning rate is not in learning_rates")
-            if not trial["curve"]["rollouts"]:
-                raise InputError(f"{where} has no evaluation")
-        require_unique([trial_name(trial) for trial in trials], self.kind)
 
     def _check_grid(self) -> None:
-        """Every method was tried at every rate on every selection seed, with validation accuracy."""
-        found = {(t["method"], t["learning_rate"], t["seed"]): t for t in self.data["trials"]}
         seeds = self.data["selection_seeds"]
         for name in self.names:
             for rate in self.data["learning_rates"]:
-                missing = [seed for seed in seeds if (name, rate, seed) not in found]
+                curves = self.at(name, rate)["curve"]
+                there = [seed for seed, curve in curves.items() if "validation" in curve]
+                missing = [str(seed) for seed in seeds if seed not in there]
                 if missing or not seeds:
                     raise InputError(
-                        f"{self.kind}: {name!r} has no trial at learning rate {rate_text(rate)} "
-                        f"for selection seed {', '.join(map(str, missing)) or '(none named)'}; all "
-                        "methods need the same rates and seeds"
+                        f"{self.kind}: {name!r} has no trial with validation accuracy at learning "
+                        f"rate {rate_text(rate)} for selection seed "
+                        f"{', '.join(missing) or '(none named)'}; all methods need the same"
                     )
-                for seed in seeds:
-                    if "validation" not in found[name, rate, seed]["curve"]:
-                        raise InputError(
-                            f"{self.kind}: {trial_name(found[name, rate, seed])} has no validation "
-                            "accuracy, by which the learning rate is selected"
-                        )
 
-    def _arrays(self, trial: Data) -> dict[str, np.ndarray]:
+    def _arrays(self, trial: Data) -> Curve:
         """The curve as arrays, of a broken run with 0 from its end to the end of the longest."""
         curve = {name: values for name, values in trial["curve"].items() if name != "suites"}
         curve |= {f"eval/{name}": ys for name, ys in trial["curve"].get("suites", {}).items()}
@@ -230,13 +205,20 @@ class Tuned:
             arrays[name] = np.append(values, more)
         return arrays
 
+    def method(self, name: str) -> Mapping[str, Any]:
+        """The method's entry in the file.
+
+        Raises:
+          InputError: there is none.
+        """
+        for method in self.data["methods"]:
+            if method["name"] == name:
+                return method
+        raise InputError(f"{self.kind}: no method {name!r} among {', '.join(self.names)}")
+
     def label(self, name: str) -> str:
         """The method's name for people."""
         return self.method(name)["label"]
-
-    def method(self, name: str) -> Mapping[str, Any]:
-        """The method's entry in the file."""
-        return next(method for method in self.data["methods"] if method["name"] == name)
 
     def at(self, name: str, rate: float) -> pd.DataFrame:
         """The trials of a method at a learning rate, by seed in ascending order."""
@@ -255,7 +237,7 @@ class Tuned:
         x = self.cost if own.map(lambda curve: curve[self.cost][-1]).max() >= 1 else "flops"
         budget = min(own.map(lambda curve: curve[x][-1]).max(), self.data.get("budget", math.inf))
 
-        def mean(curve: dict[str, np.ndarray]) -> float:
+        def mean(curve: Curve) -> float:
             xs, ys = curve[x], curve["validation"]
             end = min(xs[-1], budget)
             inside = xs < end
@@ -280,17 +262,12 @@ class Tuned:
         }
 
 
-def trial_name(trial: Data) -> str:
-    """A trial in words, for messages."""
-    return f"{trial['method']} at {rate_text(trial['learning_rate'])}, seed {trial['seed']}"
-
-
-def value_at(xs: Collection[float], ys: Collection[float], at: float) -> float:
+def value_at(xs: Values, ys: Values, at: float) -> float:
     """The polyline through (xs, ys), xs ascending, at one x; NaN outside it."""
     return float(np.interp(at, xs, ys, left=math.nan, right=math.nan)) if len(xs) else math.nan
 
 
-def spent(xs: Sequence[float], ys: Sequence[float], level: float) -> float:
-    """The x at which the curve reaches the level (`report.crossing`); infinity where it never does."""
+def spent(xs: Values, ys: Values, level: float) -> float:
+    """The x at which the curve reaches a level, by `report.crossing`; infinity if it never does."""
     found = report.crossing(xs, ys, level)
     return math.inf if found is None else float(found)
