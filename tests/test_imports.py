@@ -19,7 +19,6 @@ LEVELS = (
     {"rollout"},
     {"evaluation"},
     {"run"},
-    {"reporting"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 ORBAX_IMPORTERS = {"remix_jax/run/checkpoint.py"}

@@ -1,6 +1,7 @@
 """The figures of a comparison, drawn from its data alone."""
 
 import math
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """The off-policy family: accuracy at equal fresh rollouts, table and figure.
 
-family.json is as of `results.Tuned`, with "rollouts", the counts that are read. A method has as well
-"base", "rows" (trained on beside or instead of fresh ones) and "kind" (reference or family).
+family.json is as of `results.Tuned`, with "rollouts", the counts that are read. A method has
+"base", "rows" (trained on beside or instead of fresh ones) and "kind" (reference or family) too.
 """
 
 import math

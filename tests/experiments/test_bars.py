@@ -1,8 +1,9 @@
 """The bars, from the results that are stored in the repository."""
 
+import math
+
 from experiments import bars
-from remix_jax.reporting import comparison
-from remix_jax.reporting import comparison_numbers as compared
+from experiments.report import files
 from tests.experiments.runs import run_main
 
 
@@ -18,12 +19,12 @@ def collapse(**ends):
 
 
 def test_bars_are_the_medians_of_the_stored_runs():
-    runs = comparison.read(bars.RESULTS / "comparison" / "comparison.json")
+    runs = files.read("comparison", bars.RESULTS / "comparison" / "comparison.json")
     trained = collapse(**{"no KL, no T": (0.1, 0.3, 0.15), "no KL, T = 10": (0.8, 0.9, 0.6)})
     found = {bar.claim: bar for bar in bars.bars(runs, trained)}
     assert len(found) == 11
-    ratio = compared.ratio(runs, "remix-ppo", "equal", 0.7)
-    assert found["1. equal rate: PPO / ReMix-PPO, rollouts to 70%"].measured == ratio.median
+    ratio = runs.ratios("remix-ppo", "equal", 0.7).median()
+    assert found["1. equal rate: PPO / ReMix-PPO, rollouts to 70%"].measured == ratio
     assert found["6. collapse: accuracy at the end without KL and T"].measured == 0.15
     assert found["6. collapse: accuracy at the end without KL and T"].met
     assert found["6. rescue: the same with T = 10"].measured == 0.8
@@ -34,7 +35,7 @@ def test_a_bar_is_met_on_its_own_side_only():
     assert not bars.Bar("more", 1.0, 0.5).met
     assert bars.Bar("less", 1.0, 0.5, at_most=True).met
     assert not bars.Bar("less", 1.0, 1.5, at_most=True).met
-    assert not bars.Bar("nothing", 0.0, None).met
+    assert not bars.Bar("nothing", 0.0, math.nan).met
 
 
 def test_missing_results_are_one_line():

@@ -6,10 +6,10 @@ import pytest
 
 from experiments import dynamics, trials
 from experiments.methods import METHODS
+from experiments.report import files
 from experiments.trials import Trial
 from remix_jax import config_rules
 from remix_jax.learner import programs as compiled
-from remix_jax.reporting import comparison
 from remix_jax.run import loop
 from tests.experiments.runs import quiet, run_main, small_config
 
@@ -36,14 +36,14 @@ def test_the_real_main_tunes_compares_and_continues(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Equal learning rate, 1e-4" in done.stdout
     assert "Each at its own best learning rate" in done.stdout
-    data = comparison.read(tmp_path / "out" / "comparison.json")
+    runs = files.read("comparison", tmp_path / "out" / "comparison.json")
+    data = runs.data
     rates = {"ppo": set(), "remix-ppo": set()}
     for record in data["trials"]:
         rates[record["method"]].add((record["learning_rate"], record["seed"]))
         assert set(record["curve"]) >= {"rollouts", "tokens", "flops", "seconds", "validation"}
     for method, tried in rates.items():
-        best = comparison.best_learning_rate(data, method)
-        assert tried == {(1e-4, 0), (3e-4, 0), (1e-4, 1), (best, 1)}
+        assert tried == {(1e-4, 0), (3e-4, 0), (1e-4, 1), (runs.best[method], 1)}
     assert data["about"]["command"].startswith("python -m experiments.compare --config.batch_size")
     for name in ("comparison.md", "comparison.png", "comparison_ratios.png"):
         assert (tmp_path / "out" / name).stat().st_size > 0
@@ -51,7 +51,8 @@ def test_the_real_main_tunes_compares_and_continues(tmp_path):
     assert len(logs) == len(data["trials"])
     again = run_main(*given, module="experiments.compare")
     assert "% after" not in again.stdout, "nothing is trained again"
-    assert comparison.read(tmp_path / "out" / "comparison.json")["trials"] == data["trials"]
+    again = files.read("comparison", tmp_path / "out" / "comparison.json")
+    assert again.data["trials"] == data["trials"]
 
 
 @pytest.mark.parametrize(
@@ -86,8 +87,9 @@ def test_a_failed_trial_keeps_its_record_and_is_not_repeated(tmp_path):
     config = small_config(tmp_path)
     config.optimizer.learning_rate = 1e14
     trial = Trial("hot", config)
-    metrics = trials.run([trial], tmp_path / "runs", workers=1)["hot"]
-    assert metrics[0]["step"] == 0
+    done = trials.run([trial], tmp_path / "runs", workers=1)["hot"]
+    assert done.broken
+    assert done.metrics[0]["step"] == 0
     assert "not finite" in (tmp_path / "runs" / "hot" / "failed").read_text()
     assert trials.finished(tmp_path / "runs" / "hot", config)
 

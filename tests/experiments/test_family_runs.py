@@ -1,9 +1,8 @@
-"""The presets of the family, its expert rows in the real loop, and its stored table."""
+"""The presets of the family, and its expert rows in the real loop."""
 
 import importlib
 import json
 
-import numpy as np
 import pytest
 
 from experiments import family as experiment
@@ -11,13 +10,11 @@ from experiments.configs.family import base, sft
 from remix_jax import config_rules, schedule
 from remix_jax.data.tasks import load_set
 from remix_jax.errors import InputError
-from remix_jax.reporting import family_report
 from remix_jax.rl.family import METHODS
 from remix_jax.rollout.experts import with_traces
 from remix_jax.rollout.rollouts import load_vocabulary
 from remix_jax.run import loop
 from tests.experiments.runs import figures, quiet, small_config
-from tests.reporting import redrawn
 
 
 def preset(name):
@@ -66,51 +63,6 @@ def test_problems_without_a_trace_are_left_out(tmp_path):
         with_traces(train, config, vocabulary)
     config.expert.bank = ""
     assert with_traces(train, config, vocabulary) == (train, {})
-
-
-def made_up(method, rate, seed, accuracy, validation):
-    curve = {"rollouts": [0, 1000, 2000], "accuracy": accuracy, "validation": validation}
-    return {"method": method, "learning_rate": rate, "seed": seed, "curve": curve}
-
-
-def test_the_rate_is_chosen_by_validation_and_accuracy_interpolated():
-    trials = [
-        made_up("m", 1e-4, 0, [0.0, 0.9, 0.9], [0.1, 0.1, 0.1]),
-        made_up("m", 3e-4, 0, [0.2, 0.4, 0.8], [0.2, 0.1, 0.1]),
-        made_up("m", 3e-4, 1, [0.2, 0.6, 0.7], [0.0, 0.0, 0.0]),
-    ]
-    data = {
-        "trials": trials,
-        "learning_rates": [1e-4, 3e-4],
-        "selection_seeds": [0],
-        "rollouts": [500, 2000, 3000],
-    }
-    assert family_report.best_learning_rate(data, "m") == 3e-4
-    found = family_report.accuracies(data, "m")
-    np.testing.assert_allclose(found[0], [0.3, 0.4])
-    np.testing.assert_allclose(found[1], [0.8, 0.7])
-    assert found[2] == [None, None]
-    assert family_report.median([0.8, 0.7]) == pytest.approx(0.75)
-    assert family_report.median([0.8, None]) is None
-    with pytest.raises(InputError, match="no trial at 1e-4"):
-        family_report.best_learning_rate(data | {"trials": trials[1:]}, "m")
-
-
-@pytest.mark.parametrize("path", redrawn.stored("family.json"), ids=lambda p: p.parent.name)
-def test_the_stored_table_and_figure_follow_from_the_json(path, tmp_path):
-    data = family_report.read(path)
-    family_report.write(data, tmp_path)
-    for name in ("family.json", "family.md"):
-        assert (tmp_path / name).read_text() == (path.parent / name).read_text()
-    redrawn.assert_same(path.parent, tmp_path, tolerance=0.01)
-    page = (redrawn.RESULTS.parents[2] / "docs" / "choosing_a_method.md").read_text()
-    assert family_report.table(data) in page, "the page has another table than the results"
-    assert {method["name"] for method in data["methods"]} == {
-        *experiment.REFERENCES, *experiment.PRESETS,
-    }  # fmt: skip
-    for method in data["methods"]:
-        best = family_report.best_learning_rate(data, method["name"])
-        assert len(family_report.trials_of(data, method["name"], best)) == 3
 
 
 def test_the_base_of_the_presets_is_replayed_grpo():
