@@ -11,8 +11,11 @@ Marks beside a default say where it comes from: [P] the paper, [R] the authors' 
 
 import dataclasses
 import json
+from typing import Any
 
+from remix_jax.errors import InputError
 from remix_jax.rl import family, priorities
+from remix_jax.text import one_line
 
 CRITIC_ADVANTAGES = ("gae", "vtrace")
 OWN_ADVANTAGE = "method"  # the estimator that belongs to objective.method
@@ -181,7 +184,9 @@ class Evaluation:
     every: int = 10  # steps; 0: only before the first and after the last
     samples: int = 1  # responses a problem
     temperature: float = 0.0  # 0: greedy
+    top_p: float = 1.0  # 1: off
     batch_size: int = 256  # responses decoded at once
+    limit: int = 0  # the first problems of each set; 0: all
 
 
 @dataclasses.dataclass(unsafe_hash=True)
@@ -316,3 +321,27 @@ def compiled_part(config: Config) -> Config:
 def to_json(config: Config) -> str:
     """The whole config as JSON, as saved with the run."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str, where: object = "config.json") -> Config:
+    """The config that `to_json` wrote; fields that it does not name have their defaults.
+
+    Raises:
+      InputError: no such config, or one of another version, with fields that are unknown here.
+    """
+    try:
+        return _section(Config, json.loads(text), str(where))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: no config of a run ({one_line(error)})") from None
+
+
+def _section(kind: Any, content: dict[str, Any], where: str) -> Any:
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    values = {}
+    for name, value in content.items():
+        if name not in types:
+            raise InputError(f"{where}: of another version, {kind.__name__} has no field {name}")
+        if dataclasses.is_dataclass(types[name]):
+            value = _section(types[name], value, where)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)

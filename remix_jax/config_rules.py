@@ -88,7 +88,9 @@ def _evaluation_rules(c: Config):
     yield "evaluation.every", e.every, e.every >= 0, "must be 0 (first and last) or more"
     yield "evaluation.samples", e.samples, e.samples >= 1, "must be 1 or more"
     yield "evaluation.temperature", e.temperature, e.temperature >= 0, "must be 0 (greedy) or more"
+    yield "evaluation.top_p", e.top_p, 0 < e.top_p <= 1, "must be in (0, 1]"
     yield "evaluation.batch_size", e.batch_size, e.batch_size >= 1, "must be 1 or more"
+    yield "evaluation.limit", e.limit, e.limit >= 0, "must be 0 (all) or more"
     greedy_once = e.temperature > 0 or e.samples == 1
     yield "evaluation.samples", e.samples, greedy_once, "greedy decoding has one sample a problem"
 

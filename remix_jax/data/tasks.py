@@ -6,8 +6,8 @@ A spec is a file, a directory that TFDS prepared, or `reasoning_gym:NAME`; optio
     data/test.jsonl?answer=boxed&system=Be brief.
     reasoning_gym:chain_sum?size=2000&seed=0&max_terms=3
 
-`instruction`, `system`, `answer` and `name` are options of every set; the others are those of the
-reasoning-gym dataset. See docs/tasks.md.
+`instruction`, `system`, `answer`, `name` and `samples` (of `experiments.evaluate`) are options of
+every set; the others are those of the reasoning-gym dataset. See docs/tasks.md.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from remix_jax.text import one_line
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-OWN_OPTIONS = ("instruction", "system", "answer", "name")
+OWN_OPTIONS = ("instruction", "system", "answer", "name", "samples")
 # Form of the answer -> (for people, what asks for it, what it looks like in an instruction).
 FORMS = {
     "boxed": ("in \\boxed{}", INSTRUCTION, "boxed"),
@@ -66,6 +66,11 @@ class Spec(NamedTuple):
         return self.own.get("name", found)
 
     @property
+    def samples(self) -> int:
+        """Responses a problem where that is evaluated; 0: as the config says."""
+        return int(self.own.get("samples", 0))
+
+    @property
     def seeds(self) -> range:
         """A problem's each: reasoning-gym makes problem i from seed + i."""
         first = self.options["seed"]
@@ -82,7 +87,13 @@ class ProblemSet(NamedTuple):
     skipped: tuple[str, ...] = ()  # what was said of each malformed row left out by choice
     form: str = "boxed"  # of the answer, a key of FORMS
     instruction: str = ""
+    samples: int = 0  # responses a problem where that is evaluated; 0: as the config says
     indices: tuple[int, ...] = ()  # of the problems among all of the set
+
+    @property
+    def size(self) -> int:
+        """Problems of the set, dropped ones too."""
+        return len(self.problems) + self.dropped
 
 
 def parse(text: str, what: str = "problem set") -> Spec:
@@ -96,6 +107,9 @@ def parse(text: str, what: str = "problem set") -> Spec:
     form = own.get("answer", "boxed")
     if form not in FORMS:
         raise InputError(f"{what} = {text!r}: answer={form} can be {', '.join(FORMS)}")
+    samples = own.get("samples", "1")
+    if not samples.isdigit() or int(samples) < 1:
+        raise InputError(f"{what} = {text!r}: samples={samples} must be a whole number from 1")
     if not source.startswith(_GYM):
         for name in options:
             raise InputError(
@@ -130,11 +144,11 @@ def check_sets(data: Data) -> None:
     """
     held = [parse(text, "config.data.suites") for text in data.suites]
     held += [parse(text, "config.data.validation") for text in (data.validation,) if text]
-    for name, number in Counter(spec.name for spec in held).items():
-        if number > 1:
-            raise InputError(f"config.data.suites: {number} sets are called {name}; ?name=OTHER")
+    check_names([spec.name for spec in held])
     train = parse(data.train, "config.data.train")
     for spec in held:
+        if spec.samples:
+            raise InputError(f"{spec.text!r}: a run takes config.evaluation.samples for all sets")
         if train.generator and spec.generator == train.generator:
             own, other = spec.seeds, train.seeds
             if own.start < other.stop and other.start < own.stop:
@@ -145,6 +159,17 @@ def check_sets(data: Data) -> None:
                 )
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Sets are told apart by their names.
+
+    Raises:
+      InputError: two have one name.
+    """
+    for name, number in Counter(names).items():
+        if number > 1:
+            raise InputError(f"{number} sets are called {name}: name one SET?name=OTHER")
+
+
 def load_set(
     text: str,
     data: Data,
@@ -152,7 +177,7 @@ def load_set(
     *,
     needs_answer: bool = True,
     skip_malformed: bool = False,
-    limit: int | None = None,
+    limit: int = 0,
 ) -> ProblemSet:
     """The problems of a spec under the model's chat template.
 
@@ -164,7 +189,7 @@ def load_set(
       tokenizer: of the model.
       needs_answer: False where the reward scores problems without an answer too.
       skip_malformed: leaves malformed rows out, and says so in `skipped`, instead of refusing.
-      limit: the first so many problems; None: all.
+      limit: the first so many problems; 0: all.
 
     Raises:
       InputError: the set cannot be read or made, or its parts contradict each other.
@@ -175,7 +200,7 @@ def load_set(
         problems = _generated(spec)
     else:
         problems = load_problems(spec.source, skipped, needs_answer)
-    problems = problems[:limit]
+    problems = problems[: limit or None]
     form = _form(spec, data, problems, needs_answer)
     instruction = _instruction(spec, data, problems, form)
     chats = [_chat(problem, spec, data, form, instruction) for problem in problems]
@@ -189,18 +214,24 @@ def load_set(
         tuple(skipped or ()),
         form,
         instruction,
+        spec.samples,
         tuple(encoded.indices),
     )
 
 
-def plan(train: ProblemSet, held_out: Sequence[ProblemSet], tokenizer: Any) -> dict[str, object]:
-    """How problems are asked, for people: form of the answer, instruction, the end of a prompt."""
+def plan(
+    held_out: Sequence[ProblemSet], tokenizer: Any, train: ProblemSet | None = None
+) -> dict[str, object]:
+    """How problems are asked, for people: form of the answer, instruction, the end of a prompt.
+
+    With a training set also a warning of held-out problems that are in it.
+    """
     lines: dict[str, object] = {}
-    sets = [train, *held_out]
+    sets = [*([train] if train else []), *held_out]
     lines["answers"] = _by_set(sets, lambda s: FORMS[s.form][0])
     lines["instruction"] = _by_set(sets, _instruction_text)
-    lines["a prompt ends"] = repr(tokenizer.decode(train.prompts[0])[-100:])
-    shared = overlap(train.problems, held_out)
+    lines["a prompt ends"] = repr(tokenizer.decode(sets[0].prompts[0])[-100:])
+    shared = overlap(train.problems, held_out) if train else []
     if shared:
         found = ", ".join(f"{n:,} of {len(s.problems):,} of {s.name}" for s, n in shared)
         lines["WARNING"] = f"held-out problems that are training problems too: {found}"

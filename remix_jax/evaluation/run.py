@@ -1,4 +1,4 @@
-"""An evaluation from end to end: problems, prompts, batches, files, figures.
+"""An evaluation from end to end: sets, prompts, batches, files, figures.
 
 Generations are written after every batch, so that a kill costs at most the batch that was running.
 A response depends on the seed, its set, its problem's place and its sample number (`row_id`), not
@@ -6,214 +6,325 @@ on the batch that it was drawn in: a continued evaluation gives the figures of a
 to the rounding of sums in batches of other shapes.
 """
 
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from remix_jax import processes, sharding
-from remix_jax.data.benchmark_sets import BENCHMARKS, locate
-from remix_jax.data.problems import INSTRUCTION, Problem, load_problems
-from remix_jax.data.prompts import chat, encode_prompts
+from remix_jax import config as configs
+from remix_jax import config_rules, files, processes, sharding
+from remix_jax.config import Config
+from remix_jax.data import tasks
+from remix_jax.data.benchmark_sets import BENCHMARKS
+from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
-from remix_jax.evaluation import record, results
-from remix_jax.evaluation.reflection import reflects
-from remix_jax.evaluation.respond import Response, respond
-from remix_jax.evaluation.settings import PLACE_BITS, Settings, identity, row_id, validate
-from remix_jax.grading import verdicts as grading
+from remix_jax.evaluation import results
+from remix_jax.evaluation.responses import Question, Response, questions, respond
+from remix_jax.learner.state import executed
 from remix_jax.models import huggingface
+from remix_jax.models.decoder import Decoder
+from remix_jax.models.digest import model_digest
 from remix_jax.models.sampling import SamplerSettings
+from remix_jax.rewards import Scorer
 from remix_jax.rollout.rollouts import Vocabulary, load_vocabulary
-from remix_jax.rollout.sampler import Task, compiled
+from remix_jax.rollout.sampler import Task, make
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.progress import Progress
 
+SETTINGS, GENERATIONS = "settings.json", "generations.jsonl"
+SAMPLE_BITS, PLACE_BITS = 10, 14  # of a response's number: see `row_id`
 # Prompts are padded to the least of limit / 16, limit / 4, limit that holds them: three programs at
 # most, and no short prompt pays for the cache of a long one.
 _WIDTHS = (16, 4, 1)
 
 
-class Question(NamedTuple):
-    """One response to be drawn."""
+def evaluate(
+    config: Config, out: str | pathlib.Path | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """Evaluates config.model on config.data.suites, or continues to; under the config's reward.
 
-    benchmark: str
-    place: int  # of the problem in its set
-    sample: int
-    problem: Problem
-    prompt: list[int]
+    Several processes divide devices and scoring; the first one alone writes. Decoding is by
+    config.evaluation, lengths and instruction are of config.data (docs/evaluation.md).
 
-
-def run(settings: Settings, out: str | pathlib.Path, console: Console) -> dict:
-    """Evaluates, or continues to, and leaves settings, generations and results in `out`.
-
-    Several processes divide devices and grading; the first one alone writes.
+    Args:
+      out: directory of settings, generations and results; None: nothing is written.
+      console: takes plan, progress and tables; None: nothing is said.
 
     Returns:
       What results.json holds: see `results.summarise`; nothing on other processes than the first.
 
     Raises:
-      InputError: settings, model, problems, mesh or `out`; before anything is generated.
+      InputError: config, model, problems, mesh or `out`; before anything is generated.
     """
-    out = pathlib.Path(out)
-    validate(settings)
-    vocabulary = load_vocabulary(settings.model)
-    problems = {name: _problems(settings, name) for name in settings.benchmarks}
-    questions = _questions(settings, problems, vocabulary)
-    mesh = _mesh(settings)
-    saved = identity(settings, problems)
-    processes.first_does(lambda: record.claim(out, saved))
-    console.print_plan(_plan(settings, problems, questions, mesh), title="Evaluation")
-    _generate(settings, vocabulary, questions, mesh, out, console)
-    found = _summarise(settings, problems, saved, out, console) if processes.is_first() else {}
+    console = console or Console(0, file=io.StringIO(), terminal=False)
+    scorer = Scorer.of(config)
+    vocabulary = load_vocabulary(config.model.path)
+    sets = _sets(config, vocabulary, scorer)
+    mesh = _mesh(config)
+    settings = _identity(config, sets, scorer)
+    found: dict[str, Any] = {}
+    with _Record(out, settings) as record:
+        console.print_plan(_plan(config, sets, vocabulary, mesh, scorer), title="Evaluation")
+        _generate(config, sets, vocabulary, mesh, scorer, record, console)
+        if processes.is_first():
+            found = results.summarise(record.rows, sets, settings)
+            console.print(results.tables(found))
+            if record.directory is not None:
+                results.write(found, record.directory)
+                console.event(f"results.json, results.md and {GENERATIONS} are in {out}")
     processes.wait_for_all("evaluated")
     return found
 
 
-def _summarise(settings: Settings, problems, saved, out: pathlib.Path, console: Console) -> dict:
-    found = results.summarise(
-        record.read_generations(out), problems, dict(_per_set(settings)), saved
-    )
-    results.write(found, out)
-    console.print(results.tables(found))
-    console.event(f"results.json, results.md and generations.jsonl are in {out}")
+def trained(directory: str | pathlib.Path) -> tuple[str, Config | None]:
+    """(model directory, config it was trained with) of a run's directory or its export.
+
+    Of any other directory: itself, and None.
+
+    Raises:
+      InputError: a run without an export, or whose config is of another version.
+    """
+    given = pathlib.Path(directory).expanduser()
+    for run, export in ((given, given / "export"), (given.parent, given)):
+        path = run / "config.json"
+        text = path.read_text() if path.is_file() else ""
+        if '"objective"' not in text or export.name != "export":
+            continue
+        if not export.is_dir():
+            raise InputError(f"{given}: the run has left no model yet (no export/)")
+        return str(export), configs.from_json(text, path)
+    return str(directory), None
+
+
+def row_id(name: str, place: int, sample: int) -> int:
+    """The number of a response's random stream: of its set, place and sample alone, below 2^31."""
+    known = len(BENCHMARKS)
+    number = zlib.crc32(name.encode()) % (2 ** (31 - PLACE_BITS - SAMPLE_BITS) - known) + known
+    if name in BENCHMARKS:
+        number = list(BENCHMARKS).index(name)
+    return (number << PLACE_BITS | place) << SAMPLE_BITS | sample
+
+
+class _Record:
+    """The generations of an evaluation: those that were there, and those that are added."""
+
+    def __init__(self, out: str | pathlib.Path | None, settings: Mapping[str, Any]) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.directory: pathlib.Path | None = None
+        self._held = contextlib.ExitStack()
+        self._out, self._settings = out, settings
+
+    def __enter__(self) -> "_Record":
+        if self._out is not None:
+            processes.first_does(self._open)
+        return self
+
+    def _open(self) -> None:
+        root = files.resolve(self._out or "", "--out")
+        self._mirror = self._held.enter_context(files.Mirror(root, (SETTINGS, GENERATIONS)))
+        self.directory = self._mirror.local
+        claim = files.claimed(
+            self.directory, SETTINGS, self._settings, what="evaluation", flag="--out"
+        )
+        self._held.enter_context(claim)
+        self._lines = self._held.enter_context(files.JsonLines(self.directory / GENERATIONS))
+        self.rows = files.read_json_lines(self.directory / GENERATIONS)
+
+    def done(self) -> set[tuple]:
+        """(set, place, sample) of the responses that are there; equal on all processes."""
+        own = [(r["set"], r["place"], r["sample"]) for r in self.rows]
+        return set(map(tuple, processes.from_first(own)))
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Adds a batch; returns when it is on disk."""
+        if not processes.is_first():
+            return
+        self.rows += rows
+        if self.directory is not None:
+            for row in rows:
+                self._lines.write(row)
+            self._lines.sync()
+            self._mirror.push()
+
+    def __exit__(self, *exception: object) -> None:
+        self._held.close()
+
+
+def _sets(config: Config, vocabulary: Vocabulary, scorer: Scorer) -> list[ProblemSet]:
+    """The sets asked for, after a look at the config."""
+    data, e = config.data, config.evaluation
+    if not data.suites:
+        raise InputError("no set to evaluate: name one in config.data.suites")
+    filled = dataclasses.replace(data, train=data.train or data.suites[0])
+    config_rules.validate(dataclasses.replace(config, data=filled))
+    tasks.check_names([tasks.set_name(spec) for spec in data.suites])
+    found = []
+    for spec in data.suites:
+        each = tasks.load_set(
+            spec, data, vocabulary.tokenizer, needs_answer=scorer.needs_answers, limit=e.limit
+        )
+        each = each._replace(samples=each.samples or e.samples)
+        scorer.check(each.problems)
+        if each.size > 2**PLACE_BITS or each.samples > 2**SAMPLE_BITS:
+            raise InputError(
+                f"{spec}: {each.size:,} problems, {each.samples:,} samples each; at most "
+                f"{2**PLACE_BITS:,} (config.evaluation.limit) and {2**SAMPLE_BITS:,}"
+            )
+        if each.samples > 1 and e.temperature == 0:
+            raise InputError(f"{spec}: {each.samples} samples: greedy decoding has one sample")
+        found.append(each)
     return found
 
 
-def _per_set(settings: Settings):
-    return zip(settings.benchmarks, settings.samples, strict=True)
-
-
-def _problems(settings: Settings, name: str) -> list[Problem]:
-    path = locate(settings.data, name)
-    problems = load_problems(path)
-    if len(problems) > 2**PLACE_BITS:
-        raise InputError(f"{path}: {len(problems):,} problems; a set can have {2**PLACE_BITS:,}")
-    return problems[: settings.limit or None]
-
-
-def _questions(settings: Settings, problems, vocabulary: Vocabulary) -> list[Question]:
-    """Every response to draw, those with the longest prompts first: they need the most memory."""
-    questions = []
-    for name, samples in _per_set(settings):
-        texts = [chat(problem.problem, INSTRUCTION) for problem in problems[name]]
-        encoded = encode_prompts(vocabulary.tokenizer, texts, settings.prompt_tokens)
-        for place, prompt in zip(encoded.indices, encoded.ids, strict=True):
-            problem = problems[name][place]
-            questions += [Question(name, place, i, problem, prompt) for i in range(samples)]
-    return sorted(questions, key=lambda q: -len(q.prompt))
-
-
-def _mesh(settings: Settings) -> Mesh | None:
+def _mesh(config: Config) -> Mesh | None:
     """The mesh asked for, after a look whether the model suits it and the lengths."""
-    sizes = huggingface.read_config(settings.model)
-    slots = settings.prompt_tokens + settings.response_tokens
+    sizes, data = huggingface.read_config(config.model.path), config.data
+    slots = data.prompt_tokens + data.response_tokens
     if slots > sizes.max_positions:
         raise InputError(
-            f"--prompt_tokens + --response_tokens = {slots}: {settings.model} takes "
+            f"prompt_tokens + response_tokens = {slots}: {config.model.path} takes "
             f"{sizes.max_positions} positions (max_position_embeddings)"
         )
-    mesh = sharding.make_mesh(settings.mesh)
+    mesh = sharding.make_mesh(config.mesh.sizes)
     if mesh is not None and sizes.kv_heads % mesh.shape["tensor"]:
         raise InputError(
-            f"--mesh: tensor = {mesh.shape['tensor']} must divide the model's {sizes.kv_heads} "
-            "key heads"
+            f"mesh.tensor = {mesh.shape['tensor']}: must divide the model's {sizes.kv_heads} key "
+            "heads"
         )
     return mesh
 
 
-def _plan(
-    settings: Settings, problems, questions: Sequence[Question], mesh: Mesh | None
-) -> dict[str, object]:
-    lines: dict[str, object] = {"model": settings.model}
-    for name, samples in _per_set(settings):
-        asked = len({q.place for q in questions if q.benchmark == name})
-        size, whole = len(problems[name]), BENCHMARKS[name].problems
-        notes = [f"{samples} sample{'s' if samples > 1 else ''} each"]
-        notes += [f"{size - asked} dropped: prompt too long"] if asked < size else []
-        notes += [f"the paper's set has {whole}"] if size != whole else []
-        lines[name] = f"{size} problems, {', '.join(notes)}"
-    heat = settings.temperature
-    return lines | {
-        "decoding": f"temperature {heat:g}, top-p {settings.top_p:g}" if heat else "greedy",
-        "tokens": f"{settings.prompt_tokens} of prompt, {settings.response_tokens} of response",
-        "seed": str(settings.seed),
-        "dtype": settings.dtype,
-        "batch": f"{settings.batch_size} responses",
-        "device": sharding.devices_text(mesh),
+def _identity(config: Config, sets: Sequence[ProblemSet], scorer: Scorer) -> dict[str, Any]:
+    """The settings as saved: what must be the same for an evaluation to be continued."""
+    content = [[s.prompts, [(p.problem, p.answers) for p in s.problems]] for s in sets]
+    e, data, model = config.evaluation, config.data, config.model
+    return {
+        "model": str(pathlib.Path(model.path).expanduser().resolve()),
+        "sets": [s.name for s in sets],
+        "samples": [s.samples for s in sets],
+        "temperature": e.temperature,
+        "top_p": e.top_p,
+        "limit": e.limit,
+        "prompt_tokens": data.prompt_tokens,
+        "response_tokens": data.response_tokens,
+        "instruction": [s.instruction for s in sets],
+        "answer": [s.form for s in sets],
+        "reward": scorer.identity(),
+        "seed": config.seed,
+        "dtype": model.compute_dtype or model.dtype,
+        "model_digest": model_digest(model.path),
+        "problems_digest": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16],
     }
 
 
-def _generate(
-    settings: Settings,
+def _plan(
+    config: Config,
+    sets: Sequence[ProblemSet],
     vocabulary: Vocabulary,
-    questions: Sequence[Question],
     mesh: Mesh | None,
-    out: pathlib.Path,
+    scorer: Scorer,
+) -> dict[str, object]:
+    e, data, model = config.evaluation, config.data, config.model
+    lines: dict[str, object] = {"model": model.path}
+    for each in sets:
+        known = BENCHMARKS.get(each.name)
+        notes = [f"{each.samples} sample{'s' if each.samples > 1 else ''} each"]
+        notes += [f"{each.dropped} dropped: prompt too long"] if each.dropped else []
+        if known and each.size != known.problems:
+            notes.append(f"the paper's set has {known.problems}")
+        lines[each.name] = f"{each.size} problems, {', '.join(notes)}"
+    lines["reward"] = scorer.text
+    heat = f"temperature {e.temperature:g}, top-p {e.top_p:g}"
+    return (
+        lines
+        | tasks.plan(sets, vocabulary.tokenizer)
+        | {
+            "decoding": heat if e.temperature else "greedy",
+            "tokens": f"{data.prompt_tokens} of prompt, {data.response_tokens} of response",
+            "seed": str(config.seed),
+            "dtype": model.compute_dtype or model.dtype,
+            "batch": f"{e.batch_size} responses",
+            "device": sharding.devices_text(mesh),
+        }
+    )
+
+
+def _generate(
+    config: Config,
+    sets: Sequence[ProblemSet],
+    vocabulary: Vocabulary,
+    mesh: Mesh | None,
+    scorer: Scorer,
+    record: _Record,
     console: Console,
 ) -> None:
-    """Draws what is missing of `questions`, batch by batch."""
-    known = processes.first_does(
-        lambda: [(r["set"], r["place"], r["sample"]) for r in record.read_generations(out)]
-    )
-    done = set(map(tuple, known))
-    missing = [q for q in questions if (q.benchmark, q.place, q.sample) not in done]
+    """Draws what is missing, batch by batch."""
+    done = record.done()
+    every = (q for s in sets for q in questions(s, s.samples, functools.partial(row_id, s.name)))
+    missing = [q for q in every if (q.set, q.place, q.sample) not in done]
     if done:
         console.event(f"{len(done):,} responses were there already")
     if not missing:
         return
-    batches = _batches(settings, missing)
-    model, params = huggingface.load(settings.model, dtype=settings.dtype, mesh=mesh)
-    heat = SamplerSettings(temperature=settings.temperature, top_p=settings.top_p)
-    ends = vocabulary.eos_ids, vocabulary.pad_id
-    tasks = {
-        width: Task(settings.batch_size, width, 1, settings.response_tokens, heat, *ends)
+    batches = _batches(config, missing)
+    loaded, params = huggingface.load(config.model.path, dtype=config.model.dtype, mesh=mesh)
+    policy = Decoder(executed(loaded.config, config))
+    heat = SamplerSettings(config.evaluation.temperature, top_p=config.evaluation.top_p)
+    rows, tokens = config.evaluation.batch_size, config.data.response_tokens
+    wanted = {
+        width: Task(rows, width, 1, tokens, heat, vocabulary.eos_ids, vocabulary.pad_id)
         for width in sorted({width for width, _ in batches})
     }
-    samplers = {width: compiled(model, task, mesh) for width, task in tasks.items()}
+    samplers = {width: make(config, policy, task, mesh) for width, task in wanted.items()}
     progress = Progress(len(batches), len(missing), console)
-    key = jax.random.key(settings.seed)
-    pool = grading.process_pool()
+    key = jax.random.key(config.seed)
     for width, batch in batches:
-        ids = [row_id(q.benchmark, q.place, q.sample) for q in batch]
-        problems, prompts = [q.problem for q in batch], [q.prompt for q in batch]
-        responses = respond(
-            samplers[width], tasks[width], params, problems, prompts, ids, vocabulary, key, pool
-        )
-        seen = vocabulary.tokenizer.batch_decode(prompts)
-        if processes.is_first():
-            record.append_generations(out, map(_record, batch, seen, responses))
-        progress.advance(len(batch), sum(r.length for r in responses))
+        said = respond(samplers[width], wanted[width], params, batch, vocabulary, key, scorer)
+        record.add(list(map(_row, batch, said)))
+        progress.advance(len(batch), sum(r.length for r in said))
 
 
-def _batches(settings: Settings, questions: Sequence[Question]) -> list[tuple[int, list[Question]]]:
-    """(prompt width, questions) of each batch, in the questions' order."""
-    widths = sorted({-(-settings.prompt_tokens // part) for part in _WIDTHS}, reverse=True)
-    batches = []
+def _batches(config: Config, asked: Sequence[Question]) -> list[tuple[int, list[Question]]]:
+    """(prompt width, questions) of each batch, longest prompts first: they need most memory."""
+    limit, rows = config.data.prompt_tokens, config.evaluation.batch_size
+    widths = sorted({-(-limit // part) for part in _WIDTHS}, reverse=True)
+    ordered, batches = sorted(asked, key=lambda q: -len(q.prompt)), []
     for width, below in zip(widths, [*widths[1:], 0], strict=True):
-        fitting = [q for q in questions if below < len(q.prompt) <= width]
-        starts = range(0, len(fitting), settings.batch_size)
-        batches += [(width, fitting[i : i + settings.batch_size]) for i in starts]
+        fitting = [q for q in ordered if below < len(q.prompt) <= width]
+        batches += [(width, fitting[i : i + rows]) for i in range(0, len(fitting), rows)]
     return batches
 
 
-def _record(question: Question, prompt: str, response: Response) -> dict:
-    """A line of generations.jsonl; `prompt` is what the model saw, special tokens and all."""
-    return {
-        "set": question.benchmark,
+def _row(question: Question, response: Response) -> dict[str, Any]:
+    """A line of generations.jsonl."""
+    score = response.score
+    row = {
+        "set": question.set,
         "place": question.place,
         "sample": question.sample,
         "problem_id": question.problem.id,
         "problem": question.problem.problem,
         "answers": question.problem.answers,
-        "prompt": prompt,
+        "prompt": response.prompt,
         "response": response.text,
-        "answer": response.verdict.answer,
-        "correct": response.verdict.correct,
-        "verdict": response.verdict.reason,
+        "answer": score.answer,
+        "correct": score.correct,
+        "verdict": score.reason,
+        "reward": score.reward,
         "length": response.length,
         "truncated": not response.ended,
-        "format": grading.format_ok(response.text),
-        "reflection": reflects(response.text),
+        "format": bool(score.answer),
+        "reflection": results.reflects(response.text),
     }
+    if score.errors or len(score.parts) > 1:
+        row |= {"parts": score.parts, "errors": score.errors}
+    return row

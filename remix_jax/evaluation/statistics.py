@@ -11,7 +11,6 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 10_000  # of the bootstrap
 MAJORITY_DRAWS = 1_000  # subsets a problem over which maj@k is averaged
-_Z = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 Interval = tuple[float, float]
 
@@ -78,16 +77,13 @@ def classes(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> 
     """
     known: list[str] = []
     found: dict[str, int] = {}
-
-    def place(answer: str) -> int:
+    for answer in filter(None, answers):
         if answer not in found:
             like = (i for i, other in enumerate(known) if same(answer, other))
             found[answer] = next(like, len(known))
             if found[answer] == len(known):
                 known.append(answer)
-        return found[answer]
-
-    return [place(answer) if answer else None for answer in answers]
+    return [found[answer] if answer else None for answer in answers]
 
 
 def interval(correct_PN: np.ndarray, seed: int = 0) -> tuple[Interval, str]:
@@ -97,14 +93,21 @@ def interval(correct_PN: np.ndarray, seed: int = 0) -> tuple[Interval, str]:
     percentiles of a bootstrap over problems. Where all is right or all wrong a bootstrap would
     have no width: there Wilson's too, of the problems.
     """
+    from scipy import stats  # half a second to import
+
     problems, samples = correct_PN.shape
-    share = float(correct_PN.mean())
-    if samples == 1 or share in (0.0, 1.0):
-        return wilson(round(share * problems), problems), "Wilson"
-    mean_P, rng = correct_PN.mean(axis=1), np.random.default_rng(seed)
-    means = mean_P[rng.integers(0, problems, (RESAMPLES, problems))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return (float(low), float(high)), "bootstrap over problems"
+    mean_P = correct_PN.mean(axis=1)
+    if samples == 1 or np.ptp(mean_P) == 0:
+        return wilson(round(float(mean_P.mean()) * problems), problems), "Wilson"
+    found = stats.bootstrap(
+        (mean_P,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return (float(found.low), float(found.high)), "bootstrap over problems"
 
 
 def mean_interval(shares: Sequence[float], intervals: Sequence[Interval]) -> Interval:
@@ -121,8 +124,7 @@ def mean_interval(shares: Sequence[float], intervals: Sequence[Interval]) -> Int
 
 def wilson(correct: int, total: int) -> Interval:
     """Wilson's score interval of a proportion."""
-    share, z2 = correct / total, _Z * _Z
-    middle = share + z2 / (2 * total)
-    half = _Z * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
-    scale = 1 + z2 / total
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    from scipy import stats
+
+    found = stats.binomtest(correct, total).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)

@@ -120,7 +120,7 @@ def evaluation_task(config: Config, eos_ids: tuple[int, ...], pad_id: int) -> Ta
         config.data.prompt_tokens,
         e.samples,
         config.data.response_tokens,
-        SamplerSettings(temperature=e.temperature),
+        SamplerSettings(e.temperature, top_p=e.top_p),
         eos_ids,
         pad_id,
     )

@@ -14,8 +14,7 @@ from jax.sharding import Mesh
 from remix_jax import processes, schedule, streams
 from remix_jax.config import Config
 from remix_jax.cost import StepFlops, kl_weight, speeds, step_flops
-from remix_jax.evaluation.respond import evaluate
-from remix_jax.grading import verdicts as grading
+from remix_jax.evaluation import held_out
 from remix_jax.learner import programs as compiled
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.state import TrainState, fault_names, fetch_anchors, rest_anchors
@@ -340,14 +339,14 @@ def _collect(
 def _evaluate(run: _Run, state: TrainState) -> dict[str, float]:
     begin = time.perf_counter()
     setup = run.setup
-    figures = evaluate(
+    figures = held_out(
         run.samplers.evaluate,
         state.params,
         setup.suites,
         setup.validation,
         setup.vocabulary,
         setup.config,
-        grading.process_pool(),
+        setup.scorer,
     )
     return figures | {"seconds/eval": time.perf_counter() - begin}
 

@@ -64,6 +64,7 @@ def prepare(config: Config) -> Setup:
     scorer.check(train.problems)
     train, held = with_traces(train, config, vocabulary)
     prefixes = load_prefixes(config, train, vocabulary)
+    load = functools.partial(load, limit=config.evaluation.limit)
     suites = [load(spec) for spec in data.suites]
     validation = [load(spec) for spec in (data.validation,) if spec]
     sizes = huggingface.read_config(config.model.path)
@@ -166,7 +167,7 @@ def plan(setup: Setup) -> dict[str, object]:
     if setup.validation:
         chosen_by = setup.validation[0]
         lines["settings may be chosen by"] = f"{chosen_by.name} {len(chosen_by.problems)}"
-    lines |= tasks.plan(setup.train, held_out(setup), setup.vocabulary.tokenizer)
+    lines |= tasks.plan(held_out(setup), setup.vocabulary.tokenizer, setup.train)
     dropped = sum(s.dropped for s in (setup.train, *held_out(setup)))
     if dropped:
         lines["problems dropped"] = f"{dropped:,} with prompts over {c.data.prompt_tokens} tokens"

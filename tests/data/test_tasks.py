@@ -96,7 +96,7 @@ def test_prompts_that_instruct_in_their_own_words_get_nothing_more(tmp_path):
     row = {"prompt": "Say 7. Put it in \\boxed{}.", "answer": 7}
     found, prompts = load(rows(tmp_path, row), instruction=INSTRUCTION)
     assert prompts == ["[user]Say 7. Put it in \\boxed{}."]
-    assert plan(found, [], TOKENIZER)["instruction"] == "in the problems"
+    assert plan([found], TOKENIZER)["instruction"] == "in the problems"
     with pytest.raises(InputError, match=r"set-0 asks for an answer in .*scored by answer=hash"):
         load(rows(tmp_path, row), answer="hash")
 
@@ -187,6 +187,8 @@ def test_sets_have_names_of_their_own():
     with pytest.raises(InputError, match="2 sets are called test"):
         check_sets(Data(train="t.json", suites=("a/test.json", "b/test.json")))
     check_sets(Data(train="t.json", suites=("a/test.json", "b/test.json?name=other")))
+    with pytest.raises(InputError, match=r"a run takes config.evaluation.samples for all sets"):
+        check_sets(Data(train="t.json", suites=("a/test.json?samples=4",)))
     assert set_name("made/hard/1.0.0") == "hard"
 
 
@@ -198,13 +200,13 @@ def test_the_plan_says_how_problems_are_asked_and_what_is_in_both_sets(tmp_path)
         )
     )
     assert overlap(train.problems, [train, held]) == [(train, 4), (held, 1)]
-    lines = plan(train, [held], TOKENIZER)
+    lines = plan([held], TOKENIZER, train)
     assert lines["answers"] == "in \\boxed{}"
     assert lines["instruction"] == "none (nothing asks for \\boxed{})"
     assert lines["a prompt ends"] == "'[user]p0'"
     assert lines["WARNING"] == "held-out problems that are training problems too: 1 of 2 of h"
     verl, _ = load(FIXTURE)
-    lines = plan(train, [verl], TOKENIZER)
+    lines = plan([verl], TOKENIZER, train)
     assert lines["answers"] == "set: in \\boxed{}; verl_gsm8k: a number after ####"
     assert "WARNING" not in lines
 

@@ -1,7 +1,6 @@
 """One path through everything: real math problems, a BPE tokenizer, training, evaluation, torch."""
 
 import dataclasses
-import io
 import json
 import pathlib
 
@@ -9,14 +8,14 @@ import numpy as np
 import pytest
 
 from experiments.configs import gsm8k_0p5b
+from remix_jax import files
+from remix_jax.config import Config, Data, Evaluation, Model
 from remix_jax.data.benchmark_sets import BENCHMARKS, locate
-from remix_jax.data.problems import load_problems
-from remix_jax.evaluation import record, run
-from remix_jax.evaluation.settings import Settings
+from remix_jax.data.problems import INSTRUCTION, load_problems
+from remix_jax.evaluation import evaluate, run
 from remix_jax.models import huggingface
 from remix_jax.rollout.rollouts import load_vocabulary
 from remix_jax.run import loop
-from remix_jax.sinks.console import Console
 from tests import bpe_models
 from tests.experiments.runs import figures, quiet
 
@@ -75,39 +74,35 @@ def test_real_problems_go_through_training_evaluation_and_export(problems, tmp_p
     after = huggingface.load(export)[1]["final_norm"]["scale"]
     assert np.abs(np.asarray(after) - np.asarray(before)).max() > 1e-4
 
-    settings = Settings(
-        model=str(export),
-        benchmarks=tuple(BENCHMARKS),
-        samples=(1,) * 5,
-        temperature=0.0,
-        top_p=1.0,
-        prompt_tokens=1024,
-        response_tokens=8,
-        seed=0,
-        dtype="float32",
-        limit=2,
-        batch_size=5,
-        data=str(sets),
+    evaluated = Config(
+        model=Model(path=str(export)),
+        data=Data(
+            suites=tuple(f"{locate(sets, name)}?name={name}" for name in BENCHMARKS),
+            instruction=INSTRUCTION,
+            prompt_tokens=1024,
+            response_tokens=8,
+        ),
+        evaluation=Evaluation(batch_size=5, limit=2),
     )
-    found = run.run(settings, tmp_path / "eval", Console(0, file=io.StringIO(), terminal=False))
+    found = evaluate(evaluated, tmp_path / "eval")
     assert list(found["sets"]) == list(BENCHMARKS)
     passed = [figures["pass@1"] for figures in found["sets"].values()]
     assert found["mean"]["pass@1"] == pytest.approx(np.mean(passed))
-    generations = record.read_generations(tmp_path / "eval")
+    generations = files.read_json_lines(tmp_path / "eval" / run.GENERATIONS)
     assert len(generations) == 10
 
     peer = transformers.AutoModelForCausalLM.from_pretrained(export).eval()
-    check_torch_says_the_same(torch, peer, settings, generations)
+    check_torch_says_the_same(torch, peer, export, sets, generations)
 
 
-def check_torch_says_the_same(torch, peer, settings, generations):
+def check_torch_says_the_same(torch, peer, export, sets, generations):
     """Torch's greedy responses to the same prompts, by its own tokenizer and stopping."""
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(settings.model)
-    ends = load_vocabulary(settings.model).eos_ids
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(export)
+    ends = load_vocabulary(export).eos_ids
     assert [tokenizer.convert_ids_to_tokens(i) for i in ends] == ["<|im_end|>", "<|endoftext|>"]
-    by_set = {name: load_problems(locate(settings.data, name)) for name in settings.benchmarks}
+    by_set = {name: load_problems(locate(sets, name)) for name in BENCHMARKS}
     for row in generations:
         text = by_set[row["set"]][row["place"]].problem
         content = f"{text} Let's think step by step and output the final answer within \\boxed{{}}."
@@ -122,7 +117,7 @@ def check_torch_says_the_same(torch, peer, settings, generations):
             out = peer.generate(
                 **prompt,
                 do_sample=False,
-                max_new_tokens=settings.response_tokens,
+                max_new_tokens=8,
                 eos_token_id=list(ends),
                 pad_token_id=tokenizer.pad_token_id,
             )[0, prompt["input_ids"].shape[1] :]
