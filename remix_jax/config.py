@@ -1,16 +1,19 @@
-"""What a run is: typed fields and the numbers that follow from them.
+"""What a run is: typed fields, each with its default and where that comes from.
 
 A config file (`experiments/configs/*.py`) defines `get_config() -> Config`; the command line may
-override any field (`--config.replay.share=0.3`). A config is not changed after it was checked
-(config_rules.py); its hash makes it a static argument of the compiled programs. PPO, GRPO,
-ReMix-PPO, ReMix-GRPO and every ablation are values of these fields: one learner reads them all.
+override any field (`--config.replay.share=0.3`). PPO, GRPO, ReMix-PPO, ReMix-GRPO and every
+ablation are values of these fields: one learner reads them all. A run reads a copy that was checked
+and cannot be changed (config_rules.validate).
 
 Marks beside a default say where it comes from: [P] the paper, [R] the authors' repository,
 [C] our choice where both are silent (docs/choices.md lists those with reasons).
 """
 
+import copy
 import dataclasses
+import difflib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from remix_jax.errors import InputError
@@ -23,8 +26,47 @@ DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("auto", "plain", "splash", "cudnn")
 
 
+class Section:
+    """A group of fields: others are refused, and so is every change after `freeze`.
+
+    A section that is given to another one is copied, so that no two configs share one.
+
+    Raises:
+      InputError: an unknown field (the message names the one that was meant), or a late change.
+    """
+
+    def __new__(cls, *_args: Any, **fields: Any):
+        for name in fields:
+            _check_field(cls, name)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            if isinstance(value, Section):
+                setattr(self, name, copy.deepcopy(value))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _check_field(type(self), name)
+        if "_frozen" in vars(self):
+            raise InputError(
+                f"{type(self).__name__}.{name}: a config that was checked cannot be changed; "
+                "dataclasses.replace(config, ...) or copy.deepcopy(config) makes another one"
+            )
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:  # of a copy, which may be changed
+        return {name: value for name, value in vars(self).items() if name != "_frozen"}
+
+    def freeze(self) -> None:
+        """Ends all changes, here and in the sections within."""
+        for value in list(vars(self).values()):
+            if isinstance(value, Section):
+                value.freeze()
+        vars(self)["_frozen"] = True
+
+
 @dataclasses.dataclass(unsafe_hash=True)
-class Model:
+class Model(Section):
     """The policy that is finetuned; the critic starts from the same weights."""
 
     path: str = ""  # Hugging Face model directory
@@ -34,7 +76,7 @@ class Model:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Data:
+class Data(Section):
     """Problems and the width of a row."""
 
     train: str = ""  # a file, a TFDS directory or reasoning_gym:NAME?option=value (docs/tasks.md)
@@ -49,7 +91,7 @@ class Data:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Sampling:
+class Sampling(Section):
     """The distribution that rollouts are drawn from."""
 
     temperature: float = 1.0  # [R]
@@ -61,7 +103,7 @@ class Sampling:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Replay:
+class Replay(Section):
     """Mix-PPG: rows of the last `window` steps make up `share` of each batch."""
 
     share: float = 0.4  # [P] p; 0 is the on-policy method
@@ -70,7 +112,7 @@ class Replay:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class KL:
+class KL(Section):
     """coef * KL(policy || anchors), added to the loss. Convex: the two anchors of KL-Convex."""
 
     coef: float = 0.001  # [R] beta; 0 turns it off
@@ -83,7 +125,7 @@ class KL:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Reward:
+class Reward(Section):
     """What a response is worth: the weighted sum of functions (docs/rewards.md)."""
 
     # math, gsm8k, think_format, overlong, repetition, reasoning_gym, path/to/file.py:function or
@@ -94,7 +136,7 @@ class Reward:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Objective:
+class Objective(Section):
     """The policy's loss."""
 
     method: str = "mix_ppg"  # [P] a key of family.METHODS
@@ -111,7 +153,7 @@ class Objective:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Imitation:
+class Imitation(Section):
     """Self-imitation: successes of the last steps are made likelier. Not part of the paper."""
 
     weight: float = 0.0  # 0: off
@@ -119,7 +161,7 @@ class Imitation:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Prefix:
+class Prefix(Section):
     """PrefixRL: groups that go on from a prefix of a successful trace (arXiv 2601.18795)."""
 
     bank: str = ""  # directory of a trace bank (experiments.collect_traces); empty: off
@@ -131,14 +173,14 @@ class Prefix:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Expert:
+class Expert(Section):
     """A row of each group that an expert wrote: a verified trace, without log-probs."""
 
     bank: str = ""  # directory of a bank of traces; empty: no expert
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Optimizer:
+class Optimizer(Section):
     """AdamW with a bound on the gradient's norm."""
 
     learning_rate: float = 1e-6  # [P]
@@ -150,7 +192,7 @@ class Optimizer:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Memory:
+class Memory(Section):
     """What is cut, computed again or kept smaller so that long rows of large models fit.
 
     Off, as it is here, nothing is: small models run faster so (docs/scaling.md).
@@ -167,7 +209,7 @@ class Memory:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Critic:
+class Critic(Section):
     """PPO's value function: a model of its own with its own optimizer."""
 
     optimizer: Optimizer = dataclasses.field(
@@ -178,7 +220,7 @@ class Critic:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Evaluation:
+class Evaluation(Section):
     """Held-out accuracy during the run."""
 
     every: int = 10  # steps; 0: only before the first and after the last
@@ -190,7 +232,7 @@ class Evaluation:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Mesh:
+class Mesh(Section):
     """Devices along each axis of the mesh (sharding.py); -1 for one axis: all that are left.
 
     By default all go to fsdp: it divides rows as data does, and the state too, so that memory falls
@@ -208,7 +250,7 @@ class Mesh:
 
 
 @dataclasses.dataclass(unsafe_hash=True)
-class Config:
+class Config(Section):
     """A run."""
 
     seed: int = 0
@@ -318,6 +360,54 @@ def compiled_part(config: Config) -> Config:
     )
 
 
+def field_type(path: str) -> type:
+    """The type of the field at a dotted path, as on the command line.
+
+    Raises:
+      InputError: there is none; the message names the one that was meant.
+    """
+    kind: Any = Config
+    for name in path.split("."):
+        if not dataclasses.is_dataclass(kind):
+            raise InputError(f"config.{path}: {path.rpartition('.')[0]} has no fields")
+        _check_field(kind, name)
+        kind = {field.name: field.type for field in dataclasses.fields(kind)}[name]
+    return kind
+
+
+def _check_field(kind: type, name: str) -> None:
+    """Raises InputError where a section has no such field."""
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    if name in names:
+        return
+    meant = " or ".join(similar_fields(name, kind))
+    guess = f"; did you mean {meant}?" if meant else f": its fields are {', '.join(names)}"
+    raise InputError(f"{kind.__name__} has no field {name}{guess}")
+
+
+def similar_fields(name: str, kind: type | None = None) -> list[str]:
+    """Dotted paths of the fields that may be meant by a wrong name: lr -> learning_rate."""
+    leaves = {path: path.rpartition(".")[2] for path in _paths(kind or Config)}
+
+    def initials(field: str) -> str:
+        return "".join(word[0] for word in field.split("_"))
+
+    return (
+        [path for path, leaf in leaves.items() if leaf == name]
+        or [path for path, leaf in leaves.items() if initials(leaf) == name]
+        or difflib.get_close_matches(name, leaves, 1, 0.7)
+        or [p for p, leaf in leaves.items() if difflib.get_close_matches(name, [leaf], 1, 0.8)]
+    )[:3]
+
+
+def _paths(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of all fields and sections below."""
+    for field in dataclasses.fields(kind):
+        yield prefix + field.name
+        if dataclasses.is_dataclass(field.type):
+            yield from _paths(field.type, f"{prefix}{field.name}.")
+
+
 def to_json(config: Config) -> str:
     """The whole config as JSON, as saved with the run."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
@@ -329,19 +419,17 @@ def from_json(text: str, where: object = "config.json") -> Config:
     Raises:
       InputError: no such config, or one of another version, with fields that are unknown here.
     """
+
+    def section(kind: Any, content: dict[str, Any]) -> Any:
+        types = {field.name: field.type for field in dataclasses.fields(kind)}
+        values = {}
+        for name, value in content.items():
+            if dataclasses.is_dataclass(types.get(name)):
+                value = section(types[name], value)
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return kind(**values)
+
     try:
-        return _section(Config, json.loads(text), str(where))
+        return section(Config, json.loads(text))
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: no config of a run ({one_line(error)})") from None
-
-
-def _section(kind: Any, content: dict[str, Any], where: str) -> Any:
-    types = {field.name: field.type for field in dataclasses.fields(kind)}
-    values = {}
-    for name, value in content.items():
-        if name not in types:
-            raise InputError(f"{where}: of another version, {kind.__name__} has no field {name}")
-        if dataclasses.is_dataclass(types[name]):
-            value = _section(types[name], value, where)
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+        raise InputError(f"{where}: no config of this version ({one_line(error)})") from None

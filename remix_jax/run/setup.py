@@ -50,7 +50,7 @@ def prepare(config: Config) -> Setup:
     Raises:
       InputError: anything that is wrong with them, in one line.
     """
-    config_rules.validate(config)
+    config = config_rules.validate(config)
     check_attention(config)
     scorer = Scorer.of(config)
     vocabulary = load_vocabulary(config.model.path)
