@@ -13,7 +13,7 @@ import sys
 
 from absl import flags
 
-from experiments import main
+from experiments import config_flag, main
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.rollout import collection
@@ -57,7 +57,7 @@ def settings_of(values, config: Config | None) -> collection.Settings:
 
 def collect() -> None:
     """The collection behind the flags."""
-    config = main.config_of(CONFIG) if flags.FLAGS["config"].value is not None else None
+    config = config_flag.value_of(CONFIG) if flags.FLAGS["config"].value is not None else None
     assert OUT.value is not None  # required
     try:
         collection.collect(settings_of(flags.FLAGS, config), OUT.value, Console(0))
@@ -67,7 +67,7 @@ def collect() -> None:
 
 
 if __name__ == "__main__":
-    CONFIG = main.define_config()
+    CONFIG = config_flag.define()
     OUT = flags.DEFINE_string("out", None, "directory of the bank: new, or one to be continued")
     flags.DEFINE_string("model", None, "Hugging Face model directory")
     flags.DEFINE_string("problems", None, "problem file, or a prepared TFDS directory")

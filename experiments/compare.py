@@ -19,7 +19,7 @@ import time
 from absl import flags
 from rich.console import Console as Terminal
 
-from experiments import main, trials
+from experiments import config_flag, main, trials
 from experiments.arithmetic import bases
 from experiments.methods import COMPARED, METHODS, with_rollouts
 from experiments.report import comparison_tables, files, results
@@ -155,7 +155,7 @@ def experiment() -> None:
     values = flags.FLAGS
     workdir = pathlib.Path(values.workdir)
     workers = WORKERS()
-    plan = make_plan(main.config_of(CONFIG_FLAG), values, workdir, workers)
+    plan = make_plan(config_flag.value_of(CONFIG_FLAG), values, workdir, workers)
     data = compare(plan, workdir, workers)
     data["about"] = trials.about(plan.config, time.perf_counter() - begin, workers)
     found = files.write("comparison", data, workdir)
@@ -164,7 +164,7 @@ def experiment() -> None:
 
 
 if __name__ == "__main__":
-    CONFIG_FLAG = main.define_config(default=str(CONFIG))
+    CONFIG_FLAG = config_flag.define(default=str(CONFIG))
     flags.DEFINE_list("methods", list(COMPARED), f"of {', '.join(METHODS)}")
     flags.DEFINE_list(
         "learning_rates", ["1e-4", "2e-4", "4e-4", "6e-4"], "the grid; the first is the equal rate"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import main, trials
+from experiments import config_flag, main, trials
 from experiments.compare import CONFIG
 from experiments.methods import METHODS, with_rollouts
 from experiments.report import dynamics, files
@@ -247,7 +247,7 @@ def experiment() -> None:
     """The experiment behind the flags."""
     begin = time.perf_counter()
     workdir = pathlib.Path(WORKDIR.value)
-    config = main.config_of(CONFIG_FLAG)
+    config = config_flag.value_of(CONFIG_FLAG)
     workers = WORKERS()
     data = measure(config, SEEDS.value, workdir, workers)
     data["about"] = trials.about(config, time.perf_counter() - begin, workers)
@@ -258,7 +258,7 @@ def experiment() -> None:
 
 
 if __name__ == "__main__":
-    CONFIG_FLAG = main.define_config(default=str(CONFIG))
+    CONFIG_FLAG = config_flag.define(default=str(CONFIG))
     SEEDS = flags.DEFINE_integer("seeds", 3, "seeds of every arm", lower_bound=1)
     WORKERS = trials.define_workers()
     WORKDIR = flags.DEFINE_string("workdir", "runs/dynamics", "a directory a run, and the results")

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from experiments import config_flag
 from remix_jax import processes
-from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.run.checkpoint import SaveError
 from remix_jax.run.loop import FaultError, Outcome
@@ -27,11 +26,6 @@ PREEMPTED = os.EX_TEMPFAIL
 
 class Stopped(Exception):
     """Ctrl-C: what is finished is kept, the same command continues."""
-
-
-def define_config(default: str | None = None) -> flags.FlagHolder:
-    """The flag --config=FILE with its --config.FIELD=VALUE overrides."""
-    return config_flags.DEFINE_config_file("config", default, "config file; get_config() -> Config")
 
 
 def define_processes() -> Callable[[], None]:
@@ -47,27 +41,16 @@ def define_processes() -> Callable[[], None]:
     return lambda: processes.start(coordinator.value, count.value, index.value, given.value)
 
 
-def config_of(flag: flags.FlagHolder) -> Config:
-    """The config that the flags ask for.
-
-    Raises:
-      InputError: the file cannot be read, fails, or gives something else than a Config.
-    """
-    try:
-        config = flag.value
-    except Exception as error:  # a config file is a program: it can fail in any way
-        raise InputError(f"--config: {type(error).__name__}: {one_line(error)}") from None
-    if not isinstance(config, Config):
-        raise InputError(f"--config: get_config() gave {type(config).__name__}, not a Config")
-    return config
-
-
 def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
     """Parses the flags and runs an experiment. Does not return."""
 
     def parse(argv):
         try:
+            if config_flag.NAME in flags.FLAGS:
+                config_flag.check(argv[1:])
             return flags.FLAGS(argv)
+        except flags.UnrecognizedFlagError as error:
+            _refuse(config_flag.unknown_flag(error))
         except (flags.Error, KeyError, TypeError, ValueError, OSError) as error:
             _refuse(one_line(error))
 

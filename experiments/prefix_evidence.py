@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import main, trials
+from experiments import config_flag, main, trials
 from experiments.configs import arithmetic_prefix_reinforce, arithmetic_prefix_remix
 from experiments.report import files, prefix, results
 from experiments.trials import Trial
@@ -295,7 +295,7 @@ def experiment() -> None:
     begin = time.perf_counter()
     values = flags.FLAGS
     workdir, workers = pathlib.Path(values.workdir), WORKERS()
-    plan = make_plan(main.config_of(CONFIG), values, workdir)
+    plan = make_plan(config_flag.value_of(CONFIG), values, workdir)
     data = measure(plan, tuple(ARMS), workers)
     data["about"] = trials.about(plan.config, time.perf_counter() - begin, workers)
     for claim in files.write("prefix", data, workdir).claims():
@@ -304,7 +304,7 @@ def experiment() -> None:
 
 
 if __name__ == "__main__":
-    CONFIG = main.define_config(default=str(PRESET))
+    CONFIG = config_flag.define(default=str(PRESET))
     flags.DEFINE_float("budget", 1e12, "FLOPs of every arm, the rejection phase included")
     flags.DEFINE_list("learning_rates", ["3e-4", "1.5e-4", "6e-4"], "the grid")
     flags.DEFINE_integer("seeds", 3, "seeds of each arm", lower_bound=1)

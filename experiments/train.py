@@ -10,13 +10,13 @@ import pathlib
 
 from absl import flags
 
-from experiments import main
+from experiments import config_flag, main
 from launch import dry_run, placement
 from remix_jax.errors import InputError
 from remix_jax.run import loop, profiler
 from remix_jax.sinks.console import Console
 
-CONFIG = main.define_config()
+CONFIG = config_flag.define()
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run: new, or of the same run")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan of the run and end")
 SHOW_SHARDING = flags.DEFINE_bool("show_sharding", False, "print where arrays lie and end")
@@ -30,7 +30,7 @@ ARCHITECTURES = pathlib.Path(__file__).resolve().parent / "configs" / "architect
 
 def train() -> None:
     """The experiment behind the flags."""
-    config = main.config_of(CONFIG)
+    config = config_flag.value_of(CONFIG)
     if DRY_RUN.value:
         dry_run.print_plans(config, Console(config.steps), ARCHITECTURES)
         return

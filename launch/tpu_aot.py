@@ -26,7 +26,7 @@ from absl import flags
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh
 
-from experiments import main
+from experiments import config_flag, main
 from launch import dry_run, hlo, jaxpr_flops
 from remix_jax import config as configs
 from remix_jax import cost, schedule, sharding
@@ -39,7 +39,7 @@ from remix_jax.rollout import sampler
 from remix_jax.run import setup
 from remix_jax.types import empty_rows
 
-CONFIG = main.define_config()
+CONFIG = config_flag.define()
 TOPOLOGY = flags.DEFINE_string("topology", None, "slice: v5e:4x8, v5p:4x4x2, v6e:4x4, ...")
 FIND = flags.DEFINE_list("find", [], "the smallest slice that fits, of each of v5e, v5p, v6e")
 PARTS = flags.DEFINE_list("programs", ["sampling", "scoring", "learning"], "which to compile")
@@ -267,7 +267,7 @@ def _meshes(config: Config, topology: str, heads: int) -> Iterator[tuple[int, in
 
 def compile_ahead() -> None:
     """The command behind the flags."""
-    config = main.config_of(CONFIG)
+    config = config_flag.value_of(CONFIG)
     unknown = [part for part in PARTS.value if part not in _MAKERS]
     if unknown:
         raise InputError(f"--programs={','.join(unknown)}: must name some of {', '.join(_MAKERS)}")

@@ -375,9 +375,9 @@ def field_type(path: str) -> type:
     return kind
 
 
-def _check_field(kind: type, name: str) -> None:
+def _check_field(kind: Any, name: str) -> None:
     """Raises InputError where a section has no such field."""
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(kind)]
     if name in names:
         return
     meant = " or ".join(similar_fields(name, kind))

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from remix_jax.config import ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config
+from remix_jax.config import ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config, Section
 from remix_jax.errors import InputError
 from remix_jax.rl import advantages, constraints, family, masked, priorities, schedules
 
@@ -109,7 +109,7 @@ def validate(config: Config) -> Config:
 def _require(config: Config, path: str, holds: bool, right: str) -> None:
     if not holds:
         value = _value(config, path)
-        value = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        value = vars(value) if isinstance(value, Section) else value
         raise InputError(f"config.{path} = {value!r}: {right}")
 
 

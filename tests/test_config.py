@@ -1,6 +1,7 @@
 """Config: every field is read, every wrong value is refused in one line that says what is right."""
 
 import ast
+import copy
 import csv
 import dataclasses
 import json
@@ -202,6 +203,39 @@ def test_group_methods_need_groups():
     config.objective.advantage = "group_normalized"
     with pytest.raises(InputError, match=r"config.group_size = 1: group_normalized compares"):
         config_rules.validate(config)
+
+
+def test_unknown_fields_are_refused_with_the_one_that_was_meant():
+    config = good()
+    with pytest.raises(InputError, match="Optimizer has no field lr; did you mean learning_rate"):
+        config.optimizer.lr = 1e-4
+    with pytest.raises(InputError, match="Optimizer has no field lr; did you mean learning_rate"):
+        configs.Optimizer(lr=1e-4)
+    with pytest.raises(InputError, match="did you mean group_size"):
+        config.group_sizes = 8
+    with pytest.raises(InputError, match=r"mean optimizer\.learning_rate or critic\.opt"):
+        config.learning_rate = 1
+    with pytest.raises(InputError, match="Data has no field foo: its fields are train, suites"):
+        config.data.foo = 1
+    assert configs.field_type("data.suites") == tuple[str, ...]
+    with pytest.raises(InputError, match="Config has no field reply; did you mean replay"):
+        configs.field_type("reply.share")
+
+
+def test_a_run_reads_a_copy_that_cannot_be_changed():
+    config = good()
+    checked = config_rules.validate(config)
+    assert checked == config
+    for section in (checked, checked.optimizer, checked.critic.optimizer):
+        with pytest.raises(InputError, match="a config that was checked cannot be changed"):
+            section.__setattr__(dataclasses.fields(section)[0].name, 1)
+    config.kl.coef = 0.5
+    assert checked.kl.coef != 0.5
+    for other in (dataclasses.replace(checked, seed=7), copy.deepcopy(checked)):
+        other.critic.optimizer.beta1 = 0.5
+        assert checked.critic.optimizer.beta1 == 0.9
+    kl = configs.KL()
+    assert dataclasses.replace(config, kl=kl).kl is not kl, "no two configs share a section"
 
 
 def test_json_holds_every_field():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments import main
+from experiments import config_flag, main
 from experiments.configs import arithmetic_remix_ppo
 from remix_jax import config as configs
 from remix_jax import config_rules, schedule
@@ -21,6 +21,7 @@ from remix_jax.grading import answers
 from remix_jax.grading import verdicts as grading
 from remix_jax.models import huggingface
 from remix_jax.run import resume
+from remix_jax.text import one_line
 from tests import tiny_models
 
 # The same examples in every run: a failure is found by whoever causes it, not by the next one.
@@ -97,10 +98,10 @@ def test_any_override_is_taken_or_refused_in_one_line(field, text):
     try:
         values(["program", f"--config={preset}", f"--config.{field}={text}"])
     except (flags.Error, KeyError, TypeError, ValueError, OSError, AttributeError) as error:
-        refused(main._one_line(error))
+        refused(one_line(error))
         return
     try:
-        config_rules.validate(main.config_of(flag))
+        config_rules.validate(config_flag.value_of(flag))
     except InputError as error:
         refused(error)
 
