@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import main
+from experiments import config_flag, main
 from remix_jax import evaluation, processes
 from remix_jax.config import Config, Data, Evaluation, Mesh, Model
 from remix_jax.data import tasks
@@ -186,10 +186,10 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 if __name__ == "__main__":
-    CONFIG = main.define_config()
+    CONFIG = config_flag.define()
     JOIN = main.define_processes()
     define_flags()
     main.run(
-        lambda: evaluate(main.config_of(CONFIG) if flags.FLAGS["config"].value else None),
+        lambda: evaluate(config_flag.value_of(CONFIG) if flags.FLAGS["config"].value else None),
         required=["out"],
     )
