@@ -1,4 +1,6 @@
-"""The plan of a run from its config and the model's config.json alone: no weights, no problems.
+"""The plan of a run from its config and the model's config.json: no weights need be there.
+
+Problems, tokenizer and chat template are read and checked as far as they are there.
 
 What stays on a device is exact, from shapes. What a phase takes on top of it is an estimate from
 shapes, before the compiler fuses and reuses: the plan of a real run, printed once its programs are
@@ -18,12 +20,15 @@ from jax.sharding import AbstractMesh
 from remix_jax import config_rules, schedule, sharding
 from remix_jax.config import Config
 from remix_jax.data import tasks
+from remix_jax.data.problems import load_problems
 from remix_jax.errors import InputError
 from remix_jax.learner import losses
 from remix_jax.learner.programs import abstract_state
 from remix_jax.learner.state import Learner, TrainState, make_learner
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.rewards import Scorer
+from remix_jax.rollout.rollouts import load_vocabulary
 from remix_jax.run.setup import (
     check_mesh,
     check_width,
@@ -39,6 +44,7 @@ from remix_jax.sinks.console import Console
 from remix_jax.types import empty_rows, kept_rows
 
 MODEL_CONFIG = "config.json"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 def print_plans(config: Config, console: Console, architectures: pathlib.Path) -> None:
@@ -50,21 +56,61 @@ def print_plans(config: Config, console: Console, architectures: pathlib.Path) -
       architectures: folder of NAME/config.json, asked where the model's own is not there yet.
 
     Raises:
-      InputError: the config is wrong, or no config.json describes its model.
+      InputError: the config, or what is there of its problems and tokenizer, is wrong, or no
+        config.json describes its model.
     """
     directory, learner, state = described_run(config, architectures)
-    tasks.check_sets(config.data)
+    problems = problem_plan(config)
     plan = method_plan(config) | {"parameters": parameters(state), "model": config.model.path}
     if directory != pathlib.Path(config.model.path):
         plan["architecture, from"] = directory / MODEL_CONFIG
     mesh = sharding.planned_mesh(config.mesh.sizes)
     check_mesh(config, learner.policy.config, mesh)
     plan["mesh"] = sharding.axes_text(mesh)
-    plan |= wave_plan(config, mesh)
+    plan |= wave_plan(config, mesh) | problems
     console.print_plan(plan)
     console.print_plan(memory_plan(config, learner, state, mesh), title="Memory of a device")
     for path in _missing(config):
         console.event(f"not there yet: {path}")
+
+
+def problem_plan(config: Config) -> dict[str, object]:
+    """Every set of problems that is there, read as the run will read it.
+
+    Without the model's tokenizer the prompts are not made: only the files' form is checked.
+
+    Raises:
+      InputError: a set, the chat template, a prompt limit or a reward function is wrong.
+    """
+    data, scorer = config.data, Scorer.of(config)
+    tasks.check_sets(data)
+    sets = [spec for spec in (data.train, *data.suites, data.validation) if spec]
+    files = {spec: tasks.file_of(spec) for spec in sets}
+    ready = [spec for spec in sets if not files[spec] or pathlib.Path(files[spec]).exists()]
+    if not all((pathlib.Path(config.model.path) / name).is_file() for name in TOKENIZER):
+        for spec in filter(files.get, ready):
+            skipped: list[str] | None = [] if data.on_bad_row == "skip" else None
+            load_problems(files[spec], skipped, scorer.needs_answers)
+        return {}
+    tokenizer = load_vocabulary(config.model.path).tokenizer
+    lines: dict[str, object] = {}
+    found = {}
+    for spec in ready:
+        trained = spec == data.train
+        skip = trained and data.on_bad_row == "skip"
+        found[spec] = tasks.load_set(
+            spec, data, tokenizer, needs_answer=scorer.needs_answers, skip_malformed=skip
+        )
+        if trained:
+            scorer.check(found[spec].problems)
+        lines[f"{'training' if trained else 'held-out'} problems, {found[spec].name}"] = (
+            f"{len(found[spec].problems):,}, {found[spec].dropped:,} more have prompts over "
+            f"{data.prompt_tokens} tokens, {len(found[spec].skipped):,} are malformed"
+        )
+    if data.train in found:
+        held_out = [found[spec] for spec in ready if spec != data.train]
+        lines |= tasks.plan(found[data.train], held_out, tokenizer)
+    return lines
 
 
 def described_run(
@@ -175,7 +221,7 @@ def _described(path: str, architectures: pathlib.Path) -> pathlib.Path:
 def _missing(config: Config) -> list[str]:
     """What a real run will ask for and is not there."""
     model = pathlib.Path(config.model.path)
-    files = [model / name for name in (MODEL_CONFIG, "tokenizer.json", "tokenizer_config.json")]
+    files = [model / name for name in (MODEL_CONFIG, *TOKENIZER)]
     sets = [config.data.train, *config.data.suites, config.data.validation]
     paths = [*map(str, files), *(path for each in sets if (path := tasks.file_of(each)))]
     paths += [bank for bank in (config.prefix.bank, config.expert.bank) if bank]

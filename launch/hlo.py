@@ -185,12 +185,12 @@ class Program:
         """Bytes of a value that the instructions of a fused computation read."""
         total = 0.0
         for user in self.computations[name]:
-            for place, operand in enumerate(user.operands):
+            for index, operand in enumerate(user.operands):
                 if operand != value.name:
                     continue
-                if user.op in ("dynamic-slice", "slice", "gather") and place == 0:
+                if user.op in ("dynamic-slice", "slice", "gather") and index == 0:
                     total += _size(user.type, everywhere=True)
-                elif user.op == "dynamic-update-slice" and place == 0:
+                elif user.op == "dynamic-update-slice" and index == 0:
                     continue
                 elif user.op == "bitcast":
                     total += self._read(name, user)
@@ -199,7 +199,7 @@ class Program:
                     if {i.op for i in self.computations[inner]} <= {"parameter", "bitcast"}:
                         total += self._read(name, user)  # the value itself, seen otherwise
                     else:
-                        total += self._read(inner, self._parameter(inner, place))
+                        total += self._read(inner, self._parameter(inner, index))
                 else:
                     return _size(value.type, everywhere=True)
         return total
@@ -234,10 +234,10 @@ def _instruction(line: str) -> Instruction:
 def _closing(text: str, begin: int) -> int:
     """Where the bracket that opens at `begin` closes."""
     depth = 0
-    for place in range(begin, len(text)):
-        depth += (text[place] in "({[") - (text[place] in ")}]")
+    for index in range(begin, len(text)):
+        depth += (text[index] in "({[") - (text[index] in ")}]")
         if depth == 0:
-            return place
+            return index
     return len(text) - 1
 
 

@@ -50,7 +50,7 @@ def _kernel(equation: Any) -> float:
     products = next((n for key, n in _KERNEL_PRODUCTS.items() if key in label), None)
     if products is None:
         raise ValueError(f"no count for the kernel {label}")
-    # Behind integers that tell of the mask come queries, then keys.
+    # Behind integers that describe the mask come queries, then keys.
     shapes = [v.aval.shape for v in equation.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
     *lead, T, E = shapes[0]
     S = shapes[1][-2]

@@ -60,7 +60,7 @@ class Compiled(NamedTuple):
 
     name: str
     arguments: int
-    temporary: int  # outputs that take no argument's place included
+    temporary: int  # with outputs that are not written over an argument
     resident: int  # arguments, temporaries and whatever of the state the program does not take
     flops: float
     memory: float  # bytes to and from the chip's memory
@@ -92,7 +92,7 @@ def slice_mesh(topology: str, wanted: tuple[int, int, int]) -> Mesh:
     Raises:
       InputError: there is no such slice, no TPU compiler, or the mesh does not suit it.
     """
-    # A host has 2 x 2 chips unless it is told that there is one chip in all.
+    # A host has 2 x 2 chips unless one chip in all is asked for.
     alone = {"chips_per_host_bounds": [1, 1, 1]} if topology.endswith(":1x1") else {}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **alone)

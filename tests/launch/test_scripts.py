@@ -155,7 +155,7 @@ def test_again_continues_after_75_and_hands_on_other_codes(tmp_path):
 
 
 def test_again_passes_sigterm_on_and_ends(tmp_path):
-    body = "trap 'echo told; exit 75' TERM; echo up; while :; do sleep 0.05; done"
+    body = "trap 'echo got it; exit 75' TERM; echo up; while :; do sleep 0.05; done"
     trainer = program(tmp_path / "trainer", body)
     running = subprocess.Popen(
         ["bash", "launch/again.sh", trainer], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -163,7 +163,7 @@ def test_again_passes_sigterm_on_and_ends(tmp_path):
     assert running.stdout.readline() == "up\n"
     running.send_signal(signal.SIGTERM)
     out, _ = running.communicate(timeout=20)
-    assert (out, running.returncode) == ("told\n", 75)
+    assert (out, running.returncode) == ("got it\n", 75)
 
 
 GCLOUD = """
