@@ -93,24 +93,25 @@ def problem_plan(config: Config) -> dict[str, object]:
             load_problems(files[spec], skipped, scorer.needs_answers)
         return {}
     tokenizer = load_vocabulary(config.model.path).tokenizer
-    lines: dict[str, object] = {}
-    found = {}
-    for spec in ready:
-        trained = spec == data.train
-        skip = trained and data.on_bad_row == "skip"
-        found[spec] = tasks.load_set(
-            spec, data, tokenizer, needs_answer=scorer.needs_answers, skip_malformed=skip
-        )
-        if trained:
-            scorer.check(found[spec].problems)
-        lines[f"{'training' if trained else 'held-out'} problems, {found[spec].name}"] = (
-            f"{len(found[spec].problems):,}, {found[spec].dropped:,} more have prompts over "
-            f"{data.prompt_tokens} tokens, {len(found[spec].skipped):,} are malformed"
-        )
+    load = functools.partial(
+        tasks.load_set, data=data, tokenizer=tokenizer, needs_answer=scorer.needs_answers
+    )
+    skip = data.on_bad_row == "skip"
+    found = {spec: load(spec, skip_malformed=skip and spec == data.train) for spec in ready}
+    counts = {each.name: _counted(each, data.prompt_tokens) for each in found.values()}
+    lines: dict[str, object] = {f"problems, {name}": text for name, text in counts.items()}
     if data.train in found:
+        scorer.check(found[data.train].problems)
         held_out = [found[spec] for spec in ready if spec != data.train]
         lines |= tasks.plan(found[data.train], held_out, tokenizer)
     return lines
+
+
+def _counted(found: tasks.ProblemSet, limit: int) -> str:
+    """How many problems of a set, and how many are left out."""
+    left_out = {f"with prompts over {limit} tokens": found.dropped, "malformed": len(found.skipped)}
+    more = (f"{number:,} {why}" for why, number in left_out.items() if number)
+    return ", left out ".join([f"{len(found.problems):,}", *more])
 
 
 def described_run(
