@@ -24,6 +24,7 @@ class FreshRows(flax.struct.PyTreeNode):
     behav_logp_BT: jax.Array  # under the sampling policy: full vocabulary, its temperature
     sampled_logp_BT: jax.Array  # the same under the truncated distribution really drawn from
     reward_B: jax.Array  # any finite number
+    success_B: jax.Array  # bool, right; where no reward function says: a reward above 0
     group_B: jax.Array  # int32, equal for the responses to one prompt, unique over the run
     valid_B: jax.Array  # bool, graded, so it may be trained on; False in empty slots
 
@@ -58,6 +59,7 @@ def empty_rows(n: int, prompt_slots: int, response_slots: int) -> FreshRows:
         behav_logp_BT=zeros(response_slots, dtype=jnp.float32),
         sampled_logp_BT=zeros(response_slots, dtype=jnp.float32),
         reward_B=zeros(dtype=jnp.float32),
+        success_B=zeros(dtype=bool),
         group_B=zeros(),
         valid_B=zeros(dtype=bool),
     )

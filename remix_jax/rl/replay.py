@@ -121,15 +121,14 @@ def draw_successes(
 ) -> tuple[jax.Array, jax.Array]:
     """Draws `count` rows uniformly, with replacement, among the successes of the last steps.
 
-    A success is a valid row with a reward above 0 and an age below `window`; this step's rows, of
-    age 0, are among them.
+    Rows with `success_B` and an age below `window`; this step's rows, of age 0, are among them.
 
     Returns:
       slots_B: slots of `count` rows; any: whether there is a success at all (else they mean
       nothing).
     """
     rows = state.rows
-    success_R = rows.valid_B & (rows.reward_B > 0) & (step - rows.version_B < window)
+    success_R = rows.valid_B & rows.success_B & (step - rows.version_B < window)
     weight_R = jnp.where(success_R.any(), success_R, True).astype(jnp.float32)
     slots_B = jax.random.choice(key, weight_R.shape[0], (count,), p=weight_R / weight_R.sum())
     return slots_B, success_R.any()

@@ -5,6 +5,7 @@ mistake is not finite and stops the run; the learner marks them (`Rows.expert_B`
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,19 +14,27 @@ from remix_jax.config import Config
 from remix_jax.data import traces
 from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
-from remix_jax.data.traces import Trace
 from remix_jax.errors import InputError
-from remix_jax.rollout.rollouts import Draw, Vocabulary, prompt_batch
+from remix_jax.rewards import Item, Scorer
+from remix_jax.rollout.rollouts import Draw, Vocabulary, prompt_batch, score, texts_of
 from remix_jax.schedule import Stage
 
-Traces = Mapping[tuple, tuple[int, ...]]
-"""Token ids of a verified response by (text, answers) of the problem."""
+
+class Written(NamedTuple):
+    """A verified response to a problem: its tokens, and what the run's reward gives for it."""
+
+    ids: tuple[int, ...]
+    reward: float
+
+
+Traces = Mapping[tuple, Written]
+"""By (text, answers) of the problem."""
 
 
 def with_traces(
-    train: ProblemSet, config: Config, vocabulary: Vocabulary
+    train: ProblemSet, config: Config, vocabulary: Vocabulary, scorer: Scorer
 ) -> tuple[ProblemSet, Traces]:
-    """The training problems that `expert.bank` has a trace of, and their traces.
+    """The training problems that `expert.bank` has a trace of, and their traces, scored.
 
     A trace longer than data.response_tokens does not count. Without a bank: all problems, none.
 
@@ -46,14 +55,20 @@ def with_traces(
         )
     problems = [train.problems[i] for i in kept]
     prompts = [train.prompts[i] for i in kept]
-    responses = {_key(t): t.response for i in kept if (t := found[i]) is not None}
-    return train._replace(problems=problems, prompts=prompts), responses
+    ids = [t.response for i in kept if (t := found[i]) is not None]
+    texts = texts_of(vocabulary, [list(each) for each in ids])
+    rendered = vocabulary.tokenizer.batch_decode(prompts)
+    parts = zip(problems, rendered, texts, ids, strict=True)
+    scores = score(scorer, [Item(*each, ended=True, form=train.form) for each in parts])
+    written = [Written(*each) for each in zip(ids, (s.reward for s in scores), strict=True)]
+    traces_by = dict(zip(map(_key, problems), written, strict=True))
+    return train._replace(problems=problems, prompts=prompts), traces_by
 
 
 def expert_rows(
     draw: Draw, traces: Traces, stage: Stage, first_group: int, config: Config, pad_id: int
 ) -> types.FreshRows:
-    """A row a group: the trace of its problem, with reward 1; empty rows up to the stage's groups.
+    """A row a group: the trace of its problem; empty rows up to the stage's groups.
 
     On the host (NumPy).
 
@@ -67,8 +82,9 @@ def expert_rows(
     prompt_BP, prompt_len_B = prompt_batch(draw.prompts, slots, width, pad_id)
     response_BT = np.full((slots, length), pad_id, np.int32)
     response_len_B = np.zeros(slots, np.int32)
+    reward_B = np.zeros(slots, np.float32)
     for b, problem in enumerate(draw.problems):
-        ids = traces[_key(problem)]
+        ids, reward_B[b] = traces[_key(problem)]
         response_BT[b, : len(ids)] = ids
         response_len_B[b] = len(ids)
     unknown_BT = np.full((slots, length), np.nan, np.float32)
@@ -80,11 +96,12 @@ def expert_rows(
         loss_mask_BT=written_BT.astype(np.float32),
         behav_logp_BT=unknown_BT,
         sampled_logp_BT=unknown_BT,
-        reward_B=valid_B.astype(np.float32),
+        reward_B=reward_B,
+        success_B=valid_B,
         group_B=first_group + np.arange(slots, dtype=np.int32),
         valid_B=valid_B,
     )
 
 
-def _key(item: Problem | Trace) -> tuple:
+def _key(item: Problem) -> tuple:
     return item.problem, item.answers

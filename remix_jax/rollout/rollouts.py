@@ -142,7 +142,9 @@ def grade_rollouts(
         _sample(vocabulary, *each) for each in zip(items, scores, texts, prefix_B, strict=False)
     ]
     errors = {name: line for each in reversed(scores) for name, line in each.errors.items()}
-    rows = _rows(sampled, reward_B, n, group_size, first_group, mesh)
+    success_B = np.zeros(reward_B.shape, bool)
+    success_B[:n] = [each.reward > 0 if each.correct is None else each.correct for each in scores]
+    rows = _rows(sampled, reward_B, success_B, n, group_size, first_group, mesh)
     return Rollouts(rows, metrics, samples, errors)
 
 
@@ -213,7 +215,13 @@ def prefix_metrics(reward_B: np.ndarray, prefixes: list[Prefix | None]) -> dict[
 
 
 def _rows(
-    sampled: Sampled, reward_B, n: int, group_size: int, first_group: int, mesh: Mesh | None
+    sampled: Sampled,
+    reward_B: np.ndarray,
+    success_B: np.ndarray,
+    n: int,
+    group_size: int,
+    first_group: int,
+    mesh: Mesh | None,
 ) -> types.FreshRows:
     """Rows of the graded responses (NumPy: no compilation)."""
     row_B = np.arange(reward_B.shape[0], dtype=np.int32)
@@ -225,6 +233,7 @@ def _rows(
         behav_logp_BT=sampled.behav_logp_BT,
         sampled_logp_BT=sampled.sampled_logp_BT,
         reward_B=put(reward_B, mesh),
+        success_B=put(success_B, mesh),
         group_B=put((first_group + row_B // group_size).astype(np.int32), mesh),
         valid_B=put(row_B < n, mesh),
     )

@@ -62,7 +62,7 @@ def prepare(config: Config) -> Setup:
     )
     train = load(data.train, skip_malformed=skip)
     scorer.check(train.problems)
-    train, held = with_traces(train, config, vocabulary)
+    train, held = with_traces(train, config, vocabulary, scorer)
     prefixes = load_prefixes(config, train, vocabulary)
     load = functools.partial(load, limit=config.evaluation.limit)
     suites = [load(spec) for spec in data.suites]

@@ -10,6 +10,7 @@ from experiments.configs.family import base, sft
 from remix_jax import config_rules, schedule
 from remix_jax.data.tasks import load_set
 from remix_jax.errors import InputError
+from remix_jax.rewards import Scorer
 from remix_jax.rl.family import METHODS
 from remix_jax.rollout.experts import with_traces
 from remix_jax.rollout.rollouts import load_vocabulary
@@ -55,14 +56,18 @@ def test_problems_without_a_trace_are_left_out(tmp_path):
     config = preset("luffy")
     vocabulary = load_vocabulary(config.model.path)
     train = load_set(config.data.train, config.data, vocabulary.tokenizer)
-    kept, traces = with_traces(train, config, vocabulary)
+    kept, traces = with_traces(train, config, vocabulary, Scorer())
     assert len(kept.problems) == len(kept.prompts) == len(traces) == 632
-    assert all(traces[p.problem, p.answers][-1] in vocabulary.eos_ids for p in kept.problems)
+    assert all(traces[p.problem, p.answers].ids[-1] in vocabulary.eos_ids for p in kept.problems)
+    assert {trace.reward for trace in traces.values()} == {1.0}
+    halved = Scorer(("math", "overlong?max=20&buffer=20"))
+    scored = with_traces(train, config, vocabulary, halved)[1]
+    assert all(t.reward == pytest.approx(1 - len(t.ids) / 20) for t in scored.values())
     config.data.response_tokens = 3
     with pytest.raises(InputError, match=r"config\.expert\.bank = .*: has no trace of up to 3"):
-        with_traces(train, config, vocabulary)
+        with_traces(train, config, vocabulary, Scorer())
     config.expert.bank = ""
-    assert with_traces(train, config, vocabulary) == (train, {})
+    assert with_traces(train, config, vocabulary, Scorer()) == (train, {})
 
 
 def test_the_base_of_the_presets_is_replayed_grpo():

@@ -78,8 +78,8 @@ def plain_step(learner, config, before, rows, age, step):
         surrogate = -jnp.minimum(r * adv, clipped * adv)
         kl = lam * k3(logp, base) + (1 - lam) * k3(logp, prev)
         total = surrogate - config.objective.entropy_coef * entropy + config.kl.coef * kl
-        imitation = -(logp * mask * (np.asarray(rows.reward_B) > 0)[:, None]).sum()
-        tokens = mask[np.asarray(rows.reward_B) > 0].sum()  # of the one success, if it is imitated
+        imitation = -(logp * mask * np.asarray(rows.success_B)[:, None]).sum()
+        tokens = mask[np.asarray(rows.success_B)].sum()  # of the one success, if it is imitated
         weight = config.imitation.weight
         return (total * mask).sum() / count + (weight * imitation / tokens if weight else 0.0)
 
@@ -149,7 +149,7 @@ def test_imitation_adds_the_log_likelihood_of_successes(micro):
     )  # fmt: skip
     learner, state = start(config)
     rows = fresh_rows(config, state, 1)
-    rows = rows.replace(reward_B=jnp.zeros(8).at[3].set(1.0))
+    rows = rows.replace(success_B=jnp.zeros(8, bool).at[3].set(True))
     before = jax.tree.map(jnp.copy, state)
     state, metrics = advance(learner, state, config, 1, rows)
     stored = replay.take(state.replay, jnp.arange(8))
@@ -168,7 +168,9 @@ def test_imitation_without_a_success_changes_nothing():
         config = make_config(imitation__weight=weight, imitation__window=1)
         learner, state = start(config)
         rows = fresh_rows(config, state, 1)
-        state, _ = advance(learner, state, config, 1, rows.replace(reward_B=rows.reward_B * 0))
+        state, _ = advance(
+            learner, state, config, 1, rows.replace(success_B=rows.success_B & False)
+        )
         results.append(state.params)
     chex.assert_trees_all_equal(*results)
 

@@ -89,11 +89,14 @@ def fresh_rows(config: Config, state: TrainState, step: int, wider: tuple[int, i
     real = fresh_groups(config, step) * config.group_size
     tokens_BS = rng.integers(0, V, (n, P + T))
     tokens_BS = np.pad(tokens_BS, ((0, 0), wider))
+    prompt_len_B, response_len_B = rng.integers(1, P + 1, n), rng.integers(1, T + 1, n)
+    reward_B = rng.integers(0, 2, n)
     rows = types.empty_rows(n, P + wider[0], T + wider[1]).replace(
         tokens_BS=jnp.asarray(tokens_BS, jnp.int32),
-        prompt_len_B=jnp.asarray(rng.integers(1, P + 1, n), jnp.int32),
-        response_len_B=jnp.asarray(rng.integers(1, T + 1, n), jnp.int32),
-        reward_B=jnp.asarray(rng.integers(0, 2, n), jnp.float32),
+        prompt_len_B=jnp.asarray(prompt_len_B, jnp.int32),
+        response_len_B=jnp.asarray(response_len_B, jnp.int32),
+        reward_B=jnp.asarray(reward_B, jnp.float32),
+        success_B=jnp.asarray(reward_B > 0),
         group_B=jnp.asarray(100 * step + np.arange(n) // config.group_size, jnp.int32),
         valid_B=jnp.asarray(np.arange(n) < real),
     )

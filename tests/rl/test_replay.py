@@ -22,6 +22,7 @@ def make_rows(ids, version, valid=None, signal=True):
         tokens_BS=jnp.asarray(np.repeat(ids[:, None], P + T, axis=1), jnp.int32),
         behav_logp_BT=jnp.asarray(np.repeat(-ids[:, None] / 7.0, T, axis=1), jnp.float32),
         reward_B=jnp.asarray(ids, jnp.float32),
+        success_B=jnp.asarray(ids > 0),
         group_B=jnp.asarray(ids // G, jnp.int32),
         version_B=jnp.full(len(ids), version, jnp.int32),
         response_len_B=jnp.full(len(ids), T, jnp.int32),
@@ -126,7 +127,7 @@ def test_successes_are_drawn_uniformly_from_the_window_alone():
     drawn = np.asarray(state.rows.reward_B)[np.asarray(slots)]
     assert bool(there)
     found, hits = np.unique(drawn, return_counts=True)
-    assert found.tolist() == [20, 22, 30, 32], "steps 2 and 3, valid rows with a reward"
+    assert found.tolist() == [20, 22, 30, 32], "steps 2 and 3, valid successes"
     assert ((hits - 75) ** 2 / 75).sum() < 16.3  # chi-square, 3 degrees, p = .001
 
 
