@@ -20,11 +20,12 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import main, trials
+from experiments import collection, main, trials
 from experiments.arithmetic.task import PROMPT_TOKENS
 from experiments.configs import arithmetic_remix_grpo, arithmetic_remix_ppo
 from experiments.configs import family as presets
 from experiments.configs.family import base
+from experiments.evaluate import replaced
 from experiments.methods import METHODS, with_rollouts
 from experiments.report import files, results
 from experiments.report.family import Family
@@ -33,7 +34,6 @@ from remix_jax.config import Config
 from remix_jax.data.traces import BANK_FILE
 from remix_jax.errors import InputError
 from remix_jax.rl import family
-from remix_jax.rollout import collection
 from remix_jax.sinks.console import Console
 
 REFERENCES = ("ppo", "remix-ppo", "grpo", "remix-grpo")
@@ -103,24 +103,14 @@ def collect_traces(directory: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         problems = pathlib.Path(folder) / "problems.jsonl"
         problems.write_text("".join(lines[:TRACED]), encoding="utf-8")
-        settings = collection.Settings(
-            model=config.model.path,
-            problems=str(problems),
-            instruction=config.data.instruction,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            min_p=0.0,
-            prompt_tokens=PROMPT_TOKENS,
-            response_tokens=config.data.response_tokens,
-            seed=0,
-            dtype=config.model.dtype,
+        config = replaced(config, "data", train=str(problems), prompt_tokens=PROMPT_TOKENS)
+        effort = collection.Effort(
             attempts=ATTEMPTS,
             batch_size=TRACED,
             group_size=1,
             accept="experiments.arithmetic.task:right_working",
         )
-        collection.collect(settings, directory, Console(0))
+        collection.collect(config, effort, directory, Console(0))
 
 
 def compare(plan: Plan, workdir: pathlib.Path, workers: int) -> dict:

@@ -43,7 +43,7 @@ def prepare_data() -> None:
 
 
 def _train(out: pathlib.Path, source: pathlib.Path, name: str) -> None:
-    from remix_jax.data.tfds_builders import DeepScaler, SourceConfig
+    from experiments.tfds_builders import DeepScaler, SourceConfig
 
     skip = BAD_ROWS.value == "skip"
     skipped: list[str] | None = [] if skip else None
@@ -55,7 +55,7 @@ def _train(out: pathlib.Path, source: pathlib.Path, name: str) -> None:
 
 
 def _benchmark(out: pathlib.Path, data: pathlib.Path, name: str) -> None:
-    from remix_jax.data.tfds_builders import MathBenchmarks
+    from experiments.tfds_builders import MathBenchmarks
 
     load_problems(benchmark_sets.locate(data, name))
     builder = MathBenchmarks(config=name, data_dir=str(out), file_format="array_record")
@@ -63,7 +63,7 @@ def _benchmark(out: pathlib.Path, data: pathlib.Path, name: str) -> None:
 
 
 def _write(builder, manual: str | None = None) -> None:
-    from remix_jax.data.tfds_builders import prepare
+    from experiments.tfds_builders import prepare
 
     if pathlib.Path(builder.data_dir).exists():
         raise InputError(f"{builder.data_dir}: exists; remove it, or give another --out or --name")

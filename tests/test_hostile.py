@@ -1,18 +1,15 @@
 """Model directories, problem files and policies' texts are data: none of them is executed."""
 
 import ast
-import io
 import json
 import pathlib
 import pickle
 import struct
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from remix_jax.data import traces
 from remix_jax.data.problems import load_problems
 from remix_jax.errors import InputError
 from remix_jax.models import huggingface
@@ -200,10 +197,3 @@ def test_a_prepared_directory_names_no_code(tmp_path, fuse, key, monkeypatch):
     (folder / "features.json").write_text(json.dumps(features))
     with pytest.raises(InputError, match=r"names the class evil_features\.Evil"):
         load_problems(folder)
-
-
-def test_a_trace_bank_holds_no_objects(fuse):
-    content = io.BytesIO()
-    np.savez(content, **dict.fromkeys(traces._ARRAYS, np.array([Bomb(fuse)], dtype=object)))
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        traces._unpack(content.getvalue(), [])

@@ -1,8 +1,9 @@
 """The bank of traces: what is written is read, and damage is told in one line."""
 
 import json
+import pathlib
 
-import numpy as np
+import pyarrow.parquet
 import pytest
 
 from remix_jax.data import traces
@@ -31,11 +32,6 @@ class Tokenizer:
         return self._vocabulary
 
 
-def edit(directory, **changes):
-    path = directory / traces.BANK_FILE
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def test_read_is_written(tmp_path):
     traces.save(BANK, tmp_path / "bank")
     assert traces.load(tmp_path / "bank", "0123") == BANK
@@ -47,7 +43,7 @@ def test_saving_again_leaves_one_bank(tmp_path):
     more = BANK._replace(traces=[*BANK.traces, Trace("x", ("1",), (1,), (2,), 1, 0.0)])
     traces.save(more, tmp_path)
     assert traces.load(tmp_path) == more
-    assert len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == [traces.BANK_FILE]
     traces.save(BANK._replace(traces=[]), tmp_path)
     assert traces.load(tmp_path).traces == []
 
@@ -61,50 +57,60 @@ def test_problems_are_found_by_text_and_answers():
     assert traces.traces_of(BANK, asked) == [BANK.traces[2], None, None]
 
 
-def test_a_kill_between_the_two_files_leaves_the_bank_before(tmp_path, monkeypatch):
+def test_a_kill_leaves_the_bank_before(tmp_path, monkeypatch):
     traces.save(BANK, tmp_path)
-    write = traces._write
 
-    def killed(path, content):
-        if path.name == traces.BANK_FILE:
-            raise KeyboardInterrupt
-        write(path, content)
+    def killed(path, target):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(traces, "_write", killed)
+    monkeypatch.setattr(pathlib.Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         traces.save(BANK._replace(traces=BANK.traces[:1]), tmp_path)
     assert traces.load(tmp_path) == BANK
 
 
-def cut(directory):
-    (path,) = directory.glob("*.npz")
-    path.write_bytes(path.read_bytes()[:-20])
+def edit(directory, columns=(), **changes):
+    """Columns in the place of others, and fields of what the bank says of itself."""
+    path = directory / traces.BANK_FILE
+    table = pyarrow.parquet.read_table(path)
+    described = json.loads(table.schema.metadata[traces._KEY]) | changes
+    for name, values in dict(columns).items():
+        field = table.schema.field(name)
+        column = pyarrow.array(values, field.type)
+        table = table.set_column(table.schema.get_field_index(name), field, column)
+    table = table.replace_schema_metadata({traces._KEY: json.dumps(described)})
+    pyarrow.parquet.write_table(table, path)
 
 
-def with_objects(directory):
-    """Arrays that only a pickle could restore, under a checksum that fits."""
-    (path,) = directory.glob("*.npz")
-    np.savez(path, prompt_ids=np.array([{}], dtype=object))
-    digest = traces.hashlib.sha256(path.read_bytes()).hexdigest()
-    edit(directory, sha256=digest)
+def flip(directory):
+    """A bit of the first column's data."""
+    path = directory / traces.BANK_FILE
+    content = bytearray(path.read_bytes())
+    content[content.index("ünl".encode())] ^= 1
+    path.write_bytes(content)
 
 
-def with_answers(directory):
-    problems = json.loads((directory / traces.BANK_FILE).read_text())["problems"]
-    edit(directory, problems=[p | {"answers": [["2"]]} for p in problems])
+def other_columns(directory):
+    table = pyarrow.table({"problem": ["p"]}, metadata={traces._KEY: b"{}"})
+    pyarrow.parquet.write_table(table, directory / traces.BANK_FILE)
 
 
 DAMAGE = {
     "no bank": (lambda d: (d / traces.BANK_FILE).unlink(), "holds no trace bank"),
-    "cut JSON": (lambda d: (d / traces.BANK_FILE).write_text('{"format": 1,'), "damaged"),
-    "a list": (lambda d: (d / traces.BANK_FILE).write_text("[]"), "damaged"),
-    "no arrays": (lambda d: next(d.glob("*.npz")).unlink(), "damaged"),
-    "cut arrays": (cut, "is not what was written"),
-    "pickled arrays": (with_objects, "damaged"),
-    "a problem less": (lambda d: edit(d, problems=[]), "do not fit 0 problems"),
-    "another format": (lambda d: edit(d, format=2), "format 2, expected 1"),
-    "answers of no kind": (with_answers, "no list of texts and numbers"),
-    "no sampler": (lambda d: edit(d, sampler=None), "damaged"),
+    "no parquet": (lambda d: (d / traces.BANK_FILE).write_text("{"), "damaged"),
+    "cut": (lambda d: (d / traces.BANK_FILE).write_bytes(b"PAR1" * 9), "damaged"),
+    "a flipped bit": (flip, "damaged"),
+    "other columns": (other_columns, "other columns than a trace bank has"),
+    "another format": (lambda d: edit(d, format=1), "another format than 2"),
+    "answers of no kind": (
+        lambda d: edit(d, {"answers": ['[["2"]]'] * 3}),
+        "no list of texts and numbers",
+    ),
+    "answers of no JSON": (lambda d: edit(d, {"answers": ["[2"] * 3}), "damaged"),
+    "ids below 0": (lambda d: edit(d, {"response": [[1], [], [-2]]}), "token ids below 0"),
+    "ids that are missing": (lambda d: edit(d, {"response": [[1], [], [None]]}), "token ids below"),
+    "no attempts": (lambda d: edit(d, {"attempts": [1, 2, None]}), "damaged"),
+    "an unknown field": (lambda d: edit(d, colour="red"), "damaged"),
     "another tokenizer": (lambda d: edit(d, tokenizer="9"), "ids belong to the tokenizer of"),
 }
 

@@ -67,7 +67,7 @@ def test_the_shipped_bank_is_of_the_shipped_base_and_shows_no_answer():
     assert made.traces == bank.solved == 41
     assert len(made.items) == 3 * 41
     assert made.too_long == made.dropped == 0
-    assert not (pathlib.Path(config.prefix.bank) / "bank.json").read_text().count("/work")
+    assert not (pathlib.Path(config.prefix.bank) / "bank.parquet").read_bytes().count(b"/work")
 
 
 def test_a_budget_that_the_bank_eats_up_is_refused(tmp_path):
