@@ -1,0 +1,65 @@
+"""ReMix and PrefixRL in JAX: reinforcement finetuning that learns from its rollouts several times.
+
+    import remix_jax
+    outcome = remix_jax.train(config, "runs/mine")       # a remix_jax.Config
+    figures = remix_jax.evaluate(config)                 # of config.model on config.data.suites
+    model, params = remix_jax.load("runs/mine/export")   # a Hugging Face directory
+    remix_jax.save(model, params, "copy", like="runs/mine/export")
+    verdict = remix_jax.grade(r"so \\boxed{2}", "2")
+
+docs/python.md is the tour. Names are imported when they are first used: the grader's processes load
+this package as well, and need no JAX.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from remix_jax.config import Config
+    from remix_jax.errors import InputError
+    from remix_jax.evaluation import evaluate
+    from remix_jax.grading import grade
+    from remix_jax.models.huggingface import load, save
+    from remix_jax.rewards import Item, Score, Scorer
+    from remix_jax.rollout.sampler import Sampler
+    from remix_jax.run.loop import run as train
+
+_HOMES = {
+    "Config": ("config", "Config"),
+    "InputError": ("errors", "InputError"),
+    "Item": ("rewards", "Item"),
+    "Sampler": ("rollout.sampler", "Sampler"),
+    "Score": ("rewards", "Score"),
+    "Scorer": ("rewards", "Scorer"),
+    "evaluate": ("evaluation", "evaluate"),
+    "grade": ("grading", "grade"),
+    "load": ("models.huggingface", "load"),
+    "save": ("models.huggingface", "save"),
+    "train": ("run.loop", "run"),
+}
+__all__ = [
+    "Config",
+    "InputError",
+    "Item",
+    "Sampler",
+    "Score",
+    "Scorer",
+    "evaluate",
+    "grade",
+    "load",
+    "save",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'remix_jax' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    found = getattr(importlib.import_module(f"remix_jax.{module}"), attribute)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,25 @@
+"""Fresh rows: problems are drawn, sampled from and scored.
+
+    draw = compiled(policy, Task(...))            # or a user's own Sampler, by sampling.engine
+    sampled = draw(params, Prompts(...), key)
+
+`sampler` is the interface of sampling (docs/samplers.md), `rollouts` makes rows of responses,
+`draws` chooses problems, `prefixed` and `experts` add traces of a bank.
+"""
+
+from remix_jax.models.sampling import Sampled, SamplerSettings
+from remix_jax.rollout.rollouts import Vocabulary, decode, load_vocabulary, prompt_batch
+from remix_jax.rollout.sampler import Prompts, Sampler, Task, compiled
+
+__all__ = [
+    "Prompts",
+    "Sampled",
+    "Sampler",
+    "SamplerSettings",
+    "Task",
+    "Vocabulary",
+    "compiled",
+    "decode",
+    "load_vocabulary",
+    "prompt_batch",
+]
