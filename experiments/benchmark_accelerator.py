@@ -27,6 +27,7 @@ from remix_jax.config import KL, Config, Data, Evaluation, Memory, Model, Object
 from remix_jax.errors import InputError
 from remix_jax.learner import programs
 from remix_jax.learner.state import Learner, init_state, make_learner
+from remix_jax.learner.step import step_inputs
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.sampling import Sampled
@@ -92,12 +93,12 @@ def ours(sizes: DecoderConfig, config: Config, repeats: int) -> dict[str, Any]:
         decode.append(time.perf_counter() - begin)
     assert sampled is not None
     learn = programs.compile_learn(learner, stage, None).call
-    state, seconds = init_state(learner, params, config), []
-    counts = jnp.asarray(0, jnp.int32), jnp.asarray(schedule.method_params(config, 1), jnp.float32)
+    state, seconds = init_state(learner, params, config.seed), []
+    inputs = step_inputs(config, 1)
     rows = _rows(sampled, config)
     for _ in range(repeats + 1):
         begin = time.perf_counter()
-        state, _ = jax.block_until_ready(learn(state, rows, *counts, None))
+        state, _ = jax.block_until_ready(learn(state, rows, inputs, None))
         seconds.append(time.perf_counter() - begin)
     tokens = config.batch_size * slots[1]
     flops = cost.step_flops(learner, config, stage, tokens, 1.0)

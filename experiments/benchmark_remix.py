@@ -56,6 +56,7 @@ class Run:
         from remix_jax.data.problems import Problem
         from remix_jax.learner import programs
         from remix_jax.learner.state import init_state, make_learner
+        from remix_jax.learner.step import step_inputs
         from remix_jax.models import huggingface
         from remix_jax.rewards import Scorer
         from remix_jax.rollout import sampler
@@ -67,7 +68,8 @@ class Run:
         policy, params = huggingface.load(model_dir)
         config = grpo_config(model_dir, size)
         self.learner = make_learner(config, policy)
-        self.state = init_state(self.learner, params, config)
+        self.inputs = step_inputs(config, 1)
+        self.state = init_state(self.learner, params, config.seed)
         begin = time.perf_counter()
         # An id that no token has: every response runs to its full length, as on the other side.
         end_ids = (size.vocab_size,)
@@ -125,9 +127,7 @@ class Run:
         reward_B = np.array([len(x["response"]) % 7 for x in rollouts.samples], np.float32)
         rows = rollouts.rows.replace(reward_B=jnp.asarray(reward_B))
         self.clock.switch("update")
-        self.state, metrics = self.learn_program(
-            self.state, rows, jnp.asarray(0, jnp.int32), jnp.zeros(1), None
-        )
+        self.state, metrics = self.learn_program(self.state, rows, self.inputs, None)
         jax.block_until_ready((self.state, metrics))
         self.clock.switch("other")
         laps = self.clock.take()
@@ -139,7 +139,7 @@ class Run:
         import jax
 
         self.clock.take()
-        chunk = self.learner.config.score_batch_size
+        chunk = self.learner.static.score_batch_size
         for first in range(0, self.size.rows, chunk):
             part = jax.tree.map(lambda x, first=first: x[first : first + chunk], rows)
             jax.block_until_ready(self.score_chunk(self.state.base_params, part))

@@ -29,6 +29,7 @@ from remix_jax import config as configs
 from remix_jax import config_rules, schedule
 from remix_jax.config import Config
 from remix_jax.errors import InputError
+from remix_jax.learner.state import static_of
 from remix_jax.run import loop, report
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.metrics import METRICS_FILE, Metrics, read_metrics
@@ -193,7 +194,7 @@ def _processor() -> str:
 
 def _in_processes(waiting: Sequence[Trial], workdir: pathlib.Path, workers: int) -> None:
     # Each worker compiles what it meets: trials of one program side by side compile it once.
-    ordered = sorted(waiting, key=lambda trial: repr(configs.compiled_part(trial.config)))
+    ordered = sorted(waiting, key=lambda trial: repr(static_of(trial.config)))
     half = -(-len(ordered) // workers)
     shares = [ordered[i * half : (i + 1) * half] for i in range(workers)]
     queue = [t for turn in range(half) for share in shares for t in share[turn : turn + 1]]

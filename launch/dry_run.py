@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from remix_jax import config_rules, schedule, sharding
+from remix_jax import config_rules, sharding
 from remix_jax.config import Config
 from remix_jax.data import tasks
 from remix_jax.data.problems import load_problems
@@ -41,7 +41,7 @@ from remix_jax.run.setup import (
     waves,
 )
 from remix_jax.sinks.console import Console
-from remix_jax.types import empty_rows, kept_rows
+from remix_jax.types import batch_of, empty_rows, kept_rows
 
 MODEL_CONFIG = "config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -146,7 +146,7 @@ def memory_plan(
         lines[f"{phase}: cache of {wave.rows:,} rows"] = size_text(extra[-1])
     trained = {"params": state.params, "critic_params": state.critic_params}
     gradients = sharding.device_bytes(trained, mesh)
-    micro = schedule.micro_batch_rows(config, shards)
+    micro = learner.static.micro_rows(shards)
     added_up = config.mini_batch_size > micro
     gradients *= 2 if added_up else 1  # the sum so far, and those of one micro-batch
     lines["learning: gradients"] = size_text(gradients)
@@ -169,42 +169,30 @@ def backward_bytes(learner: Learner, state: TrainState, micro: int) -> int:
 
     The critic's pass comes after the policy's and keeps no more: it has no logits.
     """
-    config = learner.config
-    rows = jax.eval_shape(
-        lambda: kept_rows(empty_rows(micro, config.prompt_slots, config.data.response_tokens))
-    )
-    frozen = jax.eval_shape(lambda: _empty_frozen(micro, config.data.response_tokens))
+    slots = learner.static.prompt_slots, learner.static.response_slots
+    batch = jax.eval_shape(lambda: batch_of(kept_rows(empty_rows(micro, *slots))))
     one = jax.ShapeDtypeStruct((), jnp.float32)
 
-    def kept(params, rows, frozen, weight, count):
-        index_B = jnp.arange(micro)
-        facts = losses.facts_of(
-            learner, rows, frozen, index_B, weight, lambda rows: rows.behav_logp_BT
-        )
+    def kept(params, batch, weight, count):
+        terms, batch = losses.minibatch_terms(learner, params, batch, weight)
         loss = functools.partial(
             losses.policy_loss,
             learner=learner,
-            rows=rows,
-            frozen=frozen,
-            facts=facts.of(index_B),
+            batch=batch,
+            terms=terms,
             kl_weight=weight,
             count=count,
             ages=1,
         )
         return jax.vjp(loss, params, has_aux=True)[1]
 
-    residuals = jax.tree.leaves(jax.eval_shape(kept, state.params, rows, frozen, one, one))
+    residuals = jax.tree.leaves(jax.eval_shape(kept, state.params, batch, one, one))
     of_params = collections.Counter((x.shape, x.dtype) for x in jax.tree.leaves(state.params))
     found = collections.Counter((x.shape, x.dtype) for x in residuals)
     layers = learner.policy.config.layers
     stacked = {((layers, *shape), dtype): n for (shape, dtype), n in of_params.items()}
     own = found - of_params - collections.Counter(stacked)  # the latter where layers are scanned
     return sum(n * tree_bytes(jax.ShapeDtypeStruct(*leaf)) for leaf, n in own.items())
-
-
-def _empty_frozen(rows: int, response_tokens: int) -> losses.Frozen:
-    whole_B, real_BT = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, response_tokens))
-    return losses.Frozen(whole_B, whole_B > 0, whole_B, *[real_BT] * 5)
 
 
 def _described(path: str, architectures: pathlib.Path) -> pathlib.Path:

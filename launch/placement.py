@@ -8,9 +8,8 @@ import jax
 from launch import dry_run
 from remix_jax import sharding
 from remix_jax.config import Config
-from remix_jax.learner.state import TrainState
+from remix_jax.learner.state import TrainState, static_of
 from remix_jax.run.setup import check_mesh, tree_bytes
-from remix_jax.schedule import micro_batch_rows
 from remix_jax.sinks.console import Console
 from remix_jax.text import size_text
 from remix_jax.types import empty_rows, kept_rows
@@ -52,7 +51,8 @@ def parts(config: Config, state: TrainState) -> dict[str, Any]:
     """
     slots = (config.prompt_slots, config.data.response_tokens)
     shards = sharding.row_shards(sharding.planned_mesh(config.mesh.sizes))
-    micro = jax.eval_shape(lambda: kept_rows(empty_rows(micro_batch_rows(config, shards), *slots)))
+    micro_rows = static_of(config).micro_rows(shards)
+    micro = jax.eval_shape(lambda: kept_rows(empty_rows(micro_rows, *slots)))
     found: dict[str, Any] = {
         "Policy": {"params": state.params},
         "Policy's optimizer": {"opt_state": state.opt_state},
@@ -63,10 +63,7 @@ def parts(config: Config, state: TrainState) -> dict[str, Any]:
         "Gradients": {"grads": state.params, "critic_grads": state.critic_params},
         "Replay": {"replay": state.replay},
         "Micro-batch": {"micro_batch": micro},
-        "Counters": {
-            name: getattr(state, name)
-            for name in ("learning_rate", "critic_learning_rate", "key", "step", "fault_F")
-        },
+        "Counters": {name: getattr(state, name) for name in ("key", "step", "fault_F")},
     }
     return {title: tree for title, tree in found.items() if jax.tree.leaves(tree)}
 

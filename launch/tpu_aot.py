@@ -149,7 +149,7 @@ def _sampling(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
 
 
 def _scoring(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
-    rows = schedule.score_rows(config, sharding.row_shards(mesh))
+    rows = learner.static.score_rows(sharding.row_shards(mesh))
     batch = jax.eval_shape(
         lambda: empty_rows(rows, config.prompt_slots, config.data.response_tokens)
     )

@@ -144,6 +144,7 @@ class Objective(Section):
     advantage: str = "gae"  # gae, vtrace (critic), group_normalized (GRPO), rloo, mean_baseline,
     # or method: that of the method itself
     clip: float = 0.2  # [R] eps, for rows of every age
+    clip_high: float = 0.0  # eps of the upper side (DAPO: .28); 0: the same
     dual_clip: float = 0.0  # 0: off
     aggregation: str = "token-mean"  # [R]
     entropy_coef: float = 0.001  # [R] c_H
@@ -184,6 +185,8 @@ class Optimizer(Section):
     """AdamW with a bound on the gradient's norm."""
 
     learning_rate: float = 1e-6  # [P]
+    warmup: int = 0  # steps in which it rises to that
+    decay: str = "constant"  # and then stays; linear, cosine: falls to 0 by the end of the run
     beta1: float = 0.9
     beta2: float = 0.999
     weight_decay: float = 0.0
@@ -320,44 +323,6 @@ class Config(Section):
     def batch_groups(self) -> int:
         """Whole groups a step: the unit of replay and of the rollout accounting."""
         return self.batch_size // self.group_size
-
-
-def compiled_part(config: Config) -> Config:
-    """The config with every field that no compiled program reads set to its default.
-
-    Runs with equal parts share their programs: other seeds, learning rates, lengths of the run and
-    reincarnation steps compile nothing anew. `steps` stays on its side of `kl.start`, which decides
-    whether there is a precedent anchor at all.
-    """
-    defaults = Config()
-    data = dataclasses.replace(
-        defaults.data,
-        prompt_tokens=config.data.prompt_tokens,
-        response_tokens=config.data.response_tokens,
-    )
-    rate, critic_rate = Optimizer().learning_rate, Critic().optimizer.learning_rate
-    critic_optimizer = dataclasses.replace(config.critic.optimizer, learning_rate=critic_rate)
-    return dataclasses.replace(
-        config,
-        seed=defaults.seed,
-        steps=config.kl.start + 1 if config.steps > config.kl.start else 1,
-        reincarnation_step=defaults.reincarnation_step,
-        checkpoint_every=defaults.checkpoint_every,
-        keep_checkpoints=defaults.keep_checkpoints,
-        keep_every=defaults.keep_every,
-        samples_per_step=defaults.samples_per_step,
-        model=dataclasses.replace(config.model, path=defaults.model.path),
-        data=data,
-        prefix=dataclasses.replace(defaults.prefix, tokens=config.prefix.tokens),
-        objective=dataclasses.replace(
-            config.objective, method_param=defaults.objective.method_param
-        ),
-        expert=Expert(bank="there" if config.expert.bank else ""),
-        optimizer=dataclasses.replace(config.optimizer, learning_rate=rate),
-        critic=dataclasses.replace(config.critic, optimizer=critic_optimizer),
-        evaluation=dataclasses.replace(config.evaluation, every=defaults.evaluation.every),
-        mesh=defaults.mesh,  # the devices themselves are an argument of each program's making
-    )
 
 
 def field_type(path: str) -> type:

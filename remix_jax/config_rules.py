@@ -41,7 +41,9 @@ FIELDS: dict[str, Rule] = {
     "passes keep_checkpoints data.prompt_tokens data.response_tokens replay.window": _COUNT,
     "kl.every prefix.cuts imitation.window evaluation.samples evaluation.batch_size": _COUNT,
     "reincarnation_step checkpoint_every keep_every samples_per_step sampling.top_k": _OR_OFF,
-    "kl.coef imitation.weight": _OR_OFF,
+    "kl.coef imitation.weight optimizer.warmup critic.optimizer.warmup": _OR_OFF,
+    "optimizer.decay critic.optimizer.decay": _one_of(schedules.DECAYS),
+    "objective.clip_high": (lambda x: x >= 0, "must be 0 (as clip) or more"),
     "memory.logit_slots memory.logit_entries evaluation.limit": (
         lambda x: x >= 0,
         "must be 0 (all) or more",
@@ -172,15 +174,15 @@ def _relations(c: Config) -> Iterator[tuple[str, bool, str]]:
 
 def _method_relations(c: Config, method: family.Method) -> Iterator[tuple[str, bool, str]]:
     """What objective.method asks of the other fields."""
-    o, number = c.objective, method.number
+    o, param = c.objective, method.param
     grouped = c.has_critic or not method.compares or c.group_size > 1
     yield "group_size", grouped, f"{o.advantage} compares at least 2 responses a prompt"
-    if number is None:
+    if param is None:
         rule = f"{o.method} has no such parameter"
         yield "objective.method_param", o.method_param is None, rule
     elif o.method_param is not None:
-        rule = f"{o.method}'s {number.name} must be in [{number.low}, {number.high}]"
-        yield "objective.method_param", number.low <= o.method_param <= number.high, rule
+        rule = f"{o.method}'s {param.name} must be in [{param.low}, {param.high}]"
+        yield "objective.method_param", param.low <= o.method_param <= param.high, rule
     needed = OWN_ADVANTAGE if method.own_advantage else method.advantage
     right = o.advantage == needed if needed else o.advantage != OWN_ADVANTAGE
     rule = f"{o.method} needs {needed}" if needed else f"{o.method} has no advantage of its own"

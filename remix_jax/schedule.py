@@ -1,4 +1,4 @@
-"""What a config means step by step: stages, fresh groups, rows of a pass, method parameters."""
+"""What a config means step by step: stages, fresh groups, method parameters, learning rates."""
 
 import dataclasses
 
@@ -62,34 +62,20 @@ def planned_rollouts(config: Config) -> int:
     return rollouts_until(config, config.steps)
 
 
-def micro_batch_rows(config: Config, shards: int = 1) -> int:
-    """Rows of a backward pass, on `shards` devices that rows are spread over.
-
-    By a budget of tokens they are as many as fit a device, and divide a mini-batch.
-    """
-    fitting = _fitting_rows(config, shards)
-    if not fitting:
-        return config.micro_batch_size
-    most = min(fitting, config.mini_batch_size)
-    return next(n for n in range(most, 0, -1) if config.mini_batch_size % n == 0)
-
-
-def score_rows(config: Config, shards: int = 1) -> int:
-    """Rows of a forward pass without gradient, likewise."""
-    return _fitting_rows(config, shards) or config.score_batch_size
-
-
-def _fitting_rows(config: Config, shards: int) -> int:
-    """Rows within the budget of tokens a device; 0 without one."""
-    slots = config.prompt_slots + config.data.response_tokens
-    return shards * (config.memory.micro_batch_tokens // slots)
-
-
 def method_params(config: Config, step: int) -> np.ndarray:
-    """The parameter of objective.method in each pass of a step (from 1), float32 [passes]."""
+    """The parameter of objective.method in each pass of a step (from 1), float32 [M]."""
     o, stage = config.objective, stages(config)[stage_at(config, step)]
-    method = family.METHODS[o.method]
-    return family.numbers(method, o.method_param, o.clip, step, config.steps, stage.passes)
+    method, passes = family.METHODS[o.method], stage.passes
+    return family.method_params(method, o.method_param, o.clip, step, config.steps, passes)
+
+
+def learning_rates(config: Config, step: int) -> tuple[float, float]:
+    """Of the policy and of the critic in a step (from 1)."""
+    policy, critic = (
+        schedules.learning_rate(step, config.steps, o.learning_rate, o.warmup, o.decay)
+        for o in (config.optimizer, config.critic.optimizer)
+    )
+    return policy, critic
 
 
 def passes_per_row(config: Config) -> float:

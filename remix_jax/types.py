@@ -42,7 +42,33 @@ class Rows(FreshRows):
     used_B: jax.Array  # int32, gradient passes so far
     signal_B: jax.Array  # bool, some row of its group has an advantage (always true for PPO)
     expert_B: jax.Array  # bool, an expert wrote it: behaviour log-probs are unknown, NaN
-    adv_BT: jax.Array | None = None  # at its collection, where a method or sampler reads it
+    adv_BT: jax.Array | None  # at its collection, where a method or sampler reads it
+
+
+class Batch(Rows):
+    """The rows of a step's batch and what stays fixed over its passes; mini-batches are slices.
+
+    `valid_B` says which of its places a row fills, `behav_logp_BT` is the ratio's denominator
+    (truncated if the config corrects for that) and `adv_BT` the advantage that the losses read.
+    """
+
+    slots_B: jax.Array  # int32, where the row lies in the replay ring
+    age_B: jax.Array  # int32, steps since it was sampled; 0 is fresh
+    prox_logp_BT: jax.Array  # log pi_k, k this step
+    prev_logp_BT: jax.Array  # log pi_{k-1}
+    value_BT: jax.Array  # V_k
+    return_BT: jax.Array
+    per_row_B: jax.Array | None = None  # what the method found of each row in its mini-batch
+
+    @property
+    def mask_BT(self) -> jax.Array:
+        """The loss mask."""
+        return response_mask(self)
+
+    @property
+    def own_BT(self) -> jax.Array:
+        """The loss mask of the rows that a policy of ours sampled."""
+        return own_mask(self)
 
 
 def empty_rows(n: int, prompt_slots: int, response_slots: int) -> FreshRows:
@@ -73,8 +99,24 @@ def kept_rows(fresh: FreshRows, **known) -> Rows:
         "used_B": jnp.zeros_like(fresh.group_B),
         "signal_B": jnp.zeros_like(fresh.valid_B),
         "expert_B": jnp.zeros_like(fresh.valid_B),
+        "adv_BT": None,
     }
     return Rows(**vars(fresh) | empty | known)
+
+
+def batch_of(rows: Rows, **known) -> Batch:
+    """A batch of rows of the ring, fresh unless said; advantages, values and returns are zero."""
+    zero_BT = jnp.zeros_like(rows.base_logp_BT)
+    filled = {
+        "adv_BT": zero_BT if rows.adv_BT is None else rows.adv_BT,
+        "slots_B": jnp.zeros_like(rows.group_B),
+        "age_B": jnp.zeros_like(rows.group_B),
+        "prox_logp_BT": rows.behav_logp_BT,
+        "prev_logp_BT": rows.base_logp_BT,
+        "value_BT": zero_BT,
+        "return_BT": zero_BT,
+    }
+    return Batch(**vars(rows) | filled | known)
 
 
 def response_mask(rows: FreshRows) -> jax.Array:
@@ -83,6 +125,12 @@ def response_mask(rows: FreshRows) -> jax.Array:
     inside_BT = slot_T[None, :] < rows.response_len_B[:, None]
     counted_BT = inside_BT & rows.valid_B[:, None] & (rows.loss_mask_BT > 0)
     return counted_BT.astype(jnp.float32)
+
+
+def own_mask(rows: Rows) -> jax.Array:
+    """`response_mask` without the rows that an expert wrote."""
+    mask_BT = response_mask(rows)
+    return jnp.where(rows.expert_B[:, None], jnp.zeros_like(mask_BT), mask_BT)
 
 
 def token_mask(rows: FreshRows) -> jax.Array:

@@ -20,6 +20,7 @@ from remix_jax import config as configs
 from remix_jax import config_rules, schedule
 from remix_jax.config import Config
 from remix_jax.errors import InputError
+from remix_jax.learner.state import Static, static_of
 from remix_jax.rl import schedules
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -40,7 +41,10 @@ def fields_of(kind, prefix=""):
 
 
 def test_no_dead_field():
-    """Each leaf's name is read as an attribute outside the config's own checks."""
+    """Each leaf's name is read as an attribute outside the config's own checks.
+
+    What compiled programs read they read of `Static`, whose fields name those of the config.
+    """
     read = set()
     for path in (ROOT / "remix_jax").rglob("*.py"):
         if path.name == "config_rules.py":
@@ -50,6 +54,9 @@ def test_no_dead_field():
                 continue
             inner = (n for n in ast.walk(node) if isinstance(n, ast.Attribute))
             read |= {n.attr for n in inner if isinstance(n.ctx, ast.Load)}
+    of_programs = {f.name: f.metadata.get("path") for f in dataclasses.fields(Static)}
+    assert set(of_programs) <= read, "a field of Static that no program reads"
+    read |= {path.split(".")[-1] for path in of_programs.values() if path}
     dead = [name for name in fields_of(Config()) if name.split(".")[-1] not in read]
     assert dead == []
 
@@ -84,7 +91,7 @@ WRONG = [
     ("objective.advantage", "gea", "one of gae, vtrace, group_normalized, rloo"),
     ("objective.aggregation", "token-sum", "one of token-mean"),
     ("objective.method", "bppi", "one of mix_ppg, ppo"),
-    ("objective.method_param", 0.1, "mix_ppg has no such"),
+    ("objective.method_param", 0.1, "mix_ppg has no such number"),
     ("replay.sampler", "best", "one of uniform, max_advantage"),
     ("expert.bank", "traces", "mix_ppg needs behaviour log-probs, which the rows of a bank do not"),
     ("objective.dual_clip", 0.5, "must be 0 (off) or above 1"),
@@ -194,7 +201,7 @@ def test_methods_with_other_numbers_share_programs():
     one, other = good(), good()
     one.objective.method = other.objective.method = "cispo"
     one.objective.method_param = 0.3
-    assert configs.compiled_part(one) == configs.compiled_part(other)
+    assert static_of(one) == static_of(other)
     assert schedule.method_params(one, 1).tolist() == pytest.approx([0.3, 0.3])
 
 

@@ -19,6 +19,7 @@ from remix_jax.data.problems import Problem, load_problems
 from remix_jax.errors import InputError
 from remix_jax.grading import answers
 from remix_jax.grading import verdicts as grading
+from remix_jax.learner.state import static_of
 from remix_jax.models import huggingface
 from remix_jax.run import resume
 from remix_jax.text import one_line
@@ -78,7 +79,7 @@ def test_any_config_is_valid_or_refused_in_one_line(changes):
     # What is valid can be derived, hashed and written.
     assert schedule.stages(config)
     assert schedule.fresh_groups(config, 1) >= 0
-    hash(configs.compiled_part(config))
+    hash(static_of(config))
     assert json.loads(configs.to_json(config))
 
 

@@ -1,7 +1,7 @@
 """The batch of a step: rows fresh and old, what is known of them before the first update.
 
 fresh rows, with an expert's among them --> base log-probs, age, signal --> the ring
-ring --> slots of the batch --> log-probs of pi_k and the precedent, values --> advantages
+ring --> rows of the batch --> log-probs of pi_k and the precedent, values --> advantages
 """
 
 import functools
@@ -10,17 +10,40 @@ import jax
 import jax.numpy as jnp
 
 from remix_jax import sharding
-from remix_jax.learner import losses
-from remix_jax.learner.losses import Frozen
-from remix_jax.learner.state import Learner, TrainState
+from remix_jax.learner.state import Learner, Static, TrainState
 from remix_jax.models import scoring
 from remix_jax.rl import advantages, family, masked, objectives, replay
-from remix_jax.schedule import Stage, score_rows
-from remix_jax.types import FreshRows, Rows, kept_rows, response_mask
+from remix_jax.schedule import Stage
+from remix_jax.types import Batch, FreshRows, Rows, batch_of, kept_rows, response_mask
 
 
-def join(stage: Stage, fresh: FreshRows | None, expert: FreshRows | None) -> Rows:
-    """Groups of sampled rows and behind them, in each group, those of the expert."""
+def complete(
+    learner: Learner,
+    stage: Stage,
+    state: TrainState,
+    fresh: FreshRows | None,
+    expert: FreshRows | None,
+    method_param: jax.Array,
+) -> Rows:
+    """Groups of sampled rows and behind them, in each group, the expert's, with all that is kept:
+
+    base log-probs (once a row), the step, and whether a row of the group has an advantage at all.
+    """
+    s, rows = learner.static, _join(stage, fresh, expert)
+    signal_B = jnp.ones_like(rows.valid_B)
+    if learner.critic is None:
+        has_B = _group_advantage(s, rows, method_param) != 0
+        signal_B = jnp.repeat(has_B.reshape(-1, s.group_size).any(axis=1), s.group_size)
+    if state.base_params is not None:
+        rows = rows.replace(base_logp_BT=logps(learner, state.base_params, rows))
+    return rows.replace(
+        version_B=jnp.full_like(rows.version_B, state.step + 1),
+        signal_B=signal_B,
+        adv_BT=jnp.zeros_like(rows.base_logp_BT) if s.stores_advantage else None,
+    )
+
+
+def _join(stage: Stage, fresh: FreshRows | None, expert: FreshRows | None) -> Rows:
     sources = [(rows, by) for rows, by in ((fresh, False), (expert, True)) if rows is not None]
     marked = [kept_rows(rows, expert_B=jnp.full(rows.valid_B.shape, by)) for rows, by in sources]
 
@@ -31,20 +54,25 @@ def join(stage: Stage, fresh: FreshRows | None, expert: FreshRows | None) -> Row
     return jax.tree.map(joined, *marked)
 
 
-def own(learner: Learner, x_B):
-    """The rows that were sampled, of groups as `join` makes them."""
-    c = learner.config
-    return x_B.reshape(-1, c.group_size)[:, : c.own_rows].reshape(-1)
+def own(static: Static, x_B):
+    """The rows that were sampled, of groups as `complete` makes them."""
+    return x_B.reshape(-1, static.group_size)[:, : static.own_rows].reshape(-1)
 
 
-def own_mask(rows: Rows):
-    """1.0 at the response tokens of valid rows that were sampled."""
-    return response_mask(rows) * (~rows.expert_B).astype(jnp.float32)[:, None]
+def logps(learner: Learner, params, rows: FreshRows):
+    """Log-probs [B, T] of the response tokens under some parameters, in chunks of rows."""
+
+    def score(chunk):
+        temperature = learner.static.temperature
+        return scoring.score_responses(learner.policy, params, chunk, temperature).logp_BT
+
+    return _in_chunks(learner, score, rows)
 
 
-def _in_chunks(score, rows, chunk: int):
+def _in_chunks(learner: Learner, score, rows):
     """score(rows) in chunks of rows, one after the other: activations of one chunk at a time."""
     n = rows.valid_B.shape[0]
+    chunk = learner.static.score_rows(sharding.row_shards(sharding.in_use()))
     if n <= chunk:
         return score(rows)
     pad = -n % chunk
@@ -54,155 +82,145 @@ def _in_chunks(score, rows, chunk: int):
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], scored)
 
 
-def _chunk(learner: Learner) -> int:
-    """Rows that are scored at once."""
-    return score_rows(learner.config, sharding.row_shards(sharding.in_use()))
+def sampler_gap(learner: Learner, params, fresh: FreshRows) -> dict:
+    """How far apart sampler and scorer put the same tokens, on one micro-batch of fresh rows.
 
+        sampler_gap             mean of log mu - log pi, an estimate of KL(sampler || trainer)
+        sampler_gap_max         largest |log mu - log pi|
+        token_mult_prob_error   mean of exp |log mu - log pi|, 1 is exact (NeMo-RL's)
 
-def logps(learner: Learner, params, rows: Rows):
-    """Log-probs [B, T] of the response tokens under some parameters, in chunks of rows."""
-    temperature = learner.config.sampling.temperature
-
-    def score(chunk):
-        return scoring.score_responses(learner.policy, params, chunk, temperature).logp_BT
-
-    return _in_chunks(score, rows, _chunk(learner))
-
-
-def complete(learner: Learner, state: TrainState, fresh: Rows, step, number) -> Rows:
-    """Fresh rows with what the learner knows of them: base log-probs (once a row), age, signal."""
-    base_logp_BT = fresh.base_logp_BT
-    if state.base_params is not None:
-        base_logp_BT = logps(learner, state.base_params, fresh)
-    signal_B = jnp.ones_like(fresh.valid_B)
-    if not learner.config.has_critic:
-        signal_B = _group_advantage(learner, fresh, fresh.valid_B, number) != 0
-    adv_BT = jnp.zeros_like(base_logp_BT) if learner.config.stores_advantage else None
-    return fresh.replace(
-        adv_BT=adv_BT,
-        base_logp_BT=base_logp_BT,
-        version_B=jnp.full_like(fresh.version_B, step),
-        signal_B=signal_B,
-    )
+    Both are of the policy at the start of the step, over the full vocabulary.
+    """
+    s, shards = learner.static, sharding.row_shards(sharding.in_use())
+    n = min(s.micro_rows(shards), s.score_rows(shards), fresh.valid_B.shape[0])
+    some = jax.tree.map(lambda x: x[:n], fresh)
+    mask_BT = response_mask(some)
+    gap_BT = masked.zero_masked(some.behav_logp_BT - logps(learner, params, some), mask_BT)
+    return {
+        "sampler_gap": masked.mean(gap_BT, mask_BT),
+        "sampler_gap_max": jnp.abs(gap_BT).max(),
+        "token_mult_prob_error": masked.mean(jnp.exp(jnp.abs(gap_BT)), mask_BT),
+    }
 
 
 def assemble(
-    learner: Learner, stage: Stage, ring, fresh: Rows, fresh_slots, step, key, replayed_groups
-) -> Frozen:
-    """The batch, by slots of the ring: replayed rows, then fresh ones, then empty slots.
+    static: Static,
+    stage: Stage,
+    ring: replay.ReplayState,
+    fresh: Rows,
+    fresh_slots,
+    step,
+    key,
+    replayed_groups,
+) -> Batch:
+    """Replayed rows, then fresh ones, then empty places; gathered from the ring once.
 
-    The accounting never gives more than B rows, so cutting at B cuts empty slots only.
+    The accounting never gives more than B rows, so cutting at B cuts empty places only.
     """
-    c = learner.config
     slots, in_batch = fresh_slots, fresh.valid_B
     if stage.replay_groups > 0:
-        window, room = c.replay.window, stage.replay_groups
+        window, most = static.window, stage.replay_groups
         old_slots, taken = replay.sample(
-            ring, key, step, window, room, replayed_groups, c.replay.sampler
+            ring, key, step, window, most, replayed_groups, static.sampler
         )
         slots = jnp.concatenate([old_slots, slots])
         in_batch = jnp.concatenate([taken, in_batch])
-    order_B = jnp.argsort(~in_batch, stable=True)[: c.batch_size]
+    order_B = jnp.argsort(~in_batch, stable=True)[: static.batch_size]
     slots_B = slots[order_B]
-    age_B = step - ring.rows.version_B[slots_B]
-    nothing_BT = jnp.zeros((c.batch_size, fresh.response_slots))
-    return Frozen(slots_B, in_batch[order_B], age_B, *[nothing_BT] * 5)
+    rows = replay.take(ring, slots_B)
+    age_B = step - rows.version_B
+    batch = batch_of(rows, valid_B=in_batch[order_B], slots_B=slots_B, age_B=age_B)
+    if static.correct_truncation:
+        batch = batch.replace(behav_logp_BT=rows.sampled_logp_BT)
+    return batch
 
 
-def score(
-    learner: Learner, stage: Stage, state: TrainState, rows: Rows, frozen: Frozen, kl_weight
-) -> Frozen:
-    """Log-probs under the policy at step start and the precedent, and values, for the batch.
+def score(learner: Learner, stage: Stage, state: TrainState, batch: Batch, kl_weight) -> Batch:
+    """Log-probs under the policy at step start and the precedent, and values.
 
     A fresh row was sampled by the policy at step start: its stored log-probs are pi_k, so that its
     clip centre is 1 to the last bit. Only the first rows, where replayed ones are, are scored anew.
     """
-    prox_logp_BT = rows.behav_logp_BT
+    prox_logp_BT, prev_logp_BT = batch.prox_logp_BT, batch.prev_logp_BT
     if stage.replay_groups > 0:
-        first = stage.replay_groups * learner.config.group_size
-        scored = logps(learner, state.params, jax.tree.map(lambda x: x[:first], rows))
-        scored_BT = jnp.concatenate([scored, rows.behav_logp_BT[first:]])
-        replayed_B1 = (frozen.age_B > 0)[:, None]
-        prox_logp_BT = jnp.where(replayed_B1, scored_BT, prox_logp_BT)
-    prev_logp_BT = rows.base_logp_BT
+        first = stage.replay_groups * learner.static.group_size
+        scored = logps(learner, state.params, jax.tree.map(lambda x: x[:first], batch))
+        scored_BT = jnp.concatenate([scored, prox_logp_BT[first:]])
+        prox_logp_BT = jnp.where((batch.age_B > 0)[:, None], scored_BT, prox_logp_BT)
     if state.prev_params is not None:
         prev_logp_BT = jax.lax.cond(
             kl_weight < 1,
-            lambda: logps(learner, state.prev_params, rows),
-            lambda: rows.base_logp_BT,
+            lambda: logps(learner, state.prev_params, batch),
+            lambda: batch.base_logp_BT,
         )
-    value_BT = frozen.value_BT
+    value_BT = batch.value_BT
     if learner.critic is not None and state.critic_params is not None:
-        score = functools.partial(scoring.score_values, learner.critic, state.critic_params)
-        value_BT = _in_chunks(score, rows, _chunk(learner))
-    return frozen._replace(prox_logp_BT=prox_logp_BT, prev_logp_BT=prev_logp_BT, value_BT=value_BT)
+        values = functools.partial(scoring.score_values, learner.critic, state.critic_params)
+        value_BT = _in_chunks(learner, values, batch)
+    return batch.replace(prox_logp_BT=prox_logp_BT, prev_logp_BT=prev_logp_BT, value_BT=value_BT)
 
 
-def _group_advantage(learner: Learner, rows: Rows, counted_B, number):
+def _group_advantage(static: Static, rows: Rows, method_param):
     """[B] by the group estimator of the config, or of the method, among the rows that count."""
-    objective = learner.config.objective
-    method = family.METHODS[objective.method]
-    if not method.expert_in_group:
-        counted_B = counted_B & ~rows.expert_B
+    method = family.METHODS[static.method]
+    counted_B = rows.valid_B if method.expert_in_group else rows.valid_B & ~rows.expert_B
     mask_B = counted_B.astype(jnp.float32)
     if method.own_advantage is not None:
-        return method.own_advantage(rows.reward_B, rows.group_B, mask_B, number)
-    estimator = advantages.ESTIMATORS[objective.advantage]
+        return method.own_advantage(rows.reward_B, rows.group_B, mask_B, method_param)
+    estimator = advantages.ESTIMATORS[static.advantage]
     return estimator(rows.reward_B, rows.group_B, mask_B=mask_B)
 
 
-def _critic_advantage(learner: Learner, rows: Rows, frozen: Frozen, mask_BT):
-    """Advantages and returns by the critic, of pi_k or, for methods that want it, as stored."""
-    objective = learner.config.objective
-    last_BT = jnp.arange(rows.response_slots)[None, :] == rows.response_len_B[:, None] - 1
-    reward_BT = jnp.where(last_BT, rows.reward_B[:, None], 0.0)
-    discounts = (objective.gamma, objective.lam)
-    if objective.advantage == "vtrace":
-        ratio_BT = objectives.ratio(frozen.prox_logp_BT, losses.behaviour_logp(learner, rows))
-        return advantages.vtrace(reward_BT, frozen.value_BT, ratio_BT, mask_BT, *discounts)
-    return advantages.gae(reward_BT, frozen.value_BT, mask_BT, *discounts)
+def _critic_advantage(static: Static, batch: Batch):
+    """Advantages and returns by the critic. The reward lies on the last token that counts."""
+    mask_BT = batch.mask_BT
+    left_BT = jnp.cumsum(mask_BT[:, ::-1], axis=1)[:, ::-1]
+    reward_BT = jnp.where((mask_BT > 0) & (left_BT == 1), batch.reward_B[:, None], 0.0)
+    discounts = (static.gamma, static.lam)
+    if static.advantage == "vtrace":
+        ratio_BT = objectives.ratio(batch.prox_logp_BT, batch.behav_logp_BT)
+        return advantages.vtrace(reward_BT, batch.value_BT, ratio_BT, mask_BT, *discounts)
+    return advantages.gae(reward_BT, batch.value_BT, mask_BT, *discounts)
 
 
-def with_advantages(learner: Learner, rows: Rows, frozen: Frozen, number):
+def with_advantages(learner: Learner, batch: Batch, method_param):
     """Advantages of pi_k for every row of the batch, old or new; and the critic's quality.
 
     Returns:
       The batch with them; the same before whitening, to be kept with fresh rows; metrics.
     """
-    objective = learner.config.objective
-    mask_BT = losses.loss_mask(rows, frozen)
+    s, mask_BT = learner.static, batch.mask_BT
     if learner.critic is None:
-        adv_B = _group_advantage(learner, rows, frozen.in_batch_B, number)
-        adv_BT = adv_B[:, None] * mask_BT
-        return frozen._replace(adv_BT=adv_BT), adv_BT, {}
-    adv_BT, return_BT = _critic_advantage(learner, rows, frozen, mask_BT)
+        adv_BT = _group_advantage(s, batch, method_param)[:, None] * mask_BT
+        return batch.replace(adv_BT=adv_BT), adv_BT, {}
+    adv_BT, return_BT = _critic_advantage(s, batch)
     error_BT, spread_BT = adv_BT, return_BT - masked.mean(return_BT, mask_BT)
     error_BT = error_BT - masked.mean(error_BT, mask_BT)
     unexplained = masked.mean(jnp.square(error_BT), mask_BT)
     variance = masked.mean(jnp.square(spread_BT), mask_BT)
     metrics = {"explained_variance": 1 - masked.divide(unexplained, variance)}
-    if family.METHODS[objective.method].stored_advantage and rows.adv_BT is not None:
-        adv_BT = jnp.where((frozen.age_B > 0)[:, None], rows.adv_BT, adv_BT)
+    if family.METHODS[s.method].stored_advantage:
+        adv_BT = jnp.where((batch.age_B > 0)[:, None], batch.adv_BT, adv_BT)
     collected_BT = adv_BT
-    if objective.whiten:
+    if s.whiten:
         adv_BT = masked.whiten(adv_BT, mask_BT)
-    return frozen._replace(adv_BT=adv_BT, return_BT=return_BT), collected_BT, metrics
+    return batch.replace(adv_BT=adv_BT, return_BT=return_BT), collected_BT, metrics
 
 
-def keep_advantages(learner: Learner, ring: replay.ReplayState, frozen: Frozen, adv_BT):
+def keep_advantages(ring: replay.ReplayState, batch: Batch, adv_BT) -> replay.ReplayState:
     """The ring with the advantages of fresh rows, for methods and samplers that read them later."""
     if ring.rows.adv_BT is None:
         return ring
-    fresh_B = frozen.in_batch_B & (frozen.age_B == 0)
-    slots_B = jnp.where(fresh_B, frozen.slots_B, replay.capacity(ring))
+    fresh_B = batch.valid_B & (batch.age_B == 0)
+    slots_B = jnp.where(fresh_B, batch.slots_B, replay.capacity(ring))
     kept_RT = ring.rows.adv_BT.at[slots_B].set(adv_BT, mode="drop")
     return ring.replace(rows=ring.rows.replace(adv_BT=kept_RT))
 
 
-def without_equal_groups(learner: Learner, rows: Rows, frozen: Frozen) -> Frozen:
+def without_equal_groups(static: Static, batch: Batch) -> Batch:
     """The batch without groups of equal rewards, where the method leaves them out."""
-    if not family.METHODS[learner.config.objective.method].drops_equal_groups:
-        return frozen
-    counted_B = frozen.in_batch_B.astype(jnp.float32)
-    varied_B = advantages.varied(rows.reward_B, rows.group_B, counted_B)
-    return frozen._replace(in_batch_B=frozen.in_batch_B & varied_B)
+    if not family.METHODS[static.method].drops_equal_groups:
+        return batch
+    counted_B = batch.valid_B.astype(jnp.float32)
+    varied_B = advantages.varied(batch.reward_B, batch.group_B, counted_B)
+    return batch.replace(valid_B=batch.valid_B & varied_B)

@@ -2,7 +2,7 @@
 
 Compiling ahead shows every wrong shape at the start and the memory that a run will need, and leaves
 nothing to compile later. Samplers are made in rollout/sampler.py. Runs of one process share
-programs as far as their configs allow (`config.compiled_part`): other seeds, learning rates or
+programs as far as their configs allow (`learner.state.Static`): other seeds, learning rates or
 lengths compile nothing anew.
 """
 
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from remix_jax import sharding
 from remix_jax.learner.state import Learner, TrainState, init_state, reincarnate
-from remix_jax.learner.step import learn
+from remix_jax.learner.step import StepInputs, learn
 from remix_jax.models.decoder import Decoder
 from remix_jax.schedule import Stage
 from remix_jax.types import empty_rows
@@ -58,18 +58,20 @@ def compile_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> Program:
 
 def trace_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> jax.stages.Traced:
     """The learning phase of a stage."""
-    config = learner.config
+    s = learner.static
     state = sharding.abstract(abstract_state(learner), mesh)
-    slots = (config.prompt_slots, config.data.response_tokens)
 
     def rows(per_group):
         n = stage.fresh_groups * per_group
+        slots = (s.prompt_slots, s.response_slots)
         return jax.eval_shape(lambda: empty_rows(n, *slots)) if n else None
 
-    fresh, expert = rows(config.own_rows), rows(config.expert_rows)
-    replayed = _abstract((), jnp.int32)
-    numbers = _abstract((stage.passes,), jnp.float32)
-    given = sharding.abstract_whole((fresh, replayed, numbers, expert), mesh)
+    fresh, expert = rows(s.own_rows), rows(s.group_size - s.own_rows)
+    number = _abstract((), jnp.float32)
+    inputs = StepInputs(
+        _abstract((), jnp.int32), number, number, _abstract((stage.passes,), jnp.float32)
+    )
+    given = sharding.abstract_whole((fresh, inputs, expert), mesh)
     with sharding.over(mesh):
         return learn.trace(state, *given, learner=learner, stage=stage)
 
@@ -96,7 +98,7 @@ def finish(traced: jax.stages.Traced, mesh: Mesh | None) -> Program:
 def abstract_state(learner: Learner) -> TrainState:
     """Shapes and dtypes of the first state; nothing is allocated."""
     params = abstract_params(learner.policy)
-    return jax.eval_shape(lambda params: init_state(learner, params, learner.config), params)
+    return jax.eval_shape(lambda params: init_state(learner, params, seed=0), params)
 
 
 def _abstract(shape, dtype):

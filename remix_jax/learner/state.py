@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from typing import NamedTuple
 
 import flax.struct
@@ -11,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from remix_jax import sharding, streams
-from remix_jax.config import Config, Optimizer, compiled_part
+from remix_jax.config import Config
 from remix_jax.models import attention
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.execution import Execution
@@ -26,8 +27,6 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
     critic_params: dict | None  # PPO only
     critic_opt_state: optax.OptState | None
-    learning_rate: jax.Array  # of the policy; data, so that a change of it compiles nothing
-    critic_learning_rate: jax.Array
     base_params: dict | None  # base anchor: the first policy, pi_T after reincarnation
     prev_params: dict | None  # precedent anchor: the policy at the start of the previous step
     replay: replay.ReplayState
@@ -36,10 +35,107 @@ class TrainState(flax.struct.PyTreeNode):
     fault_F: jax.Array  # bool by `fault_names`: what was first found not finite; updates stop then
 
 
-class Learner(NamedTuple):
-    """The functions that the state is advanced with: models, optimizers, the config."""
+def _of(path: str):
+    """A field that is read from the config under a dotted name."""
+    return dataclasses.field(metadata={"path": path})
 
-    config: Config  # with what no program reads left at its default: `config.compiled_part`
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Static:
+    """What compiled programs read of a config: constants of theirs, true for every run they serve.
+
+    Seeds, learning rates, lengths and the method's parameter are not among them: they are data, and
+    runs that differ in those alone share their programs.
+    """
+
+    batch_size: int = _of("batch_size")
+    group_size: int = _of("group_size")
+    own_rows: int = _of("own_rows")  # of a group
+    mini_batch_size: int = _of("mini_batch_size")
+    micro_batch_size: int = _of("micro_batch_size")
+    score_batch_size: int = _of("score_batch_size")
+    micro_batch_tokens: int = _of("memory.micro_batch_tokens")
+    prompt_slots: int = _of("prompt_slots")
+    response_slots: int = _of("data.response_tokens")
+    temperature: float = _of("sampling.temperature")
+    correct_truncation: bool = _of("sampling.correct_truncation")
+    window: int = _of("replay.window")
+    sampler: str = _of("replay.sampler")
+    ring_groups: int
+    max_uses: int  # of a row, as the ledger counts them
+    stores_advantage: bool = _of("stores_advantage")
+    method: str = _of("objective.method")
+    advantage: str = _of("objective.advantage")
+    clip: float = _of("objective.clip")
+    clip_high: float = _of("objective.clip_high")
+    dual_clip: float = _of("objective.dual_clip")
+    aggregation: str = _of("objective.aggregation")
+    entropy_coef: float = _of("objective.entropy_coef")
+    gamma: float = _of("objective.gamma")
+    lam: float = _of("objective.lam")
+    whiten: bool = _of("objective.whiten")
+    kl_coef: float = _of("kl.coef")
+    kl_estimator: str = _of("kl.estimator")
+    kl_schedule: tuple[int, int, float, float] | None  # start, every, drop, floor; None: always 1
+    imitation_weight: float = _of("imitation.weight")
+    imitation_window: int = _of("imitation.window")
+    has_critic: bool = _of("has_critic")
+    value_clip: float = _of("critic.value_clip")
+    value_coef: float = _of("critic.value_coef")
+    grad_clip: float = _of("optimizer.grad_clip")
+    critic_grad_clip: float = _of("critic.optimizer.grad_clip")
+    reset_optimizer: bool = _of("reset_optimizer")
+    has_base: bool = _of("has_base")
+    has_precedent: bool
+    anchors_dtype: str = _of("memory.anchors_dtype")
+
+    def micro_rows(self, shards: int = 1) -> int:
+        """Rows of a backward pass, on `shards` devices that rows are spread over.
+
+        By a budget of tokens they are as many as fit a device, and divide a mini-batch.
+        """
+        fitting = self._fitting_rows(shards)
+        if not fitting:
+            return self.micro_batch_size
+        most = min(fitting, self.mini_batch_size)
+        return next(n for n in range(most, 0, -1) if self.mini_batch_size % n == 0)
+
+    def score_rows(self, shards: int = 1) -> int:
+        """Rows of a forward pass without gradient, likewise."""
+        return self._fitting_rows(shards) or self.score_batch_size
+
+    def _fitting_rows(self, shards: int) -> int:
+        """Rows within the budget of tokens a device; 0 without one."""
+        return shards * (self.micro_batch_tokens // (self.prompt_slots + self.response_slots))
+
+
+def static_of(config: Config) -> Static:
+    """The part of a config that compiled programs read."""
+    kl, trained_in = config.kl, config.replay.window + 1 if config.replay.share > 0 else 1
+    imitated_in = config.imitation.window if config.imitation.weight > 0 else 1
+    first = stages(config)[stage_at(config, 1)]
+    paths = {f.name: f.metadata.get("path") for f in dataclasses.fields(Static)}
+    read = {name: operator.attrgetter(path)(config) for name, path in paths.items() if path}
+    return Static(
+        **read,
+        # Room for this step's rows and those of the steps that any part looks back to.
+        ring_groups=max(max(trained_in, imitated_in) * first.fresh_groups, config.batch_groups),
+        max_uses=trained_in * config.passes,
+        kl_schedule=(kl.start, kl.every, kl.drop, kl.floor) if kl.convex else None,
+        has_precedent=has_precedent(config),
+    )
+
+
+def has_precedent(config: Config) -> bool:
+    """Whether the precedent anchor is ever used: KL-Convex on, and its weight ever below 1."""
+    kl = config.kl
+    return kl.coef > 0 and kl.convex and kl.drop > 0 and kl.floor < 1 and config.steps > kl.start
+
+
+class Learner(NamedTuple):
+    """The functions that the state is advanced with: models, optimizers, their constants."""
+
+    static: Static
     policy: Decoder
     critic: Decoder | None
     optimizer: optax.GradientTransformation
@@ -47,13 +143,13 @@ class Learner(NamedTuple):
 
 
 @functools.cache
-def make_optimizer(settings: Optimizer) -> optax.GradientTransformation:
+def make_optimizer(
+    beta1: float, beta2: float, weight_decay: float, first_moment_dtype: str
+) -> optax.GradientTransformation:
     """AdamW up to the learning rate: the step applies that, and the bound on the norm."""
     return optax.chain(
-        optax.scale_by_adam(
-            b1=settings.beta1, b2=settings.beta2, mu_dtype=settings.first_moment_dtype or None
-        ),
-        optax.add_decayed_weights(settings.weight_decay),
+        optax.scale_by_adam(b1=beta1, b2=beta2, mu_dtype=first_moment_dtype or None),
+        optax.add_decayed_weights(weight_decay),
     )
 
 
@@ -62,13 +158,14 @@ def make_learner(config: Config, policy: Decoder) -> Learner:
 
     Equal for runs that differ in seed, learning rate or length: they share compiled programs.
     """
-    config = compiled_part(config)
     policy = Decoder(executed(policy.config, config))
-    if not config.has_critic:
-        return Learner(config, policy, None, make_optimizer(config.optimizer), None)
-    critic = Decoder(policy.config, head="value")
-    critic_optimizer = make_optimizer(config.critic.optimizer)
-    return Learner(config, policy, critic, make_optimizer(config.optimizer), critic_optimizer)
+    critic = Decoder(policy.config, head="value") if config.has_critic else None
+    optimizer, critic_optimizer = (
+        make_optimizer(o.beta1, o.beta2, o.weight_decay, o.first_moment_dtype)
+        for o in (config.optimizer, config.critic.optimizer)
+    )
+    static = static_of(config)
+    return Learner(static, policy, critic, optimizer, critic_optimizer if critic else None)
 
 
 def executed(sizes: DecoderConfig, config: Config) -> DecoderConfig:
@@ -90,12 +187,9 @@ def executed(sizes: DecoderConfig, config: Config) -> DecoderConfig:
     return dataclasses.replace(sizes, dtype=dtype, execution=execution)
 
 
-def init_state(learner: Learner, params: dict, config: Config) -> TrainState:
-    """The state before the first step. `params` are kept; anchors and critic are copies.
-
-    Args:
-      config: of the run, for its seed and learning rates.
-    """
+def init_state(learner: Learner, params: dict, seed: int) -> TrainState:
+    """The state before the first step. `params` are kept; anchors and critic are copies."""
+    s = learner.static
     critic_params = critic_opt_state = None
     if learner.critic is not None and learner.critic_optimizer is not None:
         critic_params = init_critic(learner.critic, params)
@@ -105,22 +199,27 @@ def init_state(learner: Learner, params: dict, config: Config) -> TrainState:
         opt_state=learner.optimizer.init(params),
         critic_params=critic_params,
         critic_opt_state=critic_opt_state,
-        learning_rate=jnp.asarray(config.optimizer.learning_rate, jnp.float32),
-        critic_learning_rate=jnp.asarray(config.critic.optimizer.learning_rate, jnp.float32),
-        base_params=anchor(learner, params) if config.has_base else None,
-        prev_params=anchor(learner, params) if has_precedent(config) else None,
-        replay=init_replay(config),
-        key=streams.key(config.seed, "learning"),
+        base_params=anchor(learner, params) if s.has_base else None,
+        prev_params=anchor(learner, params) if s.has_precedent else None,
+        replay=replay.init(
+            s.ring_groups,
+            s.group_size,
+            s.prompt_slots,
+            s.response_slots,
+            max_uses=s.max_uses,
+            with_advantage=s.stores_advantage,
+        ),
+        key=streams.key(seed, "learning"),
         step=jnp.zeros((), jnp.int32),
         fault_F=jnp.zeros((len(fault_names(params, critic_params)),), bool),
     )
 
 
-def place_state(learner: Learner, params: dict, config: Config, mesh: Mesh | None) -> TrainState:
+def place_state(learner: Learner, params: dict, seed: int, mesh: Mesh | None) -> TrainState:
     """`init_state` on a mesh, each array made where it will lie; `params` are donated."""
     if mesh is None:
-        return init_state(learner, params, config)
-    make = functools.partial(init_state, learner, config=config)
+        return init_state(learner, params, seed)
+    make = functools.partial(init_state, learner, seed=seed)
     where = sharding.shardings(jax.eval_shape(make, params), mesh)
     return jax.jit(make, out_shardings=where, donate_argnums=0)(params)
 
@@ -134,28 +233,6 @@ def init_critic(critic: Decoder, params: dict) -> dict:
     return {**copy(body), "value_head": head}
 
 
-def init_replay(config: Config) -> replay.ReplayState:
-    """A ring with room for this step's rows and those of the steps that any part looks back to."""
-    first = stages(config)[stage_at(config, 1)]
-    trained_in = config.replay.window + 1 if config.replay.share > 0 else 1
-    imitated_in = config.imitation.window if config.imitation.weight > 0 else 1
-    groups = max(max(trained_in, imitated_in) * first.fresh_groups, config.batch_groups)
-    return replay.init(
-        groups,
-        config.group_size,
-        config.prompt_slots,
-        config.data.response_tokens,
-        max_uses=trained_in * config.passes,
-        with_advantage=config.stores_advantage,
-    )
-
-
-def has_precedent(config: Config) -> bool:
-    """Whether the precedent anchor is ever used: KL-Convex on, and its weight ever below 1."""
-    kl = config.kl
-    return kl.coef > 0 and kl.convex and kl.drop > 0 and kl.floor < 1 and config.steps > kl.start
-
-
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def reincarnate(learner: Learner, state: TrainState) -> TrainState:
     """ReMix's reincarnation at the start of step T + 1 (arXiv 2507.06892).
@@ -165,7 +242,7 @@ def reincarnate(learner: Learner, state: TrainState) -> TrainState:
     and the clock of KL-Convex go on; `reset_optimizer` starts the policy's moments anew.
     """
     opt_state = state.opt_state
-    if learner.config.reset_optimizer:
+    if learner.static.reset_optimizer:
         opt_state = learner.optimizer.init(state.params)
     state = state.replace(
         base_params=None if state.base_params is None else anchor(learner, state.params),
@@ -184,24 +261,27 @@ def fault_names(params: dict, critic_params: dict | None) -> list[str]:
 
 def anchor(learner: Learner, params: dict) -> dict:
     """A copy of the policy in the dtype that anchors are kept in."""
-    dtype = learner.config.memory.anchors_dtype
+    dtype = learner.static.anchors_dtype
     return jax.tree.map(lambda x: jnp.array(x, dtype or x.dtype, copy=True), params)
 
 
-def rest_anchors(config: Config, state: TrainState) -> TrainState:
-    """The anchors in the host's pinned memory, if the config wants them there between uses."""
+def offload_anchors(config: Config, state: TrainState) -> TrainState:
+    """The anchors in the host's pinned memory, if the config wants them there between uses.
+
+    Their device memory is freed: the state that was given must not be used again.
+    """
     return _move_anchors(state, "pinned_host") if config.memory.anchors_on_host else state
 
 
-def fetch_anchors(config: Config, state: TrainState) -> TrainState:
-    """The anchors back where programs read them."""
+def load_anchors(config: Config, state: TrainState) -> TrainState:
+    """The anchors back where programs read them; likewise."""
     return _move_anchors(state, "device") if config.memory.anchors_on_host else state
 
 
 def _move_anchors(state: TrainState, kind: str) -> TrainState:
     def moved(tree):
         there = jax.tree.map(lambda x: x.sharding.with_memory_kind(kind), tree)
-        return jax.device_put(tree, there)
+        return jax.device_put(tree, there, donate=True)
 
     anchors = state.base_params, state.prev_params
     base, prev = (None if tree is None else moved(tree) for tree in anchors)

@@ -1,12 +1,13 @@
 """The learning phase of a step: (TrainState, fresh rows) -> (TrainState, metrics), one program.
 
     fresh rows ------ replay.add ---+
-    replay.sample (share p) --------+--> batch of B rows, by their slots in the ring
+    replay.sample (share p) --------+--> batch of B rows, gathered from the ring once
     scored once: prox (replayed rows), base (fresh rows), precedent, values --> advantages
-    scan over m passes x mini-batches (x micro-batches): losses, gradients, two optimizers
+    scan over m passes x mini-batches (x micro-batches), slices of the batch: losses, gradients,
+        two optimizers
     precedent <- parameters at the start of the step
 
-The ring rides in the scan's carry: each mini-batch is gathered from it by slot and counts its uses.
+What a mini-batch changes of the ring, the uses of its rows, rides in the scan's carry.
 """
 
 import functools
@@ -14,20 +15,40 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from remix_jax import sharding
-from remix_jax.learner import batch, losses
-from remix_jax.learner.losses import Frozen
-from remix_jax.learner.state import Learner, TrainState
+from remix_jax.config import Config
+from remix_jax.learner import batch as batches
+from remix_jax.learner import losses, metrics
+from remix_jax.learner.state import Learner, Static, TrainState
 from remix_jax.rl import family, masked, replay, schedules
-from remix_jax.schedule import Stage, micro_batch_rows
-from remix_jax.types import FreshRows, Rows, response_mask
+from remix_jax.schedule import Stage, fresh_groups, learning_rates, method_params
+from remix_jax.types import Batch, FreshRows, response_mask
+
+
+class StepInputs(NamedTuple):
+    """The numbers of a step that are data: another value of them compiles nothing."""
+
+    replayed_groups: jax.Array  # int32, groups to replay, at most stage.replay_groups
+    learning_rate: jax.Array  # of the policy
+    critic_learning_rate: jax.Array
+    method_param_M: jax.Array  # the method's parameter in each pass
+
+
+def step_inputs(config: Config, step: int) -> StepInputs:
+    """Of a step (from 1) of a run, on the host."""
+    replayed = np.asarray(config.batch_groups - fresh_groups(config, step), np.int32)
+    rates = map(np.float32, learning_rates(config, step))
+    return StepInputs(replayed, *rates, method_params(config, step))
 
 
 class _Shared(NamedTuple):
-    """Numbers that all updates of a step share."""
+    """What all updates of a step share."""
 
+    batch: Batch
+    ring: replay.ReplayState
     step: jax.Array  # from 1
     kl_weight: jax.Array  # of the base anchor
     rate: jax.Array  # learning rates: of the policy,
@@ -41,7 +62,7 @@ class _Carry(NamedTuple):
     opt_state: optax.OptState
     critic_params: dict | None
     critic_opt_state: optax.OptState | None
-    replay: replay.ReplayState
+    used_R: jax.Array  # gradient passes over each row of the ring
     row_ratio_R: jax.Array  # mean ratio of each row of the ring, in its last pass
     fault_F: jax.Array
 
@@ -50,8 +71,7 @@ class _Carry(NamedTuple):
 def learn(
     state: TrainState,
     fresh: FreshRows | None,
-    replayed_groups: jax.Array,
-    number_M: jax.Array,
+    inputs: StepInputs,
     expert: FreshRows | None = None,
     *,
     learner: Learner,
@@ -63,8 +83,7 @@ def learn(
       state: donated.
       fresh: rows of stage.fresh_groups groups, sampled by `state.params`; None where all are an
         expert's.
-      replayed_groups: groups to replay, at most stage.replay_groups.
-      number_M: the method's number in each pass (`config.method_params`).
+      inputs: `step_inputs`.
       expert: an expert's rows of the same groups, None without.
       learner, stage: static.
 
@@ -72,32 +91,33 @@ def learn(
       The next state, and metrics: scalars, and `row_ratio_B` of the fresh rows. Where a loss or a
       gradient is not finite no update is made from there on, and `state.fault_F` says which.
     """
-    step = state.step + 1
+    s, step, first_param = learner.static, state.step + 1, inputs.method_param_M[0]
     key_replay, key_shuffle = jax.random.split(jax.random.fold_in(state.key, step))
-    fresh = batch.join(stage, fresh, expert)
-    fresh = batch.complete(learner, state, fresh, step, number_M[0])
-    ring, fresh_slots = replay.add(state.replay, fresh)
-    kl_weight = _kl_weight(learner, step)
-    frozen = batch.assemble(
-        learner, stage, ring, fresh, fresh_slots, step, key_replay, replayed_groups
+    rows = batches.complete(learner, stage, state, fresh, expert, first_param)
+    ring, fresh_slots = replay.add(state.replay, rows)
+    kl_weight = _kl_weight(s, step)
+    batch = batches.assemble(
+        s, stage, ring, rows, fresh_slots, step, key_replay, inputs.replayed_groups
     )
-    rows = replay.take(ring, frozen.slots_B)
-    frozen = batch.score(learner, stage, state, rows, frozen, kl_weight)
-    frozen, fresh_adv_BT, value_metrics = batch.with_advantages(learner, rows, frozen, number_M[0])
-    ring = batch.keep_advantages(learner, ring, frozen, fresh_adv_BT)
-    frozen = batch.without_equal_groups(learner, rows, frozen)
+    batch = batches.score(learner, stage, state, batch, kl_weight)
+    batch, fresh_adv_BT, of_critic = batches.with_advantages(learner, batch, first_param)
+    ring = batches.keep_advantages(ring, batch, fresh_adv_BT)
+    batch = batches.without_equal_groups(s, batch)
     # Small, and read at random by every mini-batch: whole on each device of a mesh.
-    frozen = jax.tree.map(sharding.constrain, frozen)
-    shared = _Shared(step, kl_weight, state.learning_rate, state.critic_learning_rate)
-    update = functools.partial(_update, learner, stage, shared, frozen)
-    drawn = _draw_updates(learner, stage, key_shuffle, number_M)
+    batch = jax.tree.map(sharding.constrain, batch)
+    rates = inputs.learning_rate, inputs.critic_learning_rate
+    shared = _Shared(batch, ring, step, kl_weight, *rates)
+    drawn = _draw_updates(s, stage, key_shuffle, inputs.method_param_M)
+    update = functools.partial(_update, learner, stage, shared)
     carry, sums = jax.lax.scan(update, _begin(state, ring), drawn)
-    metrics = _reduce(learner, sums, state.prev_params is not None) | value_metrics
-    metrics |= _batch_metrics(fresh, rows, frozen, expert is not None)
-    metrics["kl_weight"] = kl_weight
-    metrics["row_ratio_B"] = batch.own(learner, carry.row_ratio_R[fresh_slots])
-    state = _end(learner, state, carry, step)
-    return sharding.by_rules(state), jax.tree.map(sharding.constrain, metrics)
+    found = metrics.of_updates(s, sums, state.prev_params is not None) | of_critic
+    found |= metrics.of_batch(batch, expert is not None)
+    found |= {"kl_weight": kl_weight, "learning_rate": inputs.learning_rate}
+    found["row_ratio_B"] = batches.own(s, carry.row_ratio_R[fresh_slots])
+    if fresh is not None:
+        found |= metrics.of_sampler(fresh) | batches.sampler_gap(learner, state.params, fresh)
+    state = _end(s, state, ring, carry, step)
+    return sharding.by_rules(state), jax.tree.map(sharding.constrain, found)
 
 
 def _begin(state: TrainState, ring: replay.ReplayState) -> _Carry:
@@ -107,169 +127,143 @@ def _begin(state: TrainState, ring: replay.ReplayState) -> _Carry:
         state.opt_state,
         state.critic_params,
         state.critic_opt_state,
-        ring,
+        ring.rows.used_B,
         jnp.ones_like(ring.rows.reward_B),
         state.fault_F,
     )
 
 
-def _end(learner: Learner, state: TrainState, carry: _Carry, step) -> TrainState:
+def _end(static: Static, state: TrainState, ring, carry: _Carry, step) -> TrainState:
     """The state after the step, from that before it and what the last mini-batch left."""
+    dtype, prev_params = static.anchors_dtype, None
+    if state.prev_params is not None:
+        prev_params = jax.tree.map(lambda x: x.astype(dtype or x.dtype), state.params)
     return state.replace(
         params=carry.params,
         opt_state=carry.opt_state,
         critic_params=carry.critic_params,
         critic_opt_state=carry.critic_opt_state,
-        prev_params=_precedent(learner, state),
-        replay=carry.replay,
+        prev_params=prev_params,
+        replay=ring.replace(rows=ring.rows.replace(used_B=carry.used_R)),
         step=step,
         fault_F=carry.fault_F,
     )
 
 
-def _batch_metrics(fresh: Rows, rows: Rows, frozen: Frozen, with_expert: bool) -> dict:
-    """How many rows of each origin the batch holds, and how far sampler and scorer are apart."""
-    own_B = frozen.in_batch_B & ~rows.expert_B
-    metrics = {
-        "n_fresh": (own_B & (frozen.age_B == 0)).sum(),
-        "n_replayed": (own_B & (frozen.age_B > 0)).sum(),
-        "sampler_gap": masked.mean(
-            fresh.sampled_logp_BT - fresh.behav_logp_BT, batch.own_mask(fresh)
-        ),
-    }
-    if with_expert:
-        metrics["n_expert"] = (frozen.in_batch_B & rows.expert_B).sum()
-    return metrics
-
-
-def _precedent(learner: Learner, state: TrainState):
-    """The policy at step start, as the next step's anchor."""
-    if state.prev_params is None:
-        return None
-    dtype = learner.config.memory.anchors_dtype
-    return jax.tree.map(lambda x: x.astype(dtype or x.dtype), state.params)
-
-
-def _kl_weight(learner: Learner, step):
-    kl = learner.config.kl
-    if not kl.convex:
+def _kl_weight(static: Static, step):
+    if static.kl_schedule is None:
         return jnp.ones(())
-    return schedules.kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor)
+    return schedules.kl_convex_weight(step, *static.kl_schedule)
 
 
-def _draw_updates(learner: Learner, stage: Stage, key, number_M):
-    """Of every update: its mini-batch, a key, and the method's number in its pass."""
-    batches = _mini_batches(learner, stage, key)
-    keys = jax.random.split(jax.random.fold_in(key, 1), batches.shape[0])
-    return batches, keys, jnp.repeat(number_M, batches.shape[0] // stage.passes)
+def _draw_updates(static: Static, stage: Stage, key, method_param_M):
+    """Of every update: its mini-batch, a key, and the method's parameter in its pass."""
+    index = _mini_batches(static, stage, key)
+    keys = jax.random.split(jax.random.fold_in(key, 1), index.shape[0])
+    return index, keys, jnp.repeat(method_param_M, index.shape[0] // stage.passes)
 
 
-def _mini_batches(learner: Learner, stage: Stage, key):
+def _mini_batches(static: Static, stage: Stage, key):
     """Row numbers [passes * mini-batches, micro-batches, rows]: a new shuffle each pass.
 
     Rows are shuffled one by one, or by groups for methods that compare the rows of a group.
     """
-    c = learner.config
     keys = jax.random.split(key, stage.passes)
-    unit = c.group_size if family.METHODS[c.objective.method].whole_groups else 1
-    order = jax.vmap(lambda k: jax.random.permutation(k, c.batch_size // unit))(keys)
+    unit = static.group_size if family.METHODS[static.method].whole_groups else 1
+    order = jax.vmap(lambda k: jax.random.permutation(k, static.batch_size // unit))(keys)
     if unit > 1:
         order = (order[..., None] * unit) + jnp.arange(unit)[None, None, :]
-    micro = micro_batch_rows(c, sharding.row_shards(sharding.in_use()))
-    return order.reshape(-1, c.mini_batch_size // micro, micro)
+    micro = static.micro_rows(sharding.row_shards(sharding.in_use()))
+    return order.reshape(-1, static.mini_batch_size // micro, micro)
 
 
-def _update(learner: Learner, stage: Stage, shared: _Shared, frozen: Frozen, carry: _Carry, drawn):
+def _update(learner: Learner, stage: Stage, shared: _Shared, carry: _Carry, drawn):
     """One mini-batch: gradients of its micro-batches added up, then one step of each optimizer."""
-    index, key, number = drawn
-    mode = learner.config.objective.aggregation
-    chosen = jax.tree.map(lambda x: x[index.reshape(-1)], frozen)
-    mini_rows = replay.take(carry.replay, chosen.slots_B)
-    count = masked.count(losses.loss_mask(mini_rows, chosen), mode)
+    index, key, method_param = drawn
+    s = learner.static
+    mini = jax.tree.map(lambda x: x[index.reshape(-1)], shared.batch)
+    count = masked.count(mini.mask_BT, s.aggregation)
     count = jnp.where(count > 0, count, 1.0)
-    score = functools.partial(batch.logps, learner, carry.params)
-    facts = losses.facts_of(learner, mini_rows, chosen, index.reshape(-1), number, score)
+    terms, mini = losses.minibatch_terms(learner, carry.params, mini, method_param)
+    ages = s.window + 1 if stage.replay_groups > 0 else 1
 
-    def backward(micro_index):
-        part = jax.tree.map(lambda x: x[micro_index], frozen)
-        rows = replay.take(carry.replay, part.slots_B)
-        ages = learner.config.replay.window + 1 if stage.replay_groups > 0 else 1
+    def backward(micro: Batch):
         grads, sums = jax.grad(losses.policy_loss, has_aux=True)(
-            carry.params, learner, rows, part, facts.of(micro_index), shared.kl_weight, count, ages
+            carry.params, learner, micro, terms, shared.kl_weight, count, ages
         )
         critic_grads = None
         if learner.critic is not None:
             loss, critic_grads = jax.value_and_grad(losses.critic_loss)(
-                carry.critic_params, learner, rows, part, count
+                carry.critic_params, learner, micro, count
             )
             sums["loss_value"] = loss
         return sharding.by_rules((grads, critic_grads)), sums
 
-    grads, sums = _accumulate(backward, index)
+    grads, sums = _accumulate(backward, mini, index.shape)
     row_ratio_B = sums.pop("row_ratio_B")
-    if learner.config.imitation.weight > 0:
-        imitation, sums["loss_imitation"] = _imitate(learner, carry, index.shape, key, shared.step)
+    if s.imitation_weight > 0:
+        imitation, sums["loss_imitation"] = _imitate(learner, shared, carry, index.shape, key)
         grads = (jax.tree.map(jnp.add, grads[0], imitation), grads[1])
     carry, norms = _apply(learner, shared, carry, grads, sums)
-    trained_B = chosen.in_batch_B & ~carry.fault_F.any()
-    # A place of the batch that no row fills points at some row's slot all the same.
-    own_slots_B = jnp.where(chosen.in_batch_B, chosen.slots_B, carry.row_ratio_R.shape[0])
+    trained_B = (mini.valid_B & ~carry.fault_F.any()).astype(jnp.int32)
+    # An index of the batch that no row fills points at some row's slot all the same.
+    own_slots_B = jnp.where(mini.valid_B, mini.slots_B, carry.row_ratio_R.shape[0])
     carry = carry._replace(
-        replay=replay.touch(carry.replay, chosen.slots_B, trained_B),
+        used_R=carry.used_R.at[mini.slots_B].add(trained_B),
         row_ratio_R=carry.row_ratio_R.at[own_slots_B].set(row_ratio_B, mode="drop"),
     )
     return carry, sums | norms
 
 
-def _imitate(learner: Learner, carry: _Carry, shape: tuple[int, int], key, step):
+def _imitate(learner: Learner, shared: _Shared, carry: _Carry, shape: tuple[int, int], key):
     """Gradient and value of the imitation loss on a mini-batch of successes; zeros without one.
 
     Args:
       shape: micro-batches and rows of each, as of the mini-batch it is added to.
     """
-    c = learner.config
-    rows = shape[0] * shape[1]
-    slots_B, there = replay.draw_successes(carry.replay, key, step, c.imitation.window, rows)
-    mask_BT = response_mask(replay.take(carry.replay, slots_B))
-    count = jnp.maximum(masked.count(mask_BT, c.objective.aggregation), 1.0)
+    s = learner.static
+    n = shape[0] * shape[1]
+    slots_B, found = replay.draw_successes(shared.ring, key, shared.step, s.imitation_window, n)
+    rows = replay.take(shared.ring, slots_B)
+    count = jnp.maximum(masked.count(response_mask(rows), s.aggregation), 1.0)
 
-    def backward(micro_slots):
-        rows = replay.take(carry.replay, micro_slots)
-        loss, grads = jax.value_and_grad(losses.imitation_loss)(carry.params, learner, rows, count)
+    def backward(micro):
+        loss, grads = jax.value_and_grad(losses.imitation_loss)(carry.params, learner, micro, count)
         return sharding.by_rules(grads), {"loss": loss}
 
-    grads, sums = _accumulate(backward, slots_B.reshape(shape))
-    return jax.tree.map(lambda x: jnp.where(there, x, 0), (grads, sums["loss"]))
+    grads, sums = _accumulate(backward, rows, shape)
+    return jax.tree.map(lambda x: jnp.where(found, x, 0), (grads, sums["loss"]))
 
 
-def _accumulate(backward, index):
-    """Sums of gradients and of metrics over the micro-batches; maxima stay maxima.
+def _accumulate(backward, rows, shape: tuple[int, int]):
+    """Sums of gradients and of metrics over the micro-batches of some rows; maxima stay maxima.
 
     What `backward` gives as "row_ratio_B" is kept row by row instead.
     """
-    if index.shape[0] == 1:
-        return backward(index[0])
+    if shape[0] == 1:
+        return backward(rows)
+    micros = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), rows)
 
     def add(name, total, new):
         return jnp.maximum(total, new) if name.startswith("max_") else total + new
 
-    def body(total, micro_index):
-        grads, sums = backward(micro_index)
+    def body(total, micro):
+        grads, sums = backward(micro)
         rows = sums.pop("row_ratio_B", None)
         total_grads, total_sums = total
         total_grads = jax.tree.map(jnp.add, total_grads, grads)
         return (total_grads, {k: add(k, total_sums[k], sums[k]) for k in sums}), rows
 
-    shapes = jax.eval_shape(backward, index[0])
-    zero_grads, zero_sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    shapes = jax.eval_shape(backward, jax.tree.map(lambda x: x[0], micros))
+    zero_grads, zero_sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     zero_sums.pop("row_ratio_B", None)
-    (grads, sums), rows = jax.lax.scan(body, (zero_grads, zero_sums), index)
+    (grads, sums), rows = jax.lax.scan(body, (zero_grads, zero_sums), micros)
     return grads, sums if rows is None else sums | {"row_ratio_B": rows.reshape(-1)}
 
 
 def _apply(learner: Learner, shared: _Shared, carry: _Carry, grads, sums):
     """Both optimizers' steps, unless something is not finite, now or before."""
-    c = learner.config
+    s = learner.static
     grads, critic_grads = grads
     squares, critic_squares = _squares(grads), _squares(critic_grads)
     value_loss = sums.get("loss_value", jnp.zeros(()))
@@ -277,35 +271,20 @@ def _apply(learner: Learner, shared: _Shared, carry: _Carry, grads, sums):
     fault_F = jnp.where(carry.fault_F.any(), carry.fault_F, ~jnp.isfinite(observed_F))
     healthy = ~fault_F.any()
     norms = {"grad_norm": jnp.sqrt(sum(squares))}
+    of_policy = (carry.params, carry.opt_state)
     params, opt_state = _optimize(
-        learner.optimizer,
-        shared.rate,
-        (carry.params, carry.opt_state),
-        grads,
-        norms["grad_norm"],
-        c.optimizer.grad_clip,
-        healthy,
+        learner.optimizer, shared.rate, of_policy, grads, norms["grad_norm"], s.grad_clip, healthy
     )
-    critic_params, critic_opt_state = carry.critic_params, carry.critic_opt_state
-    if learner.critic is not None:
-        norms["critic_grad_norm"] = jnp.sqrt(sum(critic_squares))
-        critic_params, critic_opt_state = _optimize(
-            learner.critic_optimizer,
-            shared.critic_rate,
-            (critic_params, critic_opt_state),
-            critic_grads,
-            norms["critic_grad_norm"],
-            c.critic.optimizer.grad_clip,
-            healthy,
-        )
-    carry = carry._replace(
-        params=params,
-        opt_state=opt_state,
-        critic_params=critic_params,
-        critic_opt_state=critic_opt_state,
-        fault_F=fault_F,
+    carry = carry._replace(params=params, opt_state=opt_state, fault_F=fault_F)
+    if learner.critic is None:
+        return carry, norms
+    norms["critic_grad_norm"] = norm = jnp.sqrt(sum(critic_squares))
+    optimizer, rate = learner.critic_optimizer, shared.critic_rate
+    of_critic = (carry.critic_params, carry.critic_opt_state)
+    params, opt_state = _optimize(
+        optimizer, rate, of_critic, critic_grads, norm, s.critic_grad_clip, healthy
     )
-    return carry, norms
+    return carry._replace(critic_params=params, critic_opt_state=opt_state), norms
 
 
 def _squares(grads):
@@ -322,37 +301,3 @@ def _optimize(optimizer, learning_rate, state, grads, norm, clip, healthy):
     updates = jax.tree.map(lambda u: (-learning_rate * u).astype(u.dtype), updates)
     new = (optax.apply_updates(params, updates), new_opt_state)
     return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, state)
-
-
-def _reduce(learner: Learner, sums, has_precedent: bool) -> dict:
-    """Metrics of the step from the sums [updates, ...]: means over tokens, losses over updates.
-
-    Without a precedent its place was taken by the base: what was summed is no KL to it.
-    """
-    total = {k: v.max(axis=0) if k.startswith("max_") else v.sum(axis=0) for k, v in sums.items()}
-    tokens_A, tokens = total["tokens_A"], total["tokens_A"].sum()
-    names = [k for k in sums if k.startswith("loss") or k.endswith("norm")]
-    metrics = {name: sums[name].mean() for name in names}
-    for name in ("entropy", "kl_base", "kl_prev"):
-        if name in total and (has_precedent or name != "kl_prev"):
-            metrics[name] = masked.divide(total[name], tokens)
-
-    ages = range(tokens_A.shape[0])
-    passes = sums["loss"].shape[0] * learner.config.mini_batch_size / learner.config.batch_size
-    for suffix, group in [("", list(ages)), *((f"/age{age}", [age]) for age in ages)]:
-        part = {k: v[jnp.array(group)] for k, v in total.items() if k.endswith("_A")}
-        metrics |= {name + suffix: value for name, value in _ratios(part).items()}
-    metrics |= {f"rows/age{age}": total["rows_A"][age] / passes for age in ages}
-    return metrics
-
-
-def _ratios(total) -> dict:
-    """What the importance ratios of some ages [A] look like."""
-    tokens, ratio = total["tokens_A"].sum(), total["ratio_A"].sum()
-    squared = total["ratio_squared_A"].sum()
-    return {
-        "ratio_mean": masked.divide(ratio, tokens),
-        "ratio_max": total["max_ratio_A"].max(),
-        "clip_share": masked.divide(total["clipped_A"].sum(), tokens),
-        "ess": masked.divide(jnp.square(ratio), tokens * squared),
-    }

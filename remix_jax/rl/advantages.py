@@ -87,7 +87,7 @@ def vtrace(
     """
     chex.assert_rank([reward_BT, value_BT, ratio_BT, mask_BT], 2)
     chex.assert_equal_shape([reward_BT, value_BT, ratio_BT, mask_BT])
-    reward_BT, value_BT, ratio_BT = masked.live(mask_BT, reward_BT, value_BT, ratio_BT)
+    reward_BT, value_BT, ratio_BT = masked.zero_masked_all(mask_BT, reward_BT, value_BT, ratio_BT)
     trace_BT = jnp.minimum(ratio_BT, cap)
 
     def step_back(carry, inputs):

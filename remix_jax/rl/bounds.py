@@ -48,7 +48,7 @@ def bapo_bounds(
     """
     chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT, mask_BT])
     adv_BT = masked.zero_masked(adv_BT, mask_BT)
-    ratio_BT = objectives.ratio(*masked.live(mask_BT, logp_BT, behav_logp_BT))
+    ratio_BT = objectives.ratio(*masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT))
     high_steps, low_steps = _steps_between(*high, high_step), _steps_between(*low, low_step)
 
     def after(steps):
@@ -81,7 +81,7 @@ def m2po_threshold(
     rounding of another forward pass does not matter; inf if none is dropped.
     """
     chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT, mask_BT])
-    logp_BT, behav_logp_BT, adv_BT = masked.live(mask_BT, logp_BT, behav_logp_BT, adv_BT)
+    logp_BT, behav_logp_BT, adv_BT = masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT, adv_BT)
     log_ratio_BT = logp_BT - behav_logp_BT
     concerned_BT = jnp.sign(adv_BT) * log_ratio_BT > 0
     # The others sort to the end, where no mean is small enough.
@@ -104,7 +104,7 @@ def effective_sample_size(
     """
     chex.assert_equal_shape([logp_BT, behav_logp_BT, mask_BT])
     log_ratio_BT = jnp.clip(
-        jnp.subtract(*masked.live(mask_BT, logp_BT, behav_logp_BT)),
+        jnp.subtract(*masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT)),
         -objectives.LOG_RATIO_BOUND,
         objectives.LOG_RATIO_BOUND,
     )

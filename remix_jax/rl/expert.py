@@ -35,8 +35,8 @@ def luffy(
     chex.assert_shape(expert_B, (logp_BT.shape[0],))
     expert_B1 = expert_B[:, None]
     own_BT = jnp.where(expert_B1, jnp.zeros_like(mask_BT), mask_BT)
-    logp_BT, adv_BT = masked.live(mask_BT, logp_BT, adv_BT)
-    own_logp_BT, behav_logp_BT = masked.live(own_BT, logp_BT, behav_logp_BT)
+    logp_BT, adv_BT = masked.zero_masked_all(mask_BT, logp_BT, adv_BT)
+    own_logp_BT, behav_logp_BT = masked.zero_masked_all(own_BT, logp_BT, behav_logp_BT)
     # p / (p + g) = sigmoid(log p - log g): no exp of a log-prob, no quotient of small numbers.
     shaped_BT = -jax.lax.stop_gradient(adv_BT) * jax.nn.sigmoid(logp_BT - jnp.log(gamma))
     ppo_BT = objectives.ppo(own_logp_BT, behav_logp_BT, adv_BT, clip_low, clip_high)

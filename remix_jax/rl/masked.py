@@ -23,8 +23,8 @@ def zero_masked(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
     return jnp.where(mask_BT > 0, x_BT, jnp.zeros_like(x_BT))
 
 
-def live(mask_BT: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
-    """The arrays with 0 under mask 0, before a formula: 0 times a masked NaN is a NaN gradient."""
+def zero_masked_all(mask_BT: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
+    """Zero masked entries before a formula is applied; otherwise 0 * NaN leaks into gradients."""
     return [zero_masked(x_BT, mask_BT) for x_BT in arrays]
 
 

@@ -56,6 +56,7 @@ def mix_ppg(
     adv_BT: jax.Array,
     clip: float | jax.Array = 0.2,
     dual_clip: float | None = None,
+    clip_high: float | None = None,
 ) -> jax.Array:
     """Mix-policy proximal policy gradient (ReMix, arXiv 2507.06892; GePPO's surrogate), negated.
 
@@ -74,11 +75,13 @@ def mix_ppg(
       adv_BT: advantages of pi_k.
       clip: eps, a scalar or an array that broadcasts to [B, T] (one per row: [B, 1]).
       dual_clip: as in `ppo`.
+      clip_high: eps of the upper bound, where it is another.
     """
     chex.assert_equal_shape([logp_BT, behav_logp_BT, prox_logp_BT, adv_BT])
     ratio_BT = ratio(logp_BT, behav_logp_BT)
     centre_BT = jax.lax.stop_gradient(ratio(prox_logp_BT, behav_logp_BT))
-    return _clipped_surrogate(ratio_BT, centre_BT, adv_BT, clip, clip, dual_clip)
+    high = clip if clip_high is None else clip_high
+    return _clipped_surrogate(ratio_BT, centre_BT, adv_BT, clip, high, dual_clip)
 
 
 def is_clipped(
@@ -87,15 +90,21 @@ def is_clipped(
     prox_logp_BT: jax.Array,
     adv_BT: jax.Array,
     clip: float | jax.Array = 0.2,
+    dual_clip: float | None = None,
+    clip_high: float | None = None,
 ) -> jax.Array:
     """1 where `mix_ppg` has no gradient: the ratio left the trust region on the gaining side.
 
-    A > 0 and r > c + eps, or A < 0 and r < c - eps. As float, to be averaged.
+    A > 0 and r > c + eps, or A < 0 and r < c - eps; with a dual clip also A < 0 and r > dual_clip.
+    As float, to be averaged. Args: as `mix_ppg`.
     """
     ratio_BT = ratio(logp_BT, behav_logp_BT)
     centre_BT = ratio(prox_logp_BT, behav_logp_BT)
-    above_BT = (adv_BT > 0) & (ratio_BT > centre_BT + clip)
+    high = clip if clip_high is None else clip_high
+    above_BT = (adv_BT > 0) & (ratio_BT > centre_BT + high)
     below_BT = (adv_BT < 0) & (ratio_BT < centre_BT - clip)
+    if dual_clip is not None:
+        below_BT |= (adv_BT < 0) & (ratio_BT > dual_clip)
     return (above_BT | below_BT).astype(logp_BT.dtype)
 
 

@@ -20,7 +20,7 @@ def reinforce(logp_BT: jax.Array, adv_BT: jax.Array, mask_BT: jax.Array) -> jax.
     is AsymRE, with A = 1 on expert rows the negative log-likelihood.
     """
     chex.assert_equal_shape([logp_BT, adv_BT, mask_BT])
-    logp_BT, adv_BT = masked.live(mask_BT, logp_BT, adv_BT)
+    logp_BT, adv_BT = masked.zero_masked_all(mask_BT, logp_BT, adv_BT)
     return -jax.lax.stop_gradient(adv_BT) * logp_BT
 
 
@@ -39,7 +39,7 @@ def cispo(
     clip_low = 1 is no lower bound, the paper's setting.
     """
     chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT, mask_BT])
-    logp_BT, behav_logp_BT, adv_BT = masked.live(mask_BT, logp_BT, behav_logp_BT, adv_BT)
+    logp_BT, behav_logp_BT, adv_BT = masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT, adv_BT)
     ratio_BT = objectives.ratio(logp_BT, behav_logp_BT)
     weight_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)
     return -jax.lax.stop_gradient(weight_BT * adv_BT) * logp_BT
@@ -87,7 +87,7 @@ def decoupled_ppo(
     """
     chex.assert_equal_shape([logp_BT, behav_logp_BT, prox_logp_BT, adv_BT, mask_BT])
     weight_BT = truncated_weight(prox_logp_BT, behav_logp_BT, mask_BT, cap)
-    logp_BT, prox_logp_BT, adv_BT = masked.live(mask_BT, logp_BT, prox_logp_BT, adv_BT)
+    logp_BT, prox_logp_BT, adv_BT = masked.zero_masked_all(mask_BT, logp_BT, prox_logp_BT, adv_BT)
     return weight_BT * objectives.ppo(logp_BT, prox_logp_BT, adv_BT, clip_low, clip_high)
 
 
@@ -107,7 +107,7 @@ def m2po(
       threshold: `bounds.m2po_threshold` of the whole mini-batch, at the same parameters.
     """
     chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT, mask_BT])
-    logp_BT, behav_logp_BT, adv_BT = masked.live(mask_BT, logp_BT, behav_logp_BT, adv_BT)
+    logp_BT, behav_logp_BT, adv_BT = masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT, adv_BT)
     log_ratio_BT = jax.lax.stop_gradient(logp_BT - behav_logp_BT)
     dropped_BT = (jnp.sign(adv_BT) * log_ratio_BT > 0) & (jnp.square(log_ratio_BT) > threshold)
     ratio_BT = objectives.ratio(logp_BT, behav_logp_BT)
@@ -135,12 +135,12 @@ def p3o(
     chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT, mask_BT])
     ess = jax.lax.stop_gradient(ess)
     surrogate_BT = cispo(logp_BT, behav_logp_BT, adv_BT, mask_BT, clip_high=ess - 1)
-    logp_BT, behav_logp_BT = masked.live(mask_BT, logp_BT, behav_logp_BT)
+    logp_BT, behav_logp_BT = masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT)
     return surrogate_BT + (1 - ess) * (jax.lax.stop_gradient(behav_logp_BT) - logp_BT)
 
 
 def _weight(logp_BT, behav_logp_BT, mask_BT):
     """pi / mu without a gradient, 0 under mask 0."""
     chex.assert_equal_shape([logp_BT, behav_logp_BT, mask_BT])
-    ratio_BT = objectives.ratio(*masked.live(mask_BT, logp_BT, behav_logp_BT))
+    ratio_BT = objectives.ratio(*masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT))
     return jax.lax.stop_gradient(masked.zero_masked(ratio_BT, mask_BT))

@@ -1,4 +1,4 @@
-"""Step -> number: the KL-Convex weight, the stages, and the exact count of fresh rollouts."""
+"""Step -> number: KL-Convex weight, learning rate, stages, the exact count of fresh rollouts."""
 
 import math
 from fractions import Fraction
@@ -33,6 +33,24 @@ def kl_convex_weight(
     xp = jnp if isinstance(step, jax.Array) else np
     drops = -(-xp.maximum(step - start, 0) // every)
     return xp.maximum(1.0 - drop * drops, floor)
+
+
+DECAYS = ("constant", "linear", "cosine")
+
+
+def learning_rate(
+    step: int, steps: int, peak: float, warmup: int = 0, decay: str = "constant"
+) -> float:
+    """The learning rate of a step (from 1): a linear rise over `warmup` steps, then a decay.
+
+    t <= w:   peak t / w
+    t > w:    peak (1 - x) or peak (1 + cos(pi x)) / 2,     x = (t - 1 - w) / (steps - w)
+    """
+    if step <= warmup:
+        return peak * step / warmup
+    passed = (step - 1 - warmup) / max(steps - warmup, 1)
+    shares = {"linear": 1 - passed, "cosine": (1 + math.cos(math.pi * passed)) / 2}
+    return peak * shares.get(decay, 1.0)
 
 
 def is_mix_stage(step: int, reincarnation_step: int) -> bool:

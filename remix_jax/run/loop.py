@@ -17,7 +17,8 @@ from remix_jax.cost import StepFlops, kl_weight, speeds, step_flops
 from remix_jax.evaluation import held_out
 from remix_jax.learner import programs as compiled
 from remix_jax.learner.programs import Programs
-from remix_jax.learner.state import TrainState, fault_names, fetch_anchors, rest_anchors
+from remix_jax.learner.state import TrainState, fault_names, load_anchors, offload_anchors
+from remix_jax.learner.step import step_inputs
 from remix_jax.models import huggingface
 from remix_jax.rl import replay
 from remix_jax.rollout import sampler as sampling
@@ -146,7 +147,7 @@ class _Run(NamedTuple):
 def _train(run: _Run, state: TrainState, counters: dict) -> tuple[TrainState, str | None]:
     """All steps that are left: the last state, saved, and what was not finite, if anything."""
     config, fault = run.setup.config, None
-    state = rest_anchors(config, state)
+    state = offload_anchors(config, state)
     unwritten = counters.pop("unwritten", None)
     try:
         if int(state.step) == 0:
@@ -163,8 +164,8 @@ def _train(run: _Run, state: TrainState, counters: dict) -> tuple[TrainState, st
             break
         if _reincarnates(config, step):
             run.console.event(f"step {step}: reincarnation, base anchor <- policy, on-policy now")
-            state = run.programs.reincarnate.call(fetch_anchors(config, state))
-            state = rest_anchors(config, state)
+            state = run.programs.reincarnate.call(load_anchors(config, state))
+            state = offload_anchors(config, state)
         run.profiler.before(step)
         begin = time.perf_counter()
         try:
@@ -244,13 +245,11 @@ def _step(run: _Run, state, counters, rollouts: Rollouts, step: int, begin: floa
     config = run.setup.config
     stage = schedule.stage_at(config, step)
     collected = time.perf_counter()
-    replayed = config.batch_groups - schedule.fresh_groups(config, step)
     learn = run.programs.learn[stage].call
-    numbers_M = np.asarray(schedule.method_params(config, step), np.float32)
-    counts = (put(x, run.setup.mesh) for x in (np.asarray(replayed, np.int32), numbers_M))
-    state = fetch_anchors(config, state)
-    state, device = learn(state, rollouts.rows, *counts, rollouts.expert)
-    state = rest_anchors(config, state)
+    inputs = jax.tree.map(lambda x: put(x, run.setup.mesh), step_inputs(config, step))
+    state = load_anchors(config, state)
+    state, device = learn(state, rollouts.rows, inputs, rollouts.expert)
+    state = offload_anchors(config, state)
     dispatched = time.perf_counter()
     run.record.flush()  # the step before, while the device learns
     logging = time.perf_counter() - dispatched

@@ -13,7 +13,7 @@ from remix_jax.data import tasks
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
 from remix_jax.learner.programs import Programs
-from remix_jax.learner.state import Learner, TrainState, make_learner, place_state
+from remix_jax.learner.state import Learner, TrainState, make_learner, place_state, static_of
 from remix_jax.models import attention, huggingface
 from remix_jax.models.decoder import DecoderConfig
 from remix_jax.models.waves import Waves, in_waves
@@ -73,7 +73,7 @@ def prepare(config: Config) -> Setup:
     check_mesh(config, sizes, mesh)
     policy, params = huggingface.load(config.model.path, dtype=config.model.dtype, mesh=mesh)
     learner = make_learner(config, policy)
-    state = place_state(learner, params, config, mesh)
+    state = place_state(learner, params, config.seed, mesh)
     return Setup(
         config,
         learner,
@@ -132,8 +132,8 @@ def check_mesh(config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh |
     shards, tensor = sharding.row_shards(mesh), mesh.shape["tensor"]
     samples = config.evaluation.samples
     rows = (
-        ("micro_batch_size", schedule.micro_batch_rows(config, shards), shards),
-        ("score_batch_size", schedule.score_rows(config, shards), shards),
+        ("micro_batch_size", static_of(config).micro_rows(shards), shards),
+        ("score_batch_size", static_of(config).score_rows(shards), shards),
         ("evaluation.batch_size", config.evaluation.batch_size, shards * samples),
     )
     for field, value, unit in rows:
@@ -260,9 +260,9 @@ def _method(c: Config) -> str:
     o = c.objective
     if o.method != "mix_ppg":
         method = family.METHODS[o.method]
-        number = method.number
-        value = number.default if number and o.method_param is None else o.method_param
-        return f"{method.title}{f', {number.name} {value:g}' if number else ''}"
+        param = method.param
+        value = param.default if param and o.method_param is None else o.method_param
+        return f"{method.title}{f', {param.name} {value:g}' if param else ''}"
     base = {"gae": "PPO", "group_normalized": "GRPO"}.get(o.advantage, o.advantage)
     mixes = c.replay.share > 0 or c.passes > 1
     return f"{'ReMix-' if mixes else ''}{base}"

@@ -263,8 +263,8 @@ def test_other_arrays_are_refused_in_one_line(two, trained):
     _, anew = trained
     like = abstract(anew())
     with Checkpoints(two, keep=2) as saved:
-        rate = jax.ShapeDtypeStruct((3,), np.float32, sharding=like.learning_rate.sharding)
-        for other in (like.replace(learning_rate=rate), like.replace(prev_params=None)):
+        step = jax.ShapeDtypeStruct((3,), np.int32, sharding=like.step.sharding)
+        for other in (like.replace(step=step), like.replace(prev_params=None)):
             with pytest.raises(InputError, match="does not fit this run's state") as error:
                 saved.restore(4, other)
             assert "\n" not in str(error.value)

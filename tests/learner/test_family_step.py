@@ -137,7 +137,7 @@ def test_stored_advantages_are_those_of_the_collection():
 def test_mini_batches_of_whole_groups():
     config = config_of("agro", mini_batch_size=4, micro_batch_size=2, passes=3)
     learner, _ = start(config)
-    index = np.asarray(step._mini_batches(learner, stage_of(config, 1), jax.random.key(0)))
+    index = np.asarray(step._mini_batches(learner.static, stage_of(config, 1), jax.random.key(0)))
     assert index.shape == (6, 2, 2)
     np.testing.assert_array_equal(index[..., 1], index[..., 0] + 1)
     np.testing.assert_array_equal(np.sort(index.reshape(3, -1)), [range(8)] * 3)

@@ -4,13 +4,12 @@ import functools
 
 import chex
 import jax
-import numpy as np
 import pytest
 
 from remix_jax import sharding
 from remix_jax.learner import programs
 from remix_jax.learner.state import place_state
-from remix_jax.schedule import fresh_groups, method_params
+from remix_jax.learner.step import step_inputs
 from tests.learner.tiny import fresh_rows, grouped, host, make_config, stage_of, start
 
 SMALLER = {"memory__scan_layers": True, "memory__remat": True, "memory__logit_entries": 3}
@@ -33,16 +32,14 @@ def learned(config, wanted):
     learner, first = start(config)
     mesh = sharding.make_mesh(wanted)
     params, critic = (spread(x, mesh) for x in (first.params, first.critic_params))
-    state = place_state(learner, params, config, mesh)
+    state = place_state(learner, params, config.seed, mesh)
     state = state.replace(critic_params=critic)  # its value head is not zero
     _, rows_from = start(config)
     every = []
     for step in (1, 2, 3):
         program = programs.compile_learn(learner, stage_of(config, step), mesh)
         rows = fresh_rows(config, rows_from, step)
-        replayed = np.int32(config.batch_groups - fresh_groups(config, step))
-        numbers = method_params(config, step)
-        given = jax.tree.map(lambda x: sharding.put(x, mesh), (rows, replayed, numbers))
+        given = jax.tree.map(lambda x: sharding.put(x, mesh), (rows, step_inputs(config, step)))
         state, metrics = program.call(state, *given, None)
         every.append(host(metrics))
     return state, every

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remix_jax import config_rules, schedule, sharding
+from remix_jax import config_rules, sharding
 from remix_jax.errors import InputError
 from remix_jax.learner import step
-from remix_jax.learner.state import fetch_anchors, place_state, rest_anchors
+from remix_jax.learner.state import load_anchors, offload_anchors, place_state, static_of
 from tests.learner.tiny import (
     P,
     T,
@@ -30,16 +30,16 @@ def trained(**changes):
 
 def test_a_budget_of_tokens_is_a_number_of_rows():
     config = make_config(memory__micro_batch_tokens=3 * (P + T) + 1)
-    assert schedule.score_rows(config) == 3
-    assert schedule.micro_batch_rows(config) == 2, "3 does not divide a mini-batch of 4"
-    assert schedule.micro_batch_rows(config, shards=4) == 4, "no more than the mini-batch"
+    assert static_of(config).score_rows() == 3
+    assert static_of(config).micro_rows() == 2, "3 does not divide a mini-batch of 4"
+    assert static_of(config).micro_rows(shards=4) == 4, "no more than the mini-batch"
     config.memory.micro_batch_tokens = P + T - 1
     config.model.path, config.data.train, config.data.suites = "model", "a.json", ("b.json",)
     with pytest.raises(InputError, match=f"hold a row of prompt and response, {P + T} tokens"):
         config_rules.validate(config)
     config.memory.micro_batch_tokens = P + T
     learner, _ = start(config)
-    batches = step._mini_batches(learner, stage_of(config, 1), jax.random.key(0))
+    batches = step._mini_batches(learner.static, stage_of(config, 1), jax.random.key(0))
     assert batches.shape == (config.passes * 2, 4, 1)
 
 
@@ -76,14 +76,14 @@ def test_anchors_rest_in_host_memory(wanted):
     params = first.params
     if mesh is not None:
         params = jax.device_put(params, sharding.shardings(params, mesh))
-    state = place_state(learner, params, config, mesh)
+    state = place_state(learner, params, config.seed, mesh)
     before = host(state)
-    resting = rest_anchors(config, state)
+    resting = offload_anchors(config, state)
     for x in jax.tree.leaves((resting.base_params, resting.prev_params)):
         assert x.sharding.memory_kind == "pinned_host"
     assert {x.sharding.memory_kind for x in jax.tree.leaves(resting.params)} == {"device"}
-    back = fetch_anchors(config, resting)
+    back = load_anchors(config, resting)
     for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
         assert x.sharding == y.sharding
     jax.tree.map(np.testing.assert_array_equal, host(back), before)
-    assert rest_anchors(make_config(), state) is state
+    assert offload_anchors(make_config(), state) is state

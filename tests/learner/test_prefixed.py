@@ -30,7 +30,7 @@ from remix_jax.rollout.rollouts import (
     prefix_metrics,
     prompt_batch,
 )
-from remix_jax.types import kept_rows, positions, token_mask
+from remix_jax.types import batch_of, kept_rows, positions, token_mask
 from tests.learner.tiny import POLICY, P, T, fresh_rows, grouped, start
 from tests.learner.tiny import _score as score
 
@@ -94,15 +94,11 @@ def test_a_prefix_enters_loss_and_gradient_as_context_alone():
     n = rows.valid_B.shape[0]
     prefix_len_B = rng.integers(1, P, n)
     adv_BT = jnp.asarray(rng.normal(size=(n, T)), jnp.float32)
-    frozen = losses.Frozen(
-        jnp.arange(n), jnp.ones(n, bool), jnp.zeros(n, jnp.int32),
-        rows.behav_logp_BT, rows.base_logp_BT, adv_BT, adv_BT, adv_BT,
-    )  # fmt: skip
+    batch = batch_of(rows, adv_BT=adv_BT)
+    terms, _ = losses.minibatch_terms(learner, state.params, batch, jnp.zeros(()))
     count = rows.response_len_B.sum().astype(jnp.float32)
     ours = jax.value_and_grad(
-        lambda params: losses.policy_loss(
-            params, learner, rows, frozen, losses.Facts(jnp.zeros(())), 1.0, count, 1
-        ),
+        lambda params: losses.policy_loss(params, learner, batch, terms, 1.0, count, 1),
         has_aux=True,
     )
     (loss, sums), grads = jax.jit(ours)(state.params)

@@ -9,10 +9,10 @@ import numpy as np
 from remix_jax import types
 from remix_jax.config import Config
 from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
-from remix_jax.learner.step import learn
+from remix_jax.learner.step import learn, step_inputs
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.scoring import score_responses
-from remix_jax.schedule import Stage, fresh_groups, method_params, stage_at, stages
+from remix_jax.schedule import Stage, fresh_groups, stage_at, stages
 
 P, T, V = 5, 6, 11
 
@@ -71,7 +71,7 @@ def start(config: Config, scale: float = 0.3) -> tuple[Learner, TrainState]:
     noise = [scale * jax.random.normal(k, x.shape) for k, x in zip(keys, flat, strict=True)]
     params = tree.unflatten([x + n for x, n in zip(flat, noise, strict=True)])
     learner = make_learner(config, POLICY)
-    state = init_state(learner, params, config)
+    state = init_state(learner, params, config.seed)
     if state.critic_params is not None:
         head = jax.random.normal(
             jax.random.key(9), state.critic_params["value_head"]["kernel"].shape
@@ -115,10 +115,8 @@ def stage_of(config: Config, step: int) -> Stage:
 def advance(learner, state, config, step, rows=None, expert=None):
     """One learning phase."""
     rows = fresh_rows(config, state, step) if rows is None else rows
-    replayed = jnp.asarray(config.batch_groups - fresh_groups(config, step), jnp.int32)
-    numbers = jnp.asarray(method_params(config, step))
     stage = stage_of(config, step)
-    return learn(state, rows, replayed, numbers, expert, learner=learner, stage=stage)
+    return learn(state, rows, step_inputs(config, step), expert, learner=learner, stage=stage)
 
 
 def host(tree):

@@ -6,6 +6,7 @@ test_family.py; here it is what each entry makes of them, with what it finds of 
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 
 from remix_jax.rl import family, masked
+from remix_jax.types import Batch, batch_of, empty_rows, kept_rows
 from tests.rl import family_reference, token_rows
 
 EXPERT_B = np.array([False, True, False, False, True, True, False])
 GROUP_B = np.array([0, 0, 0, 1, 1, 2, 2])
 AGE_B = np.array([0, 0, 1, 2, 0, 3, 1])
 REWARD_B = np.array([1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
-FIXED = family.Fixed(clip=0.2, dual_clip=None, window=3, aggregation="token-mean")
+TERMS = family.Terms(0.2, None, None, window=3, aggregation="token-mean", param=jnp.zeros(()))
 TESTED = {"bapo": 0.6, "m2po": 0.1, "gspo": 0.1, "decoupled_ppo": 1.5, "tis": 1.2, "masked_is": 1.2}
 """Numbers at which these rows have tokens on either side of every bound; else the default."""
 
@@ -28,11 +30,22 @@ every_method = pytest.mark.parametrize("name", family.METHODS)
 
 def number_of(name):
     method = family.METHODS[name]
-    return float(family.numbers(method, TESTED.get(name), FIXED.clip, 2, 9, 2)[1])
+    return float(family.method_params(method, TESTED.get(name), TERMS.clip, 2, 9, 2)[1])
+
+
+class Case(NamedTuple):
+    """What a loss is given."""
+
+    logp_BT: jax.Array
+    batch: Batch
+    terms: family.Terms
+
+    def replace(self, **fields):
+        return self._replace(batch=self.batch.replace(**fields))
 
 
 def make_batch(name, seed=0, garbage=None, dtype=np.float64, columns=0, rows=0):
-    """Tokens of seven rows; under the mask `garbage`; more masked columns and rows beside them."""
+    """A case of seven rows; under the mask `garbage`; more masked columns and rows beside them."""
     drawn = token_rows.without_garbage(token_rows.make_rows(seed, dtype=dtype))
     experts = family.METHODS[name].experts
     expert_B = EXPERT_B if experts != "refused" else np.zeros(7, bool)
@@ -59,39 +72,43 @@ def make_batch(name, seed=0, garbage=None, dtype=np.float64, columns=0, rows=0):
     fields |= {k: np.pad(x, (0, rows)) for k, x in by_row.items()}
     fields["reward_B"] = fields["reward_B"].astype(dtype)
     arrays = {k: jnp.asarray(x) for k, x in fields.items()}
-    return family.Tokens(**arrays, number=jnp.asarray(number_of(name), dtype))
+    logp_BT, mask_BT = arrays.pop("logp_BT"), arrays.pop("mask_BT")
+    n, slots = mask_BT.shape
+    filled = {"response_len_B": jnp.full(n, slots), "valid_B": jnp.ones(n, bool)}
+    batch = batch_of(kept_rows(empty_rows(n, 1, slots)), loss_mask_BT=mask_BT, **filled, **arrays)
+    return Case(logp_BT, batch, TERMS._replace(param=jnp.asarray(number_of(name), dtype)))
 
 
 def known(name, t):
-    """The batch with what the method finds of the whole of it."""
+    """The case with what the method finds of the whole of it."""
     method = family.METHODS[name]
-    if method.whole is None:
+    if method.stats is None:
         return t
-    whole, row_B = method.whole(t, FIXED)
-    return t._replace(whole=whole, row_B=row_B)
+    stats, per_row_B = method.stats(t.logp_BT if method.forward else None, t.batch, t.terms)
+    return t._replace(terms=t.terms._replace(stats=stats)).replace(per_row_B=per_row_B)
 
 
 @functools.cache
 def _run(name):
     method = family.METHODS[name]
 
-    def run(t):
-        t = known(name, t)
+    def run(logp_BT, batch, param):
+        t = known(name, Case(logp_BT, batch, TERMS._replace(param=param)))
 
         def loss(logp_BT):
-            loss_BT = method.loss(t._replace(logp_BT=logp_BT), FIXED)
-            total, _ = masked.sum_and_count(loss_BT, t.mask_BT)
+            loss_BT = method.loss(logp_BT, t.batch, t.terms)
+            total, _ = masked.sum_and_count(loss_BT, t.batch.mask_BT)
             return total, loss_BT
 
         (_, loss_BT), grad_BT = jax.value_and_grad(loss, has_aux=True)(t.logp_BT)
-        return masked.zero_masked(loss_BT, t.mask_BT), grad_BT
+        return masked.zero_masked(loss_BT, t.batch.mask_BT), grad_BT
 
     return jax.jit(run)
 
 
 def losses_and_gradient(name, t):
     """The token losses and -c of each token, from the method as the learner calls it."""
-    return [np.asarray(x_BT) for x_BT in _run(name)(t)]
+    return [np.asarray(x_BT) for x_BT in _run(name)(t.logp_BT, t.batch, t.terms.param)]
 
 
 # ---------------------------------------------------------------------------- coefficients
@@ -99,16 +116,17 @@ def losses_and_gradient(name, t):
 
 def clean(t):
     """The batch as the NumPy reference takes it."""
-    live_BT = np.asarray(t.mask_BT) == 1
-    names = {"logp": "logp_BT", "behav_logp": "behav_logp_BT", "prox_logp": "prox_logp_BT"}
-    rows = {k: np.where(live_BT, np.asarray(getattr(t, v)), 0) for k, v in names.items()}
-    rows |= {"adv": np.where(live_BT, np.asarray(t.adv_BT), 0), "mask": np.asarray(t.mask_BT)}
-    return rows | {"expert": np.asarray(t.expert_B)}
+    b = t.batch
+    mask_BT = np.asarray(b.mask_BT)
+    arrays = {"logp": t.logp_BT, "behav_logp": b.behav_logp_BT, "prox_logp": b.prox_logp_BT}
+    arrays["adv"] = b.adv_BT
+    rows = {k: np.where(mask_BT == 1, np.asarray(x_BT), 0) for k, x_BT in arrays.items()}
+    return rows | {"mask": mask_BT, "expert": np.asarray(b.expert_B)}
 
 
 def per_token(formula):
     def coefficient(t):
-        rows, c_BT = clean(t), np.zeros(t.mask_BT.shape)
+        rows, c_BT = clean(t), np.zeros(t.logp_BT.shape)
         for b, i in np.argwhere(rows["mask"] == 1):
             c_BT[b, i] = formula(t, rows, b, i)
         return c_BT
@@ -142,7 +160,7 @@ def geppo(t, rows, b, i):
 
 
 def bapo(t, rows, b, i):
-    low, high = (float(x) for x in known("bapo", t).whole)
+    low, high = (float(x) for x in known("bapo", t).terms.stats)
     return ppo(t, rows, b, i, 1 - low, high - 1)
 
 
@@ -155,7 +173,7 @@ def masked_is(t, rows, b, i):
 
 def chord(imitate):
     def coefficient(t, rows, b, i):
-        mu, mask = float(t.number), rows["mask"]
+        mu, mask = float(t.terms.param), rows["mask"]
         experts = mask[rows["expert"]].sum()
         if rows["expert"][b]:
             return mu * mask.sum() / experts * imitate(math.exp(rows["logp"][b, i]))
@@ -166,7 +184,7 @@ def chord(imitate):
 
 def agro(t, rows, b, i):
     live_B = rows["mask"].any(axis=1)
-    base_BT = np.where(rows["mask"] == 1, np.asarray(t.base_logp_BT), 0)
+    base_BT = np.where(rows["mask"] == 1, np.asarray(t.batch.base_logp_BT), 0)
     regularised_B = REWARD_B - 0.1 * (rows["logp"] - base_BT).sum(axis=1)
     return regularised_B[b] - regularised_B[live_B & (GROUP_B[b] == GROUP_B)].mean()
 
@@ -239,7 +257,7 @@ def test_what_lies_under_the_mask_influences_nothing(name, garbage, x64):
     t = make_batch(name, garbage=garbage)
     for actual_BT, expected_BT in zip(losses_and_gradient(name, t), expected, strict=True):
         np.testing.assert_array_equal(actual_BT, expected_BT)
-        assert not np.any(actual_BT[np.asarray(t.mask_BT) == 0])
+        assert not np.any(actual_BT[np.asarray(t.batch.mask_BT) == 0])
 
 
 @every_method
@@ -259,11 +277,10 @@ def test_micro_batches_are_one_batch_given_the_whole(name, x64):
     """What is found of the mini-batch goes along; rows are never divided."""
     t = known(name, make_batch(name))
     loss = family.METHODS[name].loss
-    expected_BT = np.asarray(loss(t, FIXED))
+    expected_BT = np.asarray(loss(*t))
     for part in (slice(0, 3), slice(3, 7)):
-        scalars = {"number": t.number, "whole": t.whole}
-        piece = jax.tree.map(lambda x, part=part: x[part], t._replace(number=None, whole=None))
-        actual_BT = loss(piece._replace(**scalars), FIXED)
+        logp_BT, piece = jax.tree.map(lambda x, part=part: x[part], (t.logp_BT, t.batch))
+        actual_BT = loss(logp_BT, piece, t.terms)
         live_BT = np.asarray(piece.mask_BT) == 1
         np.testing.assert_allclose(
             np.asarray(actual_BT)[live_BT], expected_BT[part][live_BT], rtol=1e-12
@@ -275,17 +292,17 @@ def test_on_policy_limit(name, x64):
     """At ratio 1, fresh, the gradient is A's; what differs is no ratio, and is named."""
     t = make_batch(name)
     own = t.logp_BT
-    t = t._replace(
+    t = t.replace(
         behav_logp_BT=own, prox_logp_BT=own, base_logp_BT=own, age_B=jnp.zeros(7, jnp.int32),
         expert_B=jnp.zeros(7, bool),
     )  # fmt: skip
-    adv_BT = np.asarray(t.adv_BT)
-    live_B = np.asarray(t.mask_BT).any(axis=1)
+    adv_BT = np.asarray(t.batch.adv_BT)
+    live_B = np.asarray(t.batch.mask_BT).any(axis=1)
     if name == "agro":
         mean_B = [REWARD_B[live_B & (g == GROUP_B)].mean() for g in GROUP_B]
-        adv_BT = np.where(np.asarray(t.mask_BT) == 1, (REWARD_B - mean_B)[:, None], 0)
+        adv_BT = np.where(np.asarray(t.batch.mask_BT) == 1, (REWARD_B - mean_B)[:, None], 0)
     if name.startswith("chord"):
-        adv_BT = (1 - float(t.number)) * adv_BT
+        adv_BT = (1 - float(t.terms.param)) * adv_BT
     _, grad_BT = losses_and_gradient(name, t)
     np.testing.assert_allclose(-grad_BT, adv_BT, rtol=1e-12, atol=1e-12)
 
@@ -293,17 +310,17 @@ def test_on_policy_limit(name, x64):
 # ---------------------------------------------------------------------------- numbers, advantages
 
 
-def numbers(name, setting=None, step=1, steps=11, passes=3):
-    return family.numbers(family.METHODS[name], setting, 0.2, step, steps, passes)
+def params(name, value=None, step=1, steps=11, passes=3):
+    return family.method_params(family.METHODS[name], value, 0.2, step, steps, passes)
 
 
-def test_numbers_by_hand():
-    np.testing.assert_allclose(numbers("decoupled_ppo"), [5, 5, 5])
-    np.testing.assert_allclose(numbers("chord_phi", setting=0.3), np.full(3, 0.3), rtol=1e-6)
-    np.testing.assert_allclose(numbers("bppo", setting=0.5), [0.2, 0.1, 0.05], rtol=1e-6)
+def test_params_by_hand():
+    np.testing.assert_allclose(params("decoupled_ppo"), [5, 5, 5])
+    np.testing.assert_allclose(params("chord_phi", value=0.3), np.full(3, 0.3), rtol=1e-6)
+    np.testing.assert_allclose(params("bppo", value=0.5), [0.2, 0.1, 0.05], rtol=1e-6)
     for step, mu in ((1, 0.9), (6, 0.475), (11, 0.05)):
-        np.testing.assert_allclose(numbers("chord_mu", step=step), np.full(3, mu), rtol=1e-6)
-    assert not numbers("mix_ppg").any()
+        np.testing.assert_allclose(params("chord_mu", step=step), np.full(3, mu), rtol=1e-6)
+    assert not params("mix_ppg").any()
 
 
 def test_advantages_of_single_methods():
@@ -315,7 +332,7 @@ def test_advantages_of_single_methods():
         assert advantage is not None
         return advantage(reward_B, group_B, mask_B, number)
 
-    np.testing.assert_allclose(own("topr"), [1, -1, 1, 0])
+    np.testing.assert_allclose(own("topr", 0.5), [1, -1, 1, 0])
     np.testing.assert_allclose(own("asymre", -0.05), [0.55, -0.45, 0.05, 0], rtol=1e-6)
     np.testing.assert_allclose(own("sft"), [1, 1, 1, 0])
 
@@ -325,8 +342,8 @@ def test_every_advantage_aggregation_and_number_is_possible():
         assert (method.advantage == "method") == (method.own_advantage is not None), name
         assert method.aggregation in ("", *masked.AGGREGATIONS), name
         assert method.experts in ("refused", "taken", "needed"), name
-        if method.number is not None:
-            assert method.number.low <= method.number.default <= method.number.high, name
+        if method.param is not None:
+            assert method.param.low <= method.param.default <= method.param.high, name
 
 
 def test_reference_is_used():
