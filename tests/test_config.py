@@ -91,7 +91,7 @@ WRONG = [
     ("objective.advantage", "gea", "one of gae, vtrace, group_normalized, rloo"),
     ("objective.aggregation", "token-sum", "one of token-mean"),
     ("objective.method", "bppi", "one of mix_ppg, ppo"),
-    ("objective.method_param", 0.1, "mix_ppg has no such number"),
+    ("objective.method_param", 0.1, "mix_ppg has no such parameter"),
     ("replay.sampler", "best", "one of uniform, max_advantage"),
     ("expert.bank", "traces", "mix_ppg needs behaviour log-probs, which the rows of a bank do not"),
     ("objective.dual_clip", 0.5, "must be 0 (off) or above 1"),

@@ -228,7 +228,7 @@ def _compile(setup: Setup, console: Console, stop: Stop) -> tuple[Programs, Samp
     if settings.truncates and not setup.config.sampling.correct_truncation:
         console.event(
             "top_k, top_p or min_p truncates the sampling distribution and the ratios do not know "
-            "it: the gradient is biased by sampler_gap (sampling.correct_truncation corrects)"
+            "it: the gradient is biased by truncation_gap (sampling.correct_truncation corrects)"
         )
     # Sampling and evaluation, which change no state, end at SIGTERM.
     rollout = {name: stop.watched(sampler) for name, sampler in samplers.rollout.items()}

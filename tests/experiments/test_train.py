@@ -33,7 +33,7 @@ WATCHED = [
     *("reward", "accuracy", "format_rate", "truncated_rate", "response_length", "rollouts"),
     *("grader_timeout_rate", "eval/grader_timeout_rate"),
     *("tokens", "entropy", "kl_base", "kl_prev", "kl_weight", "n_fresh", "n_replayed"),
-    *("ratio_mean", "ratio_max", "clip_share", "ess", "sampler_gap", "explained_variance"),
+    *("ratio_mean", "ratio_max", "clip_share", "ess", "sampler_gap", "truncation_gap", "explained_variance"),
     *("loss", "loss_policy", "loss_kl", "loss_value", "grad_norm", "critic_grad_norm"),
     *("ratio_mean/age0", "ratio_max/age1", "clip_share/age0", "ess/age1", "rows/age0"),
     *("eval/chain3", "eval/chain4", "eval/mean", "eval/response_length", "validation/validation"),
