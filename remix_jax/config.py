@@ -72,6 +72,7 @@ class Model(Section):
     path: str = ""  # Hugging Face model directory
     dtype: str = "float32"  # of parameters and matrix products: float32 or bfloat16
     compute_dtype: str = ""  # of matrix products where it is another; sums stay float32
+    export_dtype: str = ""  # of the model that a run leaves; empty: that of the parameters
     attention: str = "auto"  # for long rows: plain, splash (TPU), cudnn (GPU); auto: by device
 
 

@@ -59,7 +59,7 @@ FIELDS: dict[str, Rule] = {
     "kl.drop kl.floor objective.gamma objective.lam": _SHARE,
     "model.path": (bool, "must name a model directory"),
     "model.dtype": _one_of(DTYPES),
-    "model.compute_dtype memory.anchors_dtype": _DTYPE_OR_EMPTY,
+    "model.compute_dtype model.export_dtype memory.anchors_dtype": _DTYPE_OR_EMPTY,
     "optimizer.first_moment_dtype critic.optimizer.first_moment_dtype": _DTYPE_OR_EMPTY,
     "model.attention": _one_of(ATTENTIONS),
     "data.train": (bool, "must name a problem file"),

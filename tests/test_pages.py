@@ -26,9 +26,9 @@ def test_the_page_on_python_trains_evaluates_and_samples(notebook):
     steps = names["outcome"].metrics
     assert [row["step"] for row in steps] == [0, 1, 2]
     for row in steps[1:]:
-        weighted = row["reward/math"] + 0.1 * row["reward/brevity.py:short"]
+        weighted = row["reward/math"] + 0.1 * row["reward/short"]
         assert row["reward"] == pytest.approx(weighted, abs=1e-5)
-    assert 0 < steps[1]["reward/brevity.py:short"] < 1
+    assert 0 < steps[1]["reward/short"] < 1
     assert names["figures"]
     assert (directory / "copy" / "model.safetensors").read_bytes() == (
         directory / "runs/notebook/export/model.safetensors"

@@ -4,6 +4,7 @@ Both spellings are read: rope_theta, rope_scaling, torch_dtype (transformers 4) 
 dtype (transformers 5). What this decoder does not support is refused by name, never ignored.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,21 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
 }
+# Ours -> Hugging Face's names of what every file must hold.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "ffn_width": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+}
+_SCALING = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_positions": "original_max_position_embeddings",
+}
 
 
 def read_config(directory: str | os.PathLike) -> DecoderConfig:
@@ -35,7 +51,8 @@ def read_config(directory: str | os.PathLike) -> DecoderConfig:
     raw = read_json(where)
     _check_supported(raw, where)
     architecture = raw["model_type"]
-    width, heads = _number(raw, "hidden_size", where), _number(raw, "num_attention_heads", where)
+    sizes = {ours: _number(raw, name, where) for ours, name in _SIZES.items()}
+    width, heads = sizes["width"], sizes["heads"]
     kv_heads = _number(raw, "num_key_value_heads", where, default=heads)
     if heads % kv_heads:
         raise InputError(
@@ -48,20 +65,15 @@ def read_config(directory: str | os.PathLike) -> DecoderConfig:
     theta, scaling = _rope(raw, where)
     return DecoderConfig(
         architecture=architecture,
-        vocab_size=_number(raw, "vocab_size", where),
-        width=width,
-        layers=_number(raw, "num_hidden_layers", where),
-        heads=heads,
+        **sizes,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        ffn_width=_number(raw, "intermediate_size", where),
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=_number(raw, "rms_norm_eps", where, float, default=1e-6),
         tied_embeddings=_flag(raw, "tie_word_embeddings", where),
         qkv_bias=architecture == "qwen2",
         qk_norm=architecture == "qwen3",
-        max_positions=_number(raw, "max_position_embeddings", where),
     )
 
 
@@ -69,28 +81,18 @@ def plain_config(config: DecoderConfig) -> dict:
     """The content of a config.json, spelled as transformers 4, 5 and vLLM all read it."""
     scaling = None
     if config.rope_scaling is not None:
-        scaling = {
-            "rope_type": "llama3",
-            "factor": config.rope_scaling.factor,
-            "low_freq_factor": config.rope_scaling.low_freq_factor,
-            "high_freq_factor": config.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": config.rope_scaling.original_max_positions,
-        }
+        values = {name: getattr(config.rope_scaling, ours) for ours, name in _SCALING.items()}
+        scaling = {"rope_type": "llama3", **values}
     return {
         "architectures": [ARCHITECTURES[config.architecture]],
         "model_type": config.architecture,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
+        **{name: getattr(config, ours) for ours, name in _SIZES.items()},
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
-        "intermediate_size": config.ffn_width,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": scaling,
-        "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tied_embeddings,
         "attention_dropout": 0.0,
         "bos_token_id": None,
@@ -100,8 +102,10 @@ def plain_config(config: DecoderConfig) -> dict:
 
 
 def existing_directory(directory: str | os.PathLike) -> pathlib.Path:
-    """`directory` as a path, `InputError` if there is none."""
+    """`directory` as a path, `InputError` if there is none or it is a run's directory."""
     path = pathlib.Path(directory).expanduser()
+    if (path / "export" / CONFIG).is_file() and not (path / "tokenizer.json").exists():
+        raise InputError(f"{path}: is the directory of a run; its model is {path / 'export'}")
     if not path.is_dir():
         raise InputError(
             f"{path}: no such model directory; it must be a local folder with {CONFIG}, "
@@ -117,10 +121,18 @@ def read_json(path: pathlib.Path) -> dict:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: bad UTF-8 or bad JSON
-        raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from None
+        raise InputError(f"{path}: not readable as JSON ({what_it_is(path, error)})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a JSON object, holds a {type(content).__name__}")
     return content
+
+
+def what_it_is(path: pathlib.Path, error: Exception) -> str:
+    """One line on a file that cannot be read."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            return "it is a Git LFS pointer: run `git lfs pull` there"
+    return one_line(error)
 
 
 def _check_supported(raw: dict, where: pathlib.Path) -> None:

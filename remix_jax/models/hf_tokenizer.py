@@ -57,30 +57,31 @@ def load_tokenizer(directory: str | os.PathLike) -> "PreTrainedTokenizerFast":
 
 def eos_ids(directory: str | os.PathLike, tokenizer: "PreTrainedTokenizerFast") -> tuple[int, ...]:
     """Every token id that ends a response: those of generation_config.json, else of config.json,
-    else the tokenizer's own.
+    and the tokenizer's own, which a model tuned on chats ends with whatever those files say.
 
     Raises:
-        InputError: none of the three names one, or one is no token id.
+        InputError: none of the three names one, or one is no token id of the model.
     """
-    root = existing_directory(directory)
+    root, found = existing_directory(directory), []
     for name in (GENERATION_CONFIG, CONFIG):
-        if not (root / name).is_file():
-            continue
-        value = read_json(root / name).get("eos_token_id")
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        for i in ids:
-            if not isinstance(i, int) or isinstance(i, bool) or i < 0:
+        content = read_json(root / name) if (root / name).is_file() else {}
+        value = content.get("eos_token_id")
+        found = value if isinstance(value, list) else [] if value is None else [value]
+        rows = read_json(root / CONFIG).get("vocab_size") if (root / CONFIG).is_file() else None
+        for i in found:
+            if type(i) is not int or i < 0 or (isinstance(rows, int) and i >= rows):
                 raise InputError(
-                    f"{root / name}: eos_token_id is {value!r}; "
-                    "it must be a token id or a list of them"
+                    f"{root / name}: eos_token_id is {value!r}; it must be a token id or a list of "
+                    f"them{f', below vocab_size {rows}' if rows else ''}"
                 )
-        if ids:
-            return tuple(dict.fromkeys(ids))
-    if tokenizer.eos_token_id is None:
+        if found:
+            break
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if not found and not own:
         raise InputError(
             f"{root}: no end-of-sequence token; {GENERATION_CONFIG} can name it as eos_token_id"
         )
-    return (tokenizer.eos_token_id,)
+    return tuple(dict.fromkeys([*found, *own]))
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerFast") -> int:

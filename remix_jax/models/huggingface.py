@@ -28,6 +28,7 @@ from remix_jax.models.hf_config import (
     plain_config,
     read_config,
     read_json,
+    what_it_is,
 )
 from remix_jax.models.hf_tokenizer import TOKENIZER_FILES, eos_ids, load_tokenizer, pad_id
 from remix_jax.sharding import spec_of
@@ -76,7 +77,7 @@ def load(
 
     Raises:
         InputError: as `read_config`; or a weight file is missing or damaged; or a tensor is
-            missing, unknown, or of another shape than the config asks for.
+            missing, unknown, not finite, or of another shape than the config asks for.
     """
     if dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; it can be {' or '.join(_DTYPES)}")
@@ -167,7 +168,9 @@ def _tensors_of(file: pathlib.Path) -> list[_Stored]:
                 entry = handle.get_slice(name)
                 tensors.append(_Stored(file, name, tuple(entry.get_shape()), entry.get_dtype()))
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{file}: missing or damaged weights ({one_line(error)})") from None
+        raise InputError(
+            f"{file}: missing or damaged weights ({what_it_is(file, error)})"
+        ) from None
     return tensors
 
 
@@ -225,6 +228,9 @@ def _place(
 
     def read(index: Any) -> np.ndarray:
         value = tensor.read(_torch_order(path, index))
+        with np.errstate(all="ignore"):
+            if not np.isfinite(np.sum(value, dtype=np.float64)):
+                raise InputError(f"{tensor.file}: tensor {tensor.name} holds NaN or infinity")
         value = value.T if path[-1] == "kernel" else value
         return value.astype(jnp.dtype(dtype), order="C", copy=False)
 
@@ -241,10 +247,11 @@ def save(
     params: dict,
     directory: str | os.PathLike,
     like: str | os.PathLike | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Writes a directory that torch `transformers` loads with the same logits.
 
-    Parameters keep their dtype. The directory appears whole or not at all: it is written beside
+    The directory appears whole or not at all: it is written beside
     `directory` and renamed. One that `save` made before is replaced, nothing else ever is.
     Of several processes all must call it: tensors are gathered one by one, the first one writes.
 
@@ -254,6 +261,7 @@ def save(
         directory: what to write.
         like: a model directory whose config.json is kept but for the dtype, and whose tokenizer,
             chat template and generation files are copied. May be `directory` itself.
+        dtype: of the stored parameters, "float32" or "bfloat16"; None: their own.
 
     Raises:
         InputError: `directory` is in use by something else (`check_target`), or `like` describes
@@ -262,7 +270,8 @@ def save(
     """
     target = check_target(directory)
     tensors = _named(model, params)
-    config = _config_json(model.config, jnp.dtype(params["embed"]["embedding"].dtype).name, like)
+    dtype = dtype or jnp.dtype(params["embed"]["embedding"].dtype).name
+    config = _config_json(model.config, dtype, like)
     if jax.process_index() > 0:
         for path, x in tensors.values():  # its part of each gathering
             _fetch(path, x)
@@ -271,8 +280,8 @@ def save(
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
-        _write_weights(scratch, tensors)
         _write_json(scratch / CONFIG, config)
+        _write_weights(scratch, tensors, dtype)
         if like is not None:
             _copy_tokenizer(pathlib.Path(like).expanduser(), scratch)
         _swap(scratch, target)
@@ -340,22 +349,26 @@ def _config_json(config: DecoderConfig, dtype: str, like: str | os.PathLike | No
     return {**raw, **dict.fromkeys(spellings, dtype), MARK[0]: MARK[1]}
 
 
-def _write_weights(folder: pathlib.Path, tensors: dict[str, tuple[ParamPath, jax.Array]]) -> None:
+def _write_weights(
+    folder: pathlib.Path, tensors: dict[str, tuple[ParamPath, jax.Array]], dtype: str
+) -> None:
     shards: list[list[str]] = [[]]
     size = total = 0
     for name, (_, x) in tensors.items():
-        if shards[-1] and size + x.nbytes > SHARD_BYTES:
+        stored = x.size * jnp.dtype(dtype).itemsize
+        if shards[-1] and size + stored > SHARD_BYTES:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size, total = size + x.nbytes, total + x.nbytes
+        size, total = size + stored, total + stored
     weight_map: dict[str, str] = {}
     for i, names in enumerate(shards):
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else WEIGHTS
         weight_map.update(dict.fromkeys(names, file))
-        values = {name: _fetch(*tensors[name]) for name in names}
+        values = {name: _fetch(*tensors[name]).astype(dtype, copy=False) for name in names}
         # One key only: the order of several would differ between runs, and so would the bytes.
         safetensors.numpy.save_file(values, folder / file, metadata={"format": "pt"})
+        shutil.copymode(folder / CONFIG, folder / file)  # safetensors writes for the owner alone
     if len(shards) > 1:
         weight_map = dict(sorted(weight_map.items()))
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -364,7 +364,9 @@ def _leave(setup: Setup, workdir: pathlib.Path, console: Console, state: TrainSt
     """What a run leaves at its end: ledger, table, figures, the policy for other programs."""
     ledger = _ledger(state, setup.mesh)
     export = workdir / "export"
-    huggingface.save(setup.learner.policy, state.params, export, like=setup.config.model.path)
+    base = setup.config.model
+    policy, dtype = setup.learner.policy, base.export_dtype or None
+    huggingface.save(policy, state.params, export, like=base.path, dtype=dtype)
     if not processes.is_first():
         return
     (workdir / "ledger.json").write_text(json.dumps(ledger, indent=2) + "\n")

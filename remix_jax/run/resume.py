@@ -28,7 +28,7 @@ CONFIG_FILE, _LOCK = "config.json", ".lock"
 # What a run that continues may change (docs/durability.md); a name ending in a dot is a section.
 MAY_CHANGE = (
     *("steps", "checkpoint_every", "keep_checkpoints", "keep_every", "samples_per_step"),
-    *("evaluation.", "data.suites", "data.validation"),
+    *("evaluation.", "data.suites", "data.validation", "model.export_dtype"),
     *("micro_batch_size", "score_batch_size", "mesh.", "model.attention"),  # equal up to rounding
     *(f"memory.{name}" for name in ("micro_batch_tokens", "logit_slots", "logit_entries")),
     *("memory.decode_tokens", "memory.remat", "memory.scan_layers", "memory.anchors_on_host"),

@@ -1,7 +1,9 @@
 """Model directories, as files: what damaged ones say, where save writes, tokenizers."""
 
 import json
+import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +145,26 @@ def test_truncated_weights(copy, keep):
     refused(huggingface.load, copy, words=[path, "damaged"])
 
 
+def test_weights_that_are_no_numbers(copy):
+    name = "model.layers.1.self_attn.k_proj.weight"
+    for value in (np.nan, np.inf):
+        rewrite(copy, lambda tensors, value=value: tensors[name].__setitem__((3, 2), value))
+        refused(huggingface.load, copy, words=[name, "holds NaN or infinity"])
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_pointer_in_place_of_a_file(copy, file):
+    (copy / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    load = huggingface.load_tokenizer if file == "tokenizer.json" else huggingface.load
+    refused(load, copy, words=[file, "Git LFS pointer", "git lfs pull"])
+
+
+def test_a_run_is_no_model_but_holds_one(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "run" / "export")
+    for load in (huggingface.load, huggingface.load_tokenizer):
+        refused(load, tmp_path / "run", words=["directory of a run", tmp_path / "run" / "export"])
+
+
 def test_damaged_shard_index(copy):
     path, index = copy / "model.safetensors", copy / "model.safetensors.index.json"
     names = list(safetensors.numpy.load_file(path))
@@ -249,6 +271,23 @@ def test_save_keeps_the_config_and_files_of_like(copy, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_saved_files_can_be_read_by_others_and_in_half_the_size(exported, tmp_path):
+    model, params = huggingface.load(exported)
+    huggingface.save(model, params, tmp_path / "half", like=exported, dtype="bfloat16")
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "half").iterdir()}
+    assert modes == {0o666 & ~current_umask()}
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    loaded = huggingface.load(tmp_path / "half", dtype="bfloat16")[1]
+    jax.tree.map(np.testing.assert_array_equal, loaded, rounded)
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def test_save_refuses_another_model(copy, tmp_path):
     model, params = huggingface.load(copy)
     edit_json(copy / "config.json", rope_theta=5e5)
@@ -325,13 +364,14 @@ def test_token_beyond_the_vocabulary(copy):
 def test_every_eos_id(copy):
     tokenizer = huggingface.load_tokenizer(copy)
     generation = copy / "generation_config.json"
-    assert huggingface.eos_ids(copy, tokenizer) == (tiny_models.END,)
+    end = tiny_models.END  # the tokenizer's own always ends a response as well
+    assert huggingface.eos_ids(copy, tokenizer) == (end,)
     edit_json(copy / "config.json", eos_token_id=7)
-    assert huggingface.eos_ids(copy, tokenizer) == (7,)
-    for value, wanted in [([5, 3, 5], (5, 3)), (0, (0,)), (None, (7,)), ([], (7,))]:
+    assert huggingface.eos_ids(copy, tokenizer) == (7, end)
+    for value, wanted in [([5, 3, 5], (5, 3)), (0, (0,)), (None, (7,)), ([], (7,)), (end, ())]:
         generation.write_text(json.dumps({"eos_token_id": value}))
-        assert huggingface.eos_ids(copy, tokenizer) == wanted
-    for value in (["<end>"], -1, 2.0, True, "2"):
+        assert huggingface.eos_ids(copy, tokenizer) == (*wanted, end)
+    for value in (["<end>"], -1, 2.0, True, "2", 151643):
         generation.write_text(json.dumps({"eos_token_id": value}))
         refused(huggingface.eos_ids, copy, tokenizer, words=[generation, "eos_token_id"])
     generation.write_text("{")
