@@ -22,7 +22,7 @@ from rich.console import Console as Terminal
 from experiments import config_flag, main, trials
 from experiments.arithmetic import bases
 from experiments.methods import COMPARED, METHODS, with_rollouts
-from experiments.report import comparison_tables, files, results
+from experiments.report import comparison_tables, files
 from experiments.report.comparison import Comparison
 from experiments.trials import Trial
 from remix_jax import config_rules
@@ -62,47 +62,28 @@ def compare(plan: Plan, workdir: pathlib.Path, workers: int) -> dict:
 
     First the grid, then all seeds of the equal rate and of each method's own best one.
     """
-    grid = [(m, r) for m in plan.methods for r in plan.learning_rates]
-    chosen_by = range(plan.tuning) if len(plan.learning_rates) > 1 else range(plan.seeds)
-    records = _train(plan, {(m, r, s) for m, r in grid for s in chosen_by}, workdir, workers)
+
+    def train(keys: list[trials.Key]) -> list[dict]:
+        made = [plan.trial(*key) for key in keys]
+        done = trials.run(made, workdir / "runs", workers)
+        return [
+            done[trial.name].record(key, base=str(key[2] % len(plan.models)))
+            for key, trial in zip(keys, made, strict=True)
+        ]
+
+    equal = plan.learning_rates[0]
     data = {
         "levels": list(report.LEVELS),
         "target": TARGET,
-        "equal_learning_rate": plan.learning_rates[0],
+        "equal_learning_rate": equal,
         "learning_rates": list(plan.learning_rates),
         "methods": [
             {"name": name, "label": METHODS[name].label, "reference": METHODS[name].reference}
             for name in plan.methods
         ],
-        "selection_seeds": list(chosen_by),
-        "trials": records,
     }
-    settings = {(m, plan.learning_rates[0]) for m in plan.methods}
-    settings |= set(Comparison(data).best.items())
-    reported = {(m, r, s) for m, r in settings for s in range(plan.seeds)}
-    more = reported - {(r["method"], r["learning_rate"], r["seed"]) for r in records}
-    data["trials"] = records + _train(plan, more, workdir, workers)
-    return data
-
-
-def _train(
-    plan: Plan, wanted: set[tuple[str, float, int]], workdir: pathlib.Path, workers: int
-) -> list[dict]:
-    """The records of some (method, learning rate, seed)."""
-    keys = sorted(wanted, key=lambda key: (plan.methods.index(key[0]), *key[1:]))
-    made = [plan.trial(*key) for key in keys]
-    done = trials.run(made, workdir / "runs", workers)
-    return [
-        results.record(
-            done[trial.name].metrics,
-            method=method,
-            learning_rate=rate,
-            seed=seed,
-            base=str(seed % len(plan.models)),
-            broken=done[trial.name].broken,
-        )
-        for (method, rate, seed), trial in zip(keys, made, strict=True)
-    ]
+    at_equal = [(name, equal) for name in plan.methods]
+    return trials.tuned(data, Comparison, train, plan.seeds, plan.tuning, at_equal)
 
 
 def make_plan(config: Config, values, workdir: pathlib.Path, workers: int) -> Plan:

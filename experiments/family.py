@@ -16,7 +16,6 @@ import pathlib
 import pkgutil
 import tempfile
 import time
-from collections.abc import Sequence
 
 from absl import flags
 
@@ -27,7 +26,7 @@ from experiments.configs import family as presets
 from experiments.configs.family import base
 from experiments.evaluate import replaced
 from experiments.methods import METHODS, with_rollouts
-from experiments.report import files, results
+from experiments.report import files
 from experiments.report.family import Family
 from experiments.trials import Trial
 from remix_jax.config import Config
@@ -115,38 +114,21 @@ def collect_traces(directory: pathlib.Path) -> None:
 
 def compare(plan: Plan, workdir: pathlib.Path, workers: int) -> dict:
     """Trains what the plan asks for; the content of family.json, without `about`."""
-    tuning = range(plan.tuning) if len(plan.learning_rates) > 1 else range(plan.seeds)
-    grid = [(m, r, s) for m in plan.methods for r in plan.learning_rates for s in tuning]
-    records = _train(plan, grid, workdir, workers)
+
+    def train(keys: list[trials.Key]) -> list[dict]:
+        made = [plan.trial(*key) for key in keys]
+        done = trials.run(made, workdir / "runs", workers)
+        return [
+            done[trial.name].record(key, base="shipped")
+            for key, trial in zip(keys, made, strict=True)
+        ]
+
     data = {
         "rollouts": [plan.rollouts // 4, plan.rollouts // 2, plan.rollouts],
         "learning_rates": list(plan.learning_rates),
-        "selection_seeds": list(tuning),
         "methods": [described(method) for method in plan.methods],
-        "trials": records,
     }
-    chosen = Family(data).best
-    more = [(m, r, s) for m, r in chosen.items() for s in range(plan.seeds) if s not in tuning]
-    data["trials"] = records + _train(plan, more, workdir, workers)
-    return data
-
-
-def _train(
-    plan: Plan, wanted: Sequence[tuple[str, float, int]], workdir: pathlib.Path, workers: int
-) -> list[dict]:
-    made = [plan.trial(*key) for key in wanted]
-    done = trials.run(made, workdir / "runs", workers)
-    return [
-        results.record(
-            done[trial.name].metrics,
-            method=method,
-            learning_rate=rate,
-            seed=seed,
-            base="shipped",
-            broken=done[trial.name].broken,
-        )
-        for (method, rate, seed), trial in zip(wanted, made, strict=True)
-    ]
+    return trials.tuned(data, Family, train, plan.seeds, plan.tuning)
 
 
 def make_plan(values) -> Plan:

@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments import config_flag, main, trials
 from experiments.configs import arithmetic_prefix_reinforce, arithmetic_prefix_remix
-from experiments.report import files, prefix, results
+from experiments.report import files, prefix
 from experiments.trials import Trial
 from remix_jax import config_rules, schedule
 from remix_jax.config import Config
@@ -211,21 +211,27 @@ def steps_within(config: Config, model: str, budget: float) -> int:
 
 def measure(plan: Plan, arms: tuple[str, ...], workers: int) -> dict[str, Any]:
     """Trains what is missing; the content of prefix.json, without `about`."""
-    grid = {(a, r, s) for a in arms for r in plan.learning_rates for s in range(plan.tuning)}
-    equal = {(prefix.PLAIN, plan.learning_rates[0])}
+
+    def train(keys: list[trials.Key]) -> list[dict]:
+        supervise(plan, keys)
+        made = [plan.trial(*key) for key in keys]
+        done = trials.run(made, plan.workdir / "runs", workers)
+        return [
+            done[trial.name].record(key, accuracy=ACCURACY, paid=plan.paid(*key))
+            | {"by_prefix": prefix.by_prefix(done[trial.name].metrics)}
+            for key, trial in zip(keys, made, strict=True)
+        ]
+
     data: dict[str, Any] = {
         "budget": plan.budget,
         "bank": _described(plan.bank),
         "learning_rates": list(plan.learning_rates),
-        "selection_seeds": list(range(plan.tuning)),
         "methods": [
             {"name": a, "label": ARMS[a].label, "prefixed": ARMS[a].prefixed} for a in arms
         ],
-        "trials": _train(plan, grid, workers),
     }
-    settings = equal | set(prefix.Prefix(data).best.items())
-    more = {(a, r, s) for a, r in settings for s in range(plan.seeds)} - grid
-    data["trials"] += _train(plan, more, workers)
+    at_equal = [(prefix.PLAIN, plan.learning_rates[0])]
+    data = trials.tuned(data, prefix.Prefix, train, plan.seeds, plan.tuning, at_equal)
     made = [plan.bar(seed) for seed in range(plan.seeds)]
     done = trials.run(made, plan.workdir / "runs", workers)
     data["bar"] = {
@@ -248,26 +254,6 @@ def _described(bank: traces.Bank) -> dict[str, float]:
         "attempts": bank.attempts,
         "flops": bank.flops,
     }
-
-
-def _train(plan: Plan, wanted: set[tuple[str, float, int]], workers: int) -> list[dict]:
-    keys = sorted(wanted, key=lambda key: (list(ARMS).index(key[0]), *key[1:]))
-    supervise(plan, keys)
-    made = [plan.trial(*key) for key in keys]
-    done = trials.run(made, plan.workdir / "runs", workers)
-    return [
-        results.record(
-            done[trial.name].metrics,
-            accuracy=ACCURACY,
-            method=name,
-            learning_rate=rate,
-            seed=seed,
-            paid=plan.paid(name, rate, seed),
-            broken=done[trial.name].broken,
-        )
-        | {"by_prefix": prefix.by_prefix(done[trial.name].metrics)}
-        for (name, rate, seed), trial in zip(keys, made, strict=True)
-    ]
 
 
 def make_plan(config: Config, values, workdir: pathlib.Path) -> Plan:

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
@@ -25,6 +25,8 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments import main
+from experiments.report import results
+from experiments.report.results import Tuned
 from remix_jax import config as configs
 from remix_jax import config_rules, schedule
 from remix_jax.config import Config
@@ -36,6 +38,9 @@ from remix_jax.sinks.metrics import METRICS_FILE, Metrics, read_metrics
 
 LOG_FILE, FAILED_FILE = "log.txt", "failed"
 MALLOC = pathlib.Path(__file__).resolve().parents[1] / "launch" / "malloc.txt"
+
+
+Key = tuple[str, float, int]  # method, learning rate, seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,12 @@ class Done(NamedTuple):
 
     metrics: list[Metrics]
     broken: bool  # it ended before its last step, by a loss that is not finite
+
+    def record(self, key: Key, **more: Any) -> dict[str, Any]:
+        """What results keep of it (`results.record`)."""
+        method, rate, seed = key
+        identity: dict[str, Any] = {"method": method, "learning_rate": rate, "seed": seed}
+        return results.record(self.metrics, broken=self.broken, **identity, **more)
 
 
 def define_workers() -> Callable[[], int]:
@@ -111,6 +122,40 @@ def run(trials: Sequence[Trial], workdir: pathlib.Path, workers: int) -> dict[st
         )
         for trial in trials
     }
+
+
+def tuned(
+    data: dict[str, Any],
+    load: type[Tuned],
+    train: Callable[[list[Key]], list[dict[str, Any]]],
+    seeds: int,
+    tuning: int,
+    equal: Iterable[tuple[str, float]] = (),
+) -> dict[str, Any]:
+    """Tunes methods alike: the grid on the first seeds, then all seeds at each one's best rate.
+
+    Args:
+      data: "methods" ({"name", ...}), "learning_rates" and what else `load` asks for.
+      load: the class of the results, which says what the best rates are.
+      train: the records of some trials.
+      seeds: of each reported setting.
+      tuning: that a rate is chosen by; with one rate all seeds.
+      equal: further (method, learning rate) that get all seeds.
+    Returns:
+      The data with "selection_seeds" and "trials".
+    """
+    names = [method["name"] for method in data["methods"]]
+
+    def records(wanted: set[Key]) -> list[dict[str, Any]]:
+        return train(sorted(wanted, key=lambda key: (names.index(key[0]), *key[1:])))
+
+    rates = data["learning_rates"]
+    chosen_by = range(tuning) if len(rates) > 1 else range(seeds)
+    grid = {(name, rate, seed) for name in names for rate in rates for seed in chosen_by}
+    data = data | {"selection_seeds": list(chosen_by), "trials": records(grid)}
+    settings = set(equal) | set(load(data).best.items())
+    more = {(name, rate, seed) for name, rate in settings for seed in range(seeds)} - grid
+    return data | {"trials": data["trials"] + records(more)}
 
 
 def finished(directory: pathlib.Path, config: Config) -> bool:

@@ -11,7 +11,7 @@ from experiments.report import figures
 from experiments.report.comparison import BEST, EQUAL, Comparison
 from experiments.report.figures import GREY
 from experiments.report.intervals import median
-from experiments.report.tables import goal, rate_text
+from experiments.report.tables import INFINITE, goal, rate_text
 
 TITLES = {EQUAL: "equal learning rate", BEST: "each at its own best learning rate"}
 SHOWN = 4  # curves that can still be distinguished
@@ -63,7 +63,8 @@ def _accuracy(runs: Comparison, x: str) -> Figure:
             axis.legend(loc="lower right")
             if x == "rollouts":
                 _mark_gain(axis, runs, base, setting)
-    figure.supxlabel(figures.BAND, fontsize=8, color="#666666")
+    if runs.trials["seed"].nunique() > 1:
+        figure.supxlabel(figures.BAND, fontsize=8, color="#666666")
     return figure
 
 
@@ -90,8 +91,10 @@ def _mark_gain(axis: Axes, runs: Comparison, base: str, setting: str) -> None:
         arrow = {"arrowstyle": "-|>", "color": colour, "lw": 1.6, "shrinkA": 6, "shrinkB": 6}
         start, end = (spent[base], target), (spent[best], target)
         axis.annotate("", xy=end, xytext=start, arrowprops=arrow, zorder=4)
-        spread = "–".join(f"{end:.1f}" if math.isfinite(end) else "∞" for end in times[1:3])
-        text = f"{times.median:.1f} times fewer rollouts to {goal(target)} [{spread}]"
+        text = f"{times.median:.1f} times fewer rollouts to {goal(target)}"
+        if times.used > 1:
+            low, high = (f"{end:.1f}" if math.isfinite(end) else INFINITE for end in times[1:3])
+            text += f" [{low}–{high}]"
     # The title of the legend is where no curve crosses the text.
     font = {"weight": "bold", "size": 9}
     legend = axis.legend(loc="lower right", title=text, title_fontproperties=font)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from experiments import trials
 from experiments.report import files, results
 from experiments.report.comparison import Comparison
 from experiments.report.family import Family
@@ -110,10 +111,10 @@ def test_a_run_that_breaks_off_is_not_chosen_for_its_first_steps(kind):
 
 
 def test_a_broken_run_ends_at_zero_and_holds_no_level_at_its_last_evaluation():
-    trials = [record("ppo", 0.1, 0, base="b", broken=True), record("ppo", 0.1, 1, base="b")]
-    trials += [record("remix-ppo", 0.2, seed, base="b") for seed in range(2)]
-    trials[0] = record("ppo", 0.1, 0, base="b", end=5000, broken=True)
-    runs = Comparison(tuned() | {"trials": trials, "learning_rates": [1e-4]})
+    made = [record("ppo", 0.1, 0, base="b", end=5000, broken=True)]
+    made += [record("ppo", 0.1, 1, base="b")]
+    made += [record("remix-ppo", 0.2, seed, base="b") for seed in range(2)]
+    runs = Comparison(tuned() | {"trials": made, "learning_rates": [1e-4]})
     assert list(runs.accuracies("ppo", "equal", "accuracy")) == pytest.approx([0, 0.8])
     assert list(runs.accuracies("ppo", "equal", "eval/chain3")) == pytest.approx([0, 0.85])
     assert list(runs.crossings("ppo", "equal", 0.65)) == pytest.approx([4500, 4500])
@@ -140,6 +141,31 @@ def test_methods_without_rollouts_are_tuned_by_flops_and_ties_take_the_smaller_r
     assert np.isnan(runs.accuracies("sft", 512)).all()
     equal = [trial(rate, [0.2, 0.4, 0.4]) for rate in (3e-4, 1e-4)]
     assert Family(data | {"trials": equal}).best == {"sft": 1e-4}
+
+
+def test_methods_are_tuned_alike_and_then_run_on_all_seeds():
+    """Methods a and b, b best at 2e-4; a gets all seeds at 2e-4 too, as the equal rate."""
+    height = {("a", 1e-4): 0.5, ("a", 2e-4): 0.4, ("b", 1e-4): 0.3, ("b", 2e-4): 0.4}
+    asked = []
+
+    def train(keys):
+        asked.append(keys)
+        return [
+            trials.Done(line(0.1, validation=height[key[:2]]), False).record(key, base="b")
+            for key in keys
+        ]
+
+    methods = [{"name": name, "label": name} for name in ("b", "a")]
+    data = {"methods": methods, "learning_rates": [1e-4, 2e-4], "rollouts": [1000]}
+    found = trials.tuned(data, Family, train, seeds=3, tuning=2, equal=[("a", 2e-4)])
+    grid, more = asked
+    assert grid == [(m, r, s) for m in ("b", "a") for r in (1e-4, 2e-4) for s in (0, 1)]
+    assert more == [("b", 2e-4, 2), ("a", 1e-4, 2), ("a", 2e-4, 2)]
+    assert found["selection_seeds"] == [0, 1]
+    assert [tuple(t.values())[:3] for t in found["trials"]] == grid + more
+    one = trials.tuned(data | {"learning_rates": [1e-4]}, Family, train, seeds=3, tuning=2)
+    assert one["selection_seeds"] == [0, 1, 2]
+    assert len(one["trials"]) == 6
 
 
 # Files
