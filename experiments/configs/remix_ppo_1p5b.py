@@ -1,7 +1,7 @@
 """ReMix-PPO on DeepSeek-R1-Distill-Qwen-1.5B, with the paper's hyper-parameters.
 
 350 steps, reincarnation after step 100: 79,360 rollouts, the paper's 0.079M. Put the model into
-models/ and the problems into data/ (docs/data.md), or name them: --config.model.path=DIR.
+models/ and the problems into data/ (docs/tasks.md), or name them: --config.model.path=DIR.
 """
 
 from remix_jax.config import Config, Data, Evaluation, Memory, Model

@@ -1,6 +1,7 @@
 """Presets of real models: valid, with the paper's numbers, planned without weights or problems."""
 
 import io
+import json
 import pathlib
 import re
 
@@ -10,12 +11,15 @@ import pytest
 
 from experiments.configs import (
     gsm8k_0p5b,
+    gsm8k_0p5b_verl_ppo,
+    gsm8k_0p5b_verl_remix_ppo,
     prefix_1p5b,
     remix_grpo_1p5b,
     remix_ppo_1p5b,
     remix_ppo_7b,
 )
 from launch import dry_run
+from remix_jax import schedule
 from remix_jax.data.tasks import set_name
 from remix_jax.errors import InputError
 from remix_jax.learner.programs import abstract_state
@@ -85,6 +89,27 @@ def test_the_papers_hyper_parameters():
     assert (large.batch_size, large.steps) == (256, 75)
     assert (grpo.batch_size, grpo.group_size, grpo.reincarnation_step) == (2048, 8, 50)
     assert not grpo.has_critic
+
+
+def test_verls_public_log_and_its_twin(shared):
+    """The numbers of the log, the same rollouts in both."""
+    log = json.loads((shared / "data" / "verl_gsm8k_ppo.json").read_text())
+    was = log["setting"]
+    ppo, remix = gsm8k_0p5b_verl_ppo.get_config(), gsm8k_0p5b_verl_remix_ppo.get_config()
+    for c in (ppo, remix):
+        assert (c.batch_size, c.mini_batch_size) == (was["batch"], was["mini_batch"])
+        assert (c.objective.clip, c.objective.entropy_coef) == (was["clip"], was["entropy_coef"])
+        assert c.optimizer.learning_rate == was["policy_lr"]
+        assert c.critic.optimizer.learning_rate == was["critic_lr"]
+        assert c.optimizer.grad_clip == was["grad_clip"]
+        assert c.sampling.temperature == was["temperature"]
+        assert c.data.response_tokens == was["response_tokens"]
+        assert c.kl.coef == was["kl_in_reward_coef"]
+        assert c.has_critic
+        assert (c.objective.gamma, c.objective.lam) == (1, 1)
+        assert schedule.planned_rollouts(c) == len(log["steps"]) * was["batch"]
+    assert (ppo.replay.share, ppo.passes, ppo.steps) == (0, was["ppo_epochs"], len(log["steps"]))
+    assert (remix.replay.share, remix.passes) == (0.4, 2)
 
 
 def test_the_plan_has_the_bytes_of_the_real_state(tmp_path):
