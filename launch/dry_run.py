@@ -103,7 +103,7 @@ def problem_plan(config: Config) -> dict[str, object]:
     if data.train in found:
         scorer.check(found[data.train].problems)
         held_out = [found[spec] for spec in ready if spec != data.train]
-        lines |= tasks.plan(found[data.train], held_out, tokenizer)
+        lines |= tasks.plan(held_out, tokenizer, found[data.train])
     return lines
 
 
