@@ -58,9 +58,10 @@ class Run:
         from remix_jax.learner.state import init_state, make_learner
         from remix_jax.learner.step import step_inputs
         from remix_jax.models import huggingface
+        from remix_jax.models.huggingface import load_vocabulary
         from remix_jax.rewards import Scorer
         from remix_jax.rollout import sampler
-        from remix_jax.rollout.rollouts import load_vocabulary, prompt_batch
+        from remix_jax.rollout.rollouts import prompt_batch
         from remix_jax.schedule import stage_at, stages
 
         self.size, self.clock = size, LapClock()
@@ -107,7 +108,8 @@ class Run:
         import jax.numpy as jnp
         import numpy as np
 
-        from remix_jax.rollout.rollouts import Draw, grade_rollouts
+        from remix_jax.rollout.draws import Draw
+        from remix_jax.rollout.rollouts import grade_rollouts
 
         self.clock.take()
         self.clock.switch("generate")

@@ -29,14 +29,9 @@ from remix_jax.learner.state import executed
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.digest import model_digest
+from remix_jax.models.huggingface import Vocabulary, load_vocabulary
 from remix_jax.rewards import Item, Scorer
-from remix_jax.rollout.rollouts import (
-    Vocabulary,
-    load_vocabulary,
-    prompt_batch,
-    response_ids,
-    texts_of,
-)
+from remix_jax.rollout.rollouts import prompt_batch, response_ids, texts_of
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, make, sampler_settings
 from remix_jax.sinks.console import Console
 from remix_jax.text import count, duration

@@ -45,49 +45,6 @@ class Problem:
         return bool(self.asks) and _MARKS[self.asks] in self.problem
 
 
-@dataclasses.dataclass(frozen=True)
-class Cursor:
-    """Where training stands in the endless sequence of problems; plain data, saved as it is.
-
-    The sequence is `order(seed, 0, n)` followed by `order(seed, 1, n)` and so on; `position` counts
-    the problems already taken from the current epoch, 0 <= position < n.
-    """
-
-    seed: int
-    epoch: int = 0
-    position: int = 0
-
-
-def order(seed: int, epoch: int, n_problems: int) -> np.ndarray:
-    """The order of an epoch: a permutation of range(n_problems), int64, fixed by its arguments."""
-    return np.random.default_rng((seed, epoch)).permutation(n_problems)
-
-
-def take(cursor: Cursor, n_problems: int, count: int) -> tuple[np.ndarray, Cursor]:
-    """The next `count` problem indices [count] and the cursor after them.
-
-    Every problem comes exactly once per epoch; a batch may reach into the next epoch.
-
-    Raises:
-      InputError: the cursor lies outside the problem set (it was saved with another one).
-    """
-    if not 0 <= cursor.position < n_problems:
-        raise InputError(
-            f"the saved position {cursor.position} does not fit a training set of {n_problems} "
-            "problems: resume with the problem file that the run was started with"
-        )
-    pieces, epoch, position = [], cursor.epoch, cursor.position
-    while count > 0:
-        piece = order(cursor.seed, epoch, n_problems)[position : position + count]
-        pieces.append(piece)
-        count -= len(piece)
-        position += len(piece)
-        if position == n_problems:
-            epoch, position = epoch + 1, 0
-    indices = np.concatenate(pieces) if pieces else np.zeros((0,), np.int64)
-    return indices, Cursor(cursor.seed, epoch, position)
-
-
 def load_problems(
     path: str | pathlib.Path, skipped: list[str] | None = None, needs_answer: bool = True
 ) -> list[Problem]:

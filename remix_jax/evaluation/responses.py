@@ -11,8 +11,9 @@ from remix_jax import streams
 from remix_jax.config import Config
 from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
+from remix_jax.models.huggingface import Vocabulary
 from remix_jax.rewards import Item, Score, Scorer
-from remix_jax.rollout.rollouts import Vocabulary, prompt_batch, response_ids, score, texts_of
+from remix_jax.rollout.rollouts import prompt_batch, response_ids, score, texts_of
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, evaluation_task
 
 

@@ -33,9 +33,9 @@ from remix_jax.learner.state import executed
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder
 from remix_jax.models.digest import model_digest
+from remix_jax.models.huggingface import Vocabulary, load_vocabulary
 from remix_jax.models.sampling import SamplerSettings
 from remix_jax.rewards import Scorer
-from remix_jax.rollout.rollouts import Vocabulary, load_vocabulary
 from remix_jax.rollout.sampler import Task, make
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.progress import Progress

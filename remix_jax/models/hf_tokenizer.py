@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remix_jax.errors import InputError
 from remix_jax.models.hf_config import CONFIG, existing_directory, read_json
@@ -25,6 +25,20 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+
+
+class Vocabulary(NamedTuple):
+    """A tokenizer and what of it the programs need as constants."""
+
+    tokenizer: Any  # transformers.PreTrainedTokenizerFast
+    eos_ids: tuple[int, ...]
+    pad_id: int
+
+
+def load_vocabulary(directory: str) -> Vocabulary:
+    """The tokenizer of a model directory with its end and padding ids."""
+    tokenizer = load_tokenizer(directory)
+    return Vocabulary(tokenizer, eos_ids(directory, tokenizer), pad_id(tokenizer))
 
 
 def load_tokenizer(directory: str | os.PathLike) -> "PreTrainedTokenizerFast":

@@ -30,11 +30,28 @@ from remix_jax.models.hf_config import (
     read_json,
     what_it_is,
 )
-from remix_jax.models.hf_tokenizer import TOKENIZER_FILES, eos_ids, load_tokenizer, pad_id
+from remix_jax.models.hf_tokenizer import (
+    TOKENIZER_FILES,
+    Vocabulary,
+    eos_ids,
+    load_tokenizer,
+    load_vocabulary,
+    pad_id,
+)
 from remix_jax.sharding import spec_of
 from remix_jax.text import one_line
 
-__all__ = ["check_target", "eos_ids", "load", "load_tokenizer", "pad_id", "read_config", "save"]
+__all__ = [
+    "Vocabulary",
+    "check_target",
+    "eos_ids",
+    "load",
+    "load_tokenizer",
+    "load_vocabulary",
+    "pad_id",
+    "read_config",
+    "save",
+]
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9

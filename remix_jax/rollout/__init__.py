@@ -7,8 +7,9 @@
 `draws` chooses problems, `prefixed` and `experts` add traces of a bank.
 """
 
+from remix_jax.models.huggingface import Vocabulary, load_vocabulary
 from remix_jax.models.sampling import Sampled, SamplerSettings
-from remix_jax.rollout.rollouts import Vocabulary, decode, load_vocabulary, prompt_batch
+from remix_jax.rollout.rollouts import decode, prompt_batch
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, compiled
 
 __all__ = [

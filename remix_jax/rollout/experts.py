@@ -15,8 +15,10 @@ from remix_jax.data import traces
 from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
+from remix_jax.models.huggingface import Vocabulary
 from remix_jax.rewards import Item, Scorer
-from remix_jax.rollout.rollouts import Draw, Vocabulary, prompt_batch, score, texts_of
+from remix_jax.rollout.draws import Draw
+from remix_jax.rollout.rollouts import prompt_batch, score, texts_of
 from remix_jax.schedule import Stage
 
 

@@ -1,20 +1,25 @@
-"""PrefixRL in a run: the prefixes that its trace bank gives, and the problems that a step draws."""
+"""PrefixRL in a run: the prefixes that its bank of traces gives."""
 
-import dataclasses
 import hashlib
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from remix_jax import schedule
 from remix_jax.config import Config
 from remix_jax.data import traces
-from remix_jax.data.problems import Cursor, take
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
-from remix_jax.rl.prefixes import draw_cuts, prefixed_units
-from remix_jax.rollout.rollouts import Draw, Prefix, Vocabulary
+from remix_jax.models.huggingface import Vocabulary
+from remix_jax.rl.prefixes import draw_cuts
 
 _BOX = "\\boxed"
+
+
+class Prefix(NamedTuple):
+    """The beginning of a trace that solved a problem; the model goes on from it."""
+
+    place: int  # of the problem in the training set
+    ids: tuple[int, ...]
+    share: float  # of the trace's tokens
 
 
 class Prefixes(NamedTuple):
@@ -69,60 +74,6 @@ def load_prefixes(config: Config, train: ProblemSet, vocabulary: Vocabulary) -> 
         )
     solved = sum(trace is not None for trace in found)
     return Prefixes(items, solved, moved, dropped, too_long, bank.attempts, bank.flops)
-
-
-def first_cursors(config: Config, prefixes: Prefixes | None) -> dict[str, Any]:
-    """Where a run starts among its problems and prefixes, as a checkpoint holds it."""
-    cursor = dataclasses.asdict(Cursor(config.seed))
-    if prefixes is None:
-        return {"cursor": cursor}
-    return {"cursor": cursor, "prefix_cursor": cursor, "prefixes": prefixes.digest}
-
-
-def check_continued(config: Config, prefixes: Prefixes | None, saved: dict[str, Any]) -> None:
-    """A run goes on with the prefixes that it was started with.
-
-    Raises:
-      InputError: the bank gives others now.
-    """
-    if prefixes is not None and saved["prefixes"] != prefixes.digest:
-        raise InputError(
-            f"config.prefix.bank = {config.prefix.bank!r}: gives other prefixes than the run to be "
-            "continued had: continue with the bank that it was started with"
-        )
-
-
-def draw_problems(
-    config: Config,
-    train: ProblemSet,
-    prefixes: Prefixes | None,
-    saved: dict[str, Any],
-    step: int,
-) -> tuple[Draw, dict[str, Any]]:
-    """The problems of a step's groups, the prefixed ones first; and the cursors after them.
-
-    Problems and prefixes are two endless sequences, each of which comes round in whole epochs.
-
-    Args:
-      saved: what `first_cursors` gave, or the step before; other entries are left as they are.
-    """
-    groups = schedule.fresh_groups(config, step)
-    chosen: list[Prefix | None] = []
-    if prefixes is not None:
-        before = schedule.groups_until(config, step - 1)
-        count = prefixed_units(before, before + groups, config.prefix.share)
-        places, cursor = take(Cursor(**saved["prefix_cursor"]), len(prefixes.items), count)
-        chosen = [prefixes.items[i] for i in places]
-        saved = saved | {"prefix_cursor": dataclasses.asdict(cursor)}
-    plain, cursor = take(Cursor(**saved["cursor"]), len(train.problems), groups - len(chosen))
-    of_group = [prefix.place for prefix in chosen if prefix is not None] + plain.tolist()
-    chosen += [None] * len(plain)
-    prompts = [
-        train.prompts[place] + (list(prefix.ids) if prefix else [])
-        for place, prefix in zip(of_group, chosen, strict=True)
-    ]
-    problems = [train.problems[place] for place in of_group]
-    return Draw(problems, prompts, chosen), saved | {"cursor": dataclasses.asdict(cursor)}
 
 
 def prefix_plan(config: Config, prefixes: Prefixes, problems: int) -> dict[str, object]:

@@ -11,36 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from remix_jax import processes, rewards, types
-from remix_jax.data.problems import Problem
 from remix_jax.data.prompts import pad_left
-from remix_jax.models import huggingface
+from remix_jax.models.huggingface import Vocabulary
 from remix_jax.models.sampling import Sampled
 from remix_jax.rewards import Item, Score, Scorer
+from remix_jax.rollout.draws import Draw
+from remix_jax.rollout.prefixed import Prefix
 from remix_jax.sharding import put
-
-
-class Vocabulary(NamedTuple):
-    """A tokenizer and what of it the programs need as constants."""
-
-    tokenizer: Any  # transformers.PreTrainedTokenizerFast
-    eos_ids: tuple[int, ...]
-    pad_id: int
-
-
-class Prefix(NamedTuple):
-    """The beginning of a trace that solved a problem; the model goes on from it."""
-
-    place: int  # of the problem in the training set
-    ids: tuple[int, ...]
-    share: float  # of the trace's tokens
-
-
-class Draw(NamedTuple):
-    """The groups of a step: problem, prompt (with its prefix, if any), prefix."""
-
-    problems: list[Problem]
-    prompts: list[list[int]]
-    prefixes: list[Prefix | None]
 
 
 class Rollouts(NamedTuple):
@@ -51,13 +28,6 @@ class Rollouts(NamedTuple):
     samples: list[dict]
     errors: dict[str, str]  # the first error line of each reward function that failed on a row
     expert: types.FreshRows | None = None  # rows of the same groups that an expert wrote
-
-
-def load_vocabulary(directory: str) -> Vocabulary:
-    """The tokenizer of a model directory with its end and padding ids."""
-    tokenizer = huggingface.load_tokenizer(directory)
-    eos_ids = huggingface.eos_ids(directory, tokenizer)
-    return Vocabulary(tokenizer, eos_ids, huggingface.pad_id(tokenizer))
 
 
 def prompt_batch(prompts: list[list[int]], slots: int, width: int, pad_id: int):

@@ -22,8 +22,8 @@ from remix_jax.learner.step import step_inputs
 from remix_jax.models import huggingface
 from remix_jax.rl import replay
 from remix_jax.rollout import sampler as sampling
+from remix_jax.rollout.draws import draw_problems
 from remix_jax.rollout.experts import expert_rows
-from remix_jax.rollout.prefixed import draw_problems
 from remix_jax.rollout.rollouts import Rollouts, grade_rollouts, prompt_batch
 from remix_jax.rollout.sampler import Prompts, Samplers
 from remix_jax.run import figures as plotting

@@ -17,7 +17,7 @@ from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.grading import verdicts as grading
 from remix_jax.learner.state import TrainState, has_precedent
-from remix_jax.rollout.prefixed import check_continued, first_cursors
+from remix_jax.rollout.draws import check_continued, first_cursors
 from remix_jax.run.checkpoint import Checkpoints, write_durably
 from remix_jax.run.record import FILES
 from remix_jax.run.setup import Setup

@@ -16,12 +16,12 @@ from remix_jax.learner.programs import Programs
 from remix_jax.learner.state import Learner, TrainState, make_learner, place_state, static_of
 from remix_jax.models import attention, huggingface
 from remix_jax.models.decoder import DecoderConfig
+from remix_jax.models.huggingface import Vocabulary, load_vocabulary
 from remix_jax.models.waves import Waves, in_waves
 from remix_jax.rewards import Scorer
 from remix_jax.rl import family
 from remix_jax.rollout.experts import Traces, with_traces
 from remix_jax.rollout.prefixed import Prefixes, load_prefixes, prefix_plan
-from remix_jax.rollout.rollouts import Vocabulary, load_vocabulary
 from remix_jax.rollout.sampler import Samplers, memory_of
 from remix_jax.text import size_text
 

@@ -5,16 +5,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from remix_jax.data.problems import (
-    HASH_INSTRUCTION,
-    INSTRUCTION,
-    Cursor,
-    Problem,
-    load_problems,
-    order,
-    take,
-)
+from remix_jax.data.problems import HASH_INSTRUCTION, INSTRUCTION, Problem, load_problems
 from remix_jax.errors import InputError
+from remix_jax.rollout.draws import Cursor, order, take
 
 ROWS = [
     {"problem": "1 + 1", "answer": "2", "id": "a"},

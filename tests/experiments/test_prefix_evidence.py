@@ -11,8 +11,8 @@ from remix_jax.data import traces
 from remix_jax.data.tasks import load_set
 from remix_jax.errors import InputError
 from remix_jax.models.digest import model_digest
+from remix_jax.models.huggingface import load_vocabulary
 from remix_jax.rollout import prefixed
-from remix_jax.rollout.rollouts import load_vocabulary
 
 
 def plan(tmp_path, budget=8e11):

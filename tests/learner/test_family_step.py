@@ -9,8 +9,8 @@ import pytest
 from remix_jax.data.problems import Problem
 from remix_jax.learner import step
 from remix_jax.rl import family, replay
+from remix_jax.rollout.draws import Draw
 from remix_jax.rollout.experts import Written, expert_rows
-from remix_jax.rollout.rollouts import Draw
 from remix_jax.types import response_mask
 from tests.learner.tiny import (
     P,

@@ -19,17 +19,13 @@ from remix_jax.data.tasks import ProblemSet
 from remix_jax.data.traces import Bank, Trace
 from remix_jax.errors import InputError
 from remix_jax.learner import losses
+from remix_jax.models.huggingface import load_vocabulary
 from remix_jax.models.sampling import Sampled
 from remix_jax.rewards import Scorer
-from remix_jax.rollout import prefixed
-from remix_jax.rollout.rollouts import (
-    Draw,
-    Prefix,
-    grade_rollouts,
-    load_vocabulary,
-    prefix_metrics,
-    prompt_batch,
-)
+from remix_jax.rollout import draws, prefixed
+from remix_jax.rollout.draws import Draw
+from remix_jax.rollout.prefixed import Prefix
+from remix_jax.rollout.rollouts import grade_rollouts, prefix_metrics, prompt_batch
 from remix_jax.types import batch_of, kept_rows, positions, token_mask
 from tests.learner.tiny import POLICY, P, T, fresh_rows, grouped, start
 from tests.learner.tiny import _score as score
@@ -173,10 +169,10 @@ def test_steps_mix_three_to_one_exactly_and_every_prefix_comes_round(train, voca
     bank_of(train.problems, vocabulary, tmp_path)
     config = make_config(tmp_path)
     made = prefixed.load_prefixes(config, train, vocabulary)
-    saved = prefixed.first_cursors(config, made) | {"totals": "kept"}
+    saved = draws.first_cursors(config, made) | {"totals": "kept"}
     drawn, counts = [], []
     for step in range(1, 9):  # seven groups a step
-        draw, saved = prefixed.draw_problems(config, train, made, saved, step)
+        draw, saved = draws.draw_problems(config, train, made, saved, step)
         drawn += [p for p in draw.prefixes if p is not None]
         counts.append(sum(p is not None for p in draw.prefixes))
         for problem, prompt, prefix in zip(*draw, strict=True):
@@ -194,12 +190,10 @@ def test_all_or_no_groups_may_be_prefixed(train, vocabulary, tmp_path):
     bank_of(train.problems, vocabulary, tmp_path)
     config = make_config(tmp_path, share=1.0)
     made = prefixed.load_prefixes(config, train, vocabulary)
-    draw, _ = prefixed.draw_problems(
-        config, train, made, prefixed.first_cursors(config, made), step=1
-    )
+    draw, _ = draws.draw_problems(config, train, made, draws.first_cursors(config, made), step=1)
     assert all(draw.prefixes)
-    start = prefixed.first_cursors(config, None)
-    draw, after = prefixed.draw_problems(config, train, None, start, step=1)
+    start = draws.first_cursors(config, None)
+    draw, after = draws.draw_problems(config, train, None, start, step=1)
     assert not any(draw.prefixes)
     assert after["cursor"] == {"seed": 0, "epoch": 1, "position": 2}
 
@@ -210,10 +204,10 @@ def test_what_gives_no_prefix_is_one_line(train, vocabulary, tmp_path):
         prefixed.load_prefixes(make_config(tmp_path, tokens=3), train, vocabulary)
     config = make_config(tmp_path)
     made = prefixed.load_prefixes(config, train, vocabulary)
-    saved = prefixed.first_cursors(config, made)
-    prefixed.check_continued(config, made, saved)
+    saved = draws.first_cursors(config, made)
+    draws.check_continued(config, made, saved)
     with pytest.raises(InputError, match="gives other prefixes than the run to be continued"):
-        prefixed.check_continued(config, made._replace(items=made.items[1:]), saved)
+        draws.check_continued(config, made._replace(items=made.items[1:]), saved)
 
 
 # What is graded
