@@ -48,8 +48,8 @@ def test_the_page_on_samplers_trains_with_its_own(notebook, monkeypatch, capsys)
 
 
 def test_a_sampler_of_other_shapes_is_refused(notebook, monkeypatch, tmp_path):
-    config = notebook[0]["config"]
-    (tmp_path / "short.py").write_text(
+    config, directory = notebook[0]["config"], notebook[1]
+    (directory / "short.py").write_text(
         "from remix_jax.rollout import sampler\n"
         "def make(policy, task, mesh):\n"
         "    draw = sampler.compiled(policy, task, mesh)\n"
@@ -58,7 +58,7 @@ def test_a_sampler_of_other_shapes_is_refused(notebook, monkeypatch, tmp_path):
         "        return sampled._replace(behav_logp_BT=sampled.behav_logp_BT[:, 1:])\n"
         "    return sample\n"
     )
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(directory)
     config.sampling.engine = "short.py:make"
     with pytest.raises(InputError, match="behav_logp_BT is of shape"):
         remix_jax.train(config, tmp_path / "run")
