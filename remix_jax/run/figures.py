@@ -1,4 +1,4 @@
-"""Figures of a run, as PNG files.
+"""The figure of a run: one sheet, figures/overview.png, whose panels are the rows of a table.
 
 Drawn with matplotlib's object interface on its Agg canvas: no window, no global state. Colours
 are those of Okabe and Ito, told apart by every kind of colour vision.
@@ -7,23 +7,20 @@ are those of Okabe and Ito, told apart by every kind of colour vision.
 import itertools
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 from remix_jax.run import report
 from remix_jax.sinks.console import PHASES, ages
 from remix_jax.sinks.metrics import Metrics
 
-BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
-)  # fmt: skip
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY, BLACK = "#8A8A8A", "#222222"
 STYLE: Any = {
     "font.size": 9,
@@ -33,28 +30,73 @@ STYLE: Any = {
     "axes.titlepad": 14,
     "axes.labelcolor": BLACK,
     "axes.edgecolor": "#666666",
-    "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#E4E4E4",
     "grid.linewidth": 0.7,
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
     "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
     "legend.edgecolor": "none",
     "legend.framealpha": 0.85,
     "legend.fontsize": 8,
     "savefig.dpi": 160,
 }
 PERCENT = FuncFormatter(lambda x, _: f"{100 * x:.6g} %")
-X_LABELS = {
-    "step": "training step",
-    "rollouts": "fresh rollouts generated",
-    "seconds": "seconds of the run, without compilation",
-}
+
+
+class Panel(NamedTuple):
+    """Curves against the training step, or against `x`."""
+
+    title: str
+    label: str  # of the y axis
+    keys: dict[str, str]  # metric -> its name in the legend; "AGE" stands for every age of rows
+    scale: str = "linear"  # linear, share or log
+    x: str = "step"
+
+
+PANELS = (
+    Panel("Held-out accuracy", "accuracy", {report.ACCURACY: "mean"}, "share", "rollouts"),
+    Panel("Training reward", "mean over fresh rows", {"reward": "reward", "accuracy": "accuracy"}),
+    Panel(
+        "Response length",
+        "tokens",
+        {"response_length": "training", "eval/response_length": "held-out"},
+    ),
+    Panel(
+        "Responses",
+        "share of fresh rows",
+        {"truncated_rate": "truncated", "format_rate": "answer could be read"},
+        "share",
+    ),
+    Panel("Entropy of the policy", "nats a token", {"entropy": ""}),
+    Panel("KL divergence", "nats a token", {"kl_base": "to the base", "kl_prev": "to precedent"}),
+    Panel("Importance ratio, mean", "pi / behaviour policy", {"ratio_mean/AGE": ""}),
+    Panel("Importance ratio, greatest", "pi / behaviour policy", {"ratio_max/AGE": ""}, "log"),
+    Panel("Effective sample size", "share of the rows' tokens", {"ess/AGE": ""}, "share"),
+    Panel("Clipped tokens", "share of the rows' tokens", {"clip_share/AGE": ""}, "share"),
+    Panel(
+        "Gradient norm before clipping",
+        "norm",
+        {"grad_norm": "policy", "critic_grad_norm": "critic"},
+        "log",
+    ),
+)
+
+
+def draw(metrics: Sequence[Metrics], directory: pathlib.Path) -> pathlib.Path:
+    """Draws overview.png into `directory` (made if need be) and returns its path.
+
+    A dashed vertical line marks policy reincarnation, the change of stage, where there was one.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12.9, 12.0), layout="constrained")
+        axes = figure.subplots(4, 3).flat
+        for axis, panel in zip(axes, PANELS, strict=False):
+            draw_panel(axis, panel, metrics)
+        draw_phases(axes[len(PANELS)], metrics)
+        return save(figure, directory / "overview.png")
 
 
 def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
@@ -64,228 +106,57 @@ def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
     return path
 
 
-# One run: every panel is a function of an axis and the metrics
-
-
-def figures(metrics: Sequence[Metrics], directory: str | pathlib.Path) -> list[pathlib.Path]:
-    """Draws overview.png and each of its panels as a file of its own; returns their paths.
-
-    A dashed vertical line marks policy reincarnation (the change of stage) where there was one.
-
-    Args:
-      metrics: one run, as `remix_jax.sinks.metrics.read_metrics` gives it.
-      directory: where the files go; made if it is not there.
-    """
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        paths = [_overview(metrics, directory / "overview.png")]
-        for name, panels in FIGURES.items():
-            figure = Figure(figsize=(5.2 * len(panels), 3.5), layout="constrained")
-            for axis, panel in zip(_axes(figure, 1, len(panels)), panels, strict=True):
-                panel(axis, metrics)
-            paths.append(save(figure, directory / f"{name}.png"))
-    return paths
-
-
-def _axes(figure: Figure, rows: int, columns: int) -> list[Axes]:
-    return list(figure.subplots(rows, columns, squeeze=False).flat)
-
-
-def _overview(metrics: Sequence[Metrics], path: pathlib.Path) -> pathlib.Path:
-    panels = [panel for group in FIGURES.values() for panel in group]
-    columns = 3
-    rows = math.ceil(len(panels) / columns)
-    layout = ConstrainedLayoutEngine(wspace=0.04, hspace=0.06)
-    figure = Figure(figsize=(4.3 * columns, 3.0 * rows), layout=layout)
-    axes = _axes(figure, rows, columns)
-    for axis, panel in zip(axes, panels, strict=False):
-        panel(axis, metrics)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    return save(figure, path)
-
-
-def _accuracy(axis: Axes, metrics: Sequence[Metrics], x: str) -> None:
-    """Held-out accuracy: the suites thin, their mean bold, each named at its end."""
-    ends = []
-    colours = (BLUE, AMBER, GREEN, PURPLE, SKY, ORANGE)
-    for i, key in enumerate(report.suites(metrics)):
-        xs, ys = report.curve(metrics, key, x)
-        if xs:
-            colour = colours[i % len(colours)]
-            axis.plot(xs, ys, color=colour, linewidth=1.1, alpha=0.9)
-            ends.append((xs[-1], ys[-1], key.removeprefix("eval/"), colour))
-    xs, ys = report.curve(metrics, report.ACCURACY, x)
-    if xs:
-        axis.plot(xs, ys, color=BLACK, linewidth=2.4, marker="o", markersize=3.5)
-        ends.append((xs[-1], ys[-1], "mean", BLACK))
-    _finish(axis, metrics, x, "Held-out accuracy", "accuracy")
-    axis.set_ylim(0, 1)
-    axis.yaxis.set_major_formatter(PERCENT)
-    label_ends(axis, ends)
-
-
-def label_ends(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Writes each name right of the axis, at the height of its line but never overlapping."""
-    low, high = axis.get_ylim()
-    height = axis.bbox.height / axis.figure.dpi
-    gap = (high - low) * 0.145 / height  # 0.145 inches: a line of 8-point text
-    heights: list[float] = []
-    ordered = sorted(ends, key=lambda end: end[1])
-    for _, y, _, _ in ordered:
-        heights.append(max(y, heights[-1] + gap) if heights else max(y, low))
-    overflow = heights[-1] - high if heights else 0
-    if overflow > 0:  # push the stack down again, from the top
-        top = high
-        for i in reversed(range(len(heights))):
-            heights[i] = min(heights[i], top)
-            top = heights[i] - gap
-    for (_, _, name, colour), y in zip(ordered, heights, strict=True):
-        axis.annotate(
-            name,
-            (1, y),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            color=colour,
-            fontsize=8,
-            fontweight="bold" if colour == BLACK else "normal",
-            va="center",
-            annotation_clip=False,
-        )
-
-
-def _accuracy_rollouts(axis: Axes, metrics: Sequence[Metrics]) -> None:
-    _accuracy(axis, metrics, "rollouts")
-
-
-def _accuracy_seconds(axis: Axes, metrics: Sequence[Metrics]) -> None:
-    _accuracy(axis, metrics, "seconds")
-
-
-def _reward(axis: Axes, metrics: Sequence[Metrics]) -> None:
-    _series(axis, metrics, "reward", BLUE, "")
-    _finish(axis, metrics, "step", "Training reward", "mean over fresh rows")
-
-
-def _response_length(axis: Axes, metrics: Sequence[Metrics]) -> None:
-    _series(axis, metrics, "response_length", BLUE, "training")
-    xs, ys = report.curve(metrics, "eval/response_length", "step")
-    if xs:
-        axis.plot(xs, ys, color=ORANGE, linestyle="--", marker="o", markersize=3, label="held-out")
-    _finish(axis, metrics, "step", "Response length", "tokens")
-
-
-def _entropy(axis: Axes, metrics: Sequence[Metrics]) -> None:
-    _series(axis, metrics, "entropy", BLUE, "")
-    _finish(axis, metrics, "step", "Entropy of the policy", "nats a token")
-    axis.set_ylim(bottom=0)
-
-
-def _kl(axis: Axes, metrics: Sequence[Metrics]) -> None:
-    _series(axis, metrics, "kl_base", BLUE, "to the base anchor")
-    _series(axis, metrics, "kl_prev", ORANGE, "to the precedent")
-    _finish(axis, metrics, "step", "KL divergence", "nats a token")
-
-
-def _grad_norm(axis: Axes, metrics: Sequence[Metrics]) -> None:
-    _series(axis, metrics, "grad_norm", BLUE, "policy")
-    _series(axis, metrics, "critic_grad_norm", ORANGE, "critic")
-    _finish(axis, metrics, "step", "Gradient norm before clipping", "norm")
-    if axis.lines:
+def draw_panel(axis: Axes, panel: Panel, metrics: Sequence[Metrics]) -> None:
+    """One panel; of the accuracy also its suites, thin, under their mean."""
+    if panel.keys.get(report.ACCURACY):
+        for key, colour in zip(report.suites(metrics), itertools.cycle(COLOURS), strict=False):
+            name = key.removeprefix("eval/")
+            axis.plot(*report.curve(metrics, key), color=colour, linewidth=1.1, label=name)
+    for index, (key, name) in enumerate(_by_age(panel.keys, metrics).items()):
+        xs, ys = report.curve(metrics, key, panel.x)
+        if not xs:
+            continue
+        if key.startswith("eval/"):
+            axis.plot(xs, ys, color=BLACK, linewidth=2.2, marker="o", markersize=3.5, label=name)
+            continue
+        # Every step faint, a running mean bold; a run too short for one gets markers.
+        half, colour = len(metrics) // 40, COLOURS[index % len(COLOURS)]
+        if half:
+            axis.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.35)
+        smooth = _smooth(xs, ys, half, reincarnation(metrics, panel.x))
+        marker = "o" if len(xs) < 3 else ""
+        axis.plot(xs, smooth, color=colour, marker=marker, markersize=3, label=name)
+    _finish(axis, metrics, panel.title, panel.label, panel.x)
+    if panel.scale == "share":
+        axis.yaxis.set_major_formatter(PERCENT)
+        axis.set_ylim(bottom=0)
+    if panel.scale == "log" and axis.lines:
         logarithmic(axis)
 
 
-def _phases(axis: Axes, metrics: Sequence[Metrics]) -> None:
+def draw_phases(axis: Axes, metrics: Sequence[Metrics]) -> None:
     """Seconds spent so far, stacked by phase."""
-    colours = (BLUE, PURPLE, ORANGE, GREEN, GREY)
-    steps = [float(record["step"]) for record in metrics if "step" in record]
-    below = [0.0] * len(steps)
-    for phase, colour in zip(PHASES, colours, strict=True):
+    steps, below = [float(record["step"]) for record in metrics], [0.0] * len(metrics)
+    for phase, colour in zip(PHASES, (*COLOURS[:4], GREY), strict=True):
         spent = [float(record.get(f"seconds/{phase}", 0.0)) for record in metrics]
-        if not any(spent):
-            continue
-        above = [b + s for b, s in zip(below, itertools.accumulate(spent), strict=True)]
-        axis.fill_between(steps, below, above, color=colour, alpha=0.8, linewidth=0, label=phase)
-        below = above
-    _finish(axis, metrics, "step", "Seconds spent, by phase", "seconds since the start")
-
-
-def _by_age(key: str, title: str, label: str) -> Callable[[Axes, Sequence[Metrics]], None]:
-    """A panel with one line an age of the rows: fresh, one step old, ..."""
-
-    def panel(axis: Axes, metrics: Sequence[Metrics]) -> None:
-        for age in sorted({age for record in metrics for age in ages(record)}):
-            name = "fresh" if age == 0 else f"{age} step{'s' if age > 1 else ''} old"
-            colour = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)[age % 6]
-            there = [record if age in ages(record) else {} for record in metrics]
-            _series(axis, there, f"{key}/age{age}", colour, name)
-        _finish(axis, metrics, "step", title, label)
-        if key == "ratio_max" and axis.lines:
-            logarithmic(axis)
-        if key in ("clip_share", "ess"):
-            axis.yaxis.set_major_formatter(PERCENT)
-
-    return panel
+        if any(spent):
+            above = [b + s for b, s in zip(below, itertools.accumulate(spent), strict=True)]
+            axis.fill_between(steps, below, above, color=colour, linewidth=0, label=phase)
+            below = above
+    _finish(axis, metrics, "Seconds spent, by phase", "seconds, without compilation", "step")
 
 
 def logarithmic(axis: Axes) -> None:
     """Makes the y axis logarithmic, with plain numbers, between decades too where it spans few."""
+
+    def few(x: float, _: Any) -> str:
+        low, high = axis.get_ylim()
+        leading = round(x / 10 ** math.floor(math.log10(x)))
+        return f"{x:g}" if high / low < 100 and leading in (2, 5) else ""
+
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.yaxis.set_minor_formatter(FuncFormatter(lambda x, _: _few(x, axis)))
-
-
-def _few(x: float, axis: Axes) -> str:
-    """Minor labels of a logarithmic axis, only where it spans less than two decades."""
-    low, high = axis.get_ylim()
-    leading = round(x / 10 ** math.floor(math.log10(x)))
-    return f"{x:g}" if high / low < 100 and leading in (2, 5) else ""
-
-
-def _series(axis: Axes, metrics: Sequence[Metrics], key: str, colour: str, label: str) -> None:
-    """A training figure against steps: every step faint, a running mean bold.
-
-    The mean never reaches across the reincarnation, where figures may jump.
-    """
-    xs, ys = report.curve(metrics, key, "step")
-    if not xs:
-        return
-    half = len(metrics) // 40
-    edge = reincarnation(metrics, "step") or -math.inf
-    smooth = []
-    for i, here in enumerate(xs):
-        near = slice(max(0, i - half), i + half + 1)
-        window = [
-            y for x, y in zip(xs[near], ys[near], strict=True) if (x <= edge) == (here <= edge)
-        ]
-        smooth.append(math.fsum(window) / len(window))
-    if half:
-        axis.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.35)
-    axis.plot(xs, smooth, color=colour, label=label)
-
-
-def _finish(axis: Axes, metrics: Sequence[Metrics], x: str, title: str, label: str) -> None:
-    axis.set_title(title)
-    axis.set_xlabel(X_LABELS[x])
-    axis.set_ylabel(label)
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=x != "seconds"))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
-    if axis.get_legend_handles_labels()[1]:
-        axis.legend(loc="best")
-    at = reincarnation(metrics, x)
-    if at is not None:
-        axis.axvline(at, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1)
-        axis.annotate(
-            "reincarnation",
-            (at, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, 1),
-            textcoords="offset points",
-            color="#666666",
-            fontsize=7,
-        )
+    axis.yaxis.set_minor_formatter(FuncFormatter(few))
 
 
 def reincarnation(metrics: Sequence[Metrics], x: str) -> float | None:
@@ -297,22 +168,40 @@ def reincarnation(metrics: Sequence[Metrics], x: str) -> float | None:
     return None
 
 
-Panel = Callable[[Axes, Sequence[Metrics]], None]
-FIGURES: Mapping[str, tuple[Panel, ...]] = {
-    "accuracy_rollouts": (_accuracy_rollouts,),
-    "accuracy_seconds": (_accuracy_seconds,),
-    "reward": (_reward,),
-    "response_length": (_response_length,),
-    "entropy": (_entropy,),
-    "kl": (_kl,),
-    "ratio": (
-        _by_age("ratio_mean", "Importance ratio, mean", "pi / behaviour policy"),
-        _by_age("ratio_max", "Importance ratio, greatest", "pi / behaviour policy"),
-    ),
-    "off_policy": (
-        _by_age("ess", "Effective sample size", "share of the rows' tokens"),
-        _by_age("clip_share", "Clipped tokens", "share of the rows' tokens"),
-    ),
-    "gradient_norm": (_grad_norm,),
-    "seconds": (_phases,),
-}
+def _by_age(keys: dict[str, str], metrics: Sequence[Metrics]) -> dict[str, str]:
+    """The keys of a panel, "AGE" replaced by each age of which some step has rows."""
+    found = {}
+    for key, name in keys.items():
+        if not key.endswith("/AGE"):
+            found[key] = name
+            continue
+        for age in sorted({age for record in metrics for age in ages(record)}):
+            older = f"{age} step{'s' if age > 1 else ''} old" if age else "fresh"
+            found[key.replace("AGE", f"age{age}")] = older
+    return found
+
+
+def _smooth(xs: list[float], ys: list[float], half: int, edge: float | None) -> list[float]:
+    """A running mean that never reaches across `edge`, where figures may jump."""
+    edge = -math.inf if edge is None else edge
+    means = []
+    for i, here in enumerate(xs):
+        near = range(max(0, i - half), min(i + half + 1, len(xs)))
+        window = [ys[j] for j in near if (xs[j] <= edge) == (here <= edge)]
+        means.append(math.fsum(window) / len(window))
+    return means
+
+
+def _finish(axis: Axes, metrics: Sequence[Metrics], title: str, label: str, x: str) -> None:
+    axis.set_title(title)
+    axis.set_xlabel("training step" if x == "step" else "fresh rollouts generated")
+    axis.set_ylabel(label)
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
+    if any(axis.get_legend_handles_labels()[1]):
+        axis.legend(loc="best")
+    at = reincarnation(metrics, x)
+    if at is not None:
+        axis.axvline(at, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1)
+        place: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        axis.annotate("reincarnation", (at, 1), xytext=(3, 1), color="#666666", fontsize=7, **place)

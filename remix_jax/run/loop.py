@@ -371,7 +371,7 @@ def _leave(setup: Setup, workdir: pathlib.Path, console: Console, state: TrainSt
         return
     (workdir / "ledger.json").write_text(json.dumps(ledger, indent=2) + "\n")
     metrics = read_metrics(workdir)
-    plotting.figures(metrics, workdir / "figures")
+    plotting.draw(metrics, workdir / "figures")
     console.close()
     console.print(report.final_table(metrics))
     console.print(report.ledger_table(ledger))

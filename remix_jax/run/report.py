@@ -1,10 +1,5 @@
-"""A finished run as numbers and tables.
+"""A finished run as numbers and tables, from what `read_metrics` gives: one dict a step."""
 
-Everything starts from what `metrics.read_metrics` gives: one dict of figures a step. Drawing is in
-`plotting`, several runs against each other in `comparison`.
-"""
-
-import bisect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,51 +33,17 @@ def suites(metrics: Sequence[Metrics]) -> list[str]:
     return [key for key in keys if key not in NOT_SUITES]
 
 
-def interpolate(xs: Sequence[float], ys: Sequence[float], at: float) -> float | None:
-    """The polyline through (xs, ys), xs ascending, at one place; None outside it."""
-    if not xs or not xs[0] <= at <= xs[-1]:
-        return None
-    i = bisect.bisect_left(xs, at)
-    if xs[i] == at:
-        return ys[i]
-    return ys[i - 1] + (ys[i] - ys[i - 1]) * (at - xs[i - 1]) / (xs[i] - xs[i - 1])
-
-
-def value_at(
-    metrics: Sequence[Metrics], at: float, key: str = ACCURACY, x: str = "rollouts"
-) -> float | None:
-    """The figure at `at` fresh rollouts, linear between evaluations; None outside the run."""
-    return interpolate(*curve(metrics, key, x), at)
-
-
-def rollouts_to(
-    metrics: Sequence[Metrics], level: float, key: str = ACCURACY, x: str = "rollouts"
-) -> float | None:
-    """Fresh rollouts until `key` first reaches `level` and holds it; None where it never does.
-
-    The crossing is interpolated linearly between the evaluation below the level and the one that
-    reached it, so that the spacing of evaluations does not round the result up.
-
-    Noise: an evaluation reaches the level only if the next one is at or above it as well (the last
-    evaluation of a run stands alone). Without that rule, or with a running maximum, one lucky
-    evaluation decides, and the method that is evaluated more often near the level has more chances
-    of one: simulated with a noise of 2 points and an evaluation each 128 rollouts, PPO would seem
-    to reach 80 % 11 % too early on its expected curve and ReMix 6 %; with the rule every crossing
-    is within 2 % of the truth for both. A curve that collapses later did reach the level.
-
-    Args:
-      metrics: one run, in order of steps.
-      level: accuracy in [0, 1], or a value of whatever `key` is.
-      key: the figure that must rise to the level.
-      x: what is counted: "rollouts", "seconds", "tokens" or "step".
-    Returns:
-      The count at the crossing; the first count if the run starts at the level.
-    """
-    return crossing(*curve(metrics, key, x), level)
-
-
 def crossing(xs: Sequence[float], ys: Sequence[float], level: float) -> float | None:
-    """Where the polyline through (xs, ys) first reaches the level, by the rule of `rollouts_to`."""
+    """Where the polyline through (xs, ys) first reaches a level and holds it; None if never.
+
+    Interpolated between the evaluation below the level and the one that reached it, so that the
+    spacing of evaluations does not round the result up. An evaluation counts only if the next one
+    is at or above the level as well (the last one stands alone): otherwise one lucky evaluation
+    decides, and a method that is evaluated more often near the level has more chances of one.
+    Simulated with a noise of 2 points and an evaluation each 128 rollouts, PPO would seem to reach
+    80 % 11 % too early and ReMix 6 %; with the rule both are within 2 % of the truth. A curve that
+    collapses later did reach the level.
+    """
     for i, y in enumerate(ys):
         if y < level or (i + 1 < len(ys) and ys[i + 1] < level):
             continue
@@ -92,13 +53,8 @@ def crossing(xs: Sequence[float], ys: Sequence[float], level: float) -> float | 
     return None
 
 
-def reached(value: float | None) -> str:
-    """A count of rollouts as text, where None says that the level was not reached."""
-    return "not reached" if value is None else count(value)
-
-
 def final_table(metrics: Sequence[Metrics]) -> RenderableType:
-    """The tables that end a run: accuracy by suite, then what it cost.
+    """The tables that end a run.
 
     Returns:
       A rich renderable: first, best (with its rollouts) and last accuracy of every suite and of
@@ -108,37 +64,24 @@ def final_table(metrics: Sequence[Metrics]) -> RenderableType:
 
 
 def _accuracy_table(metrics: Sequence[Metrics]) -> Table:
-    table = Table(title="Held-out accuracy", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("suite")
-    for title in ("first", "best", "at rollouts", "last"):
-        table.add_column(title, justify="right")
+    table = _table("Held-out accuracy", "suite", "first", "best", "at rollouts", "last")
     for key in [*suites(metrics), ACCURACY]:
         xs, ys = curve(metrics, key)
         if not ys:
             continue
-        if key == ACCURACY:
+        mean, best = key == ACCURACY, max(range(len(ys)), key=ys.__getitem__)
+        if mean:
             table.add_section()
-        best = max(range(len(ys)), key=ys.__getitem__)
-        table.add_row(
-            Text("mean of the suites" if key == ACCURACY else key.removeprefix("eval/")),
-            percent(ys[0]),
-            percent(ys[best]),
-            count(xs[best]),
-            percent(ys[-1]),
-            style="bold" if key == ACCURACY else "",
-        )
+        name = "mean of the suites" if mean else key.removeprefix("eval/")
+        figures = percent(ys[0]), percent(ys[best]), count(xs[best]), percent(ys[-1])
+        table.add_row(Text(name), *figures, style="bold" if mean else "")
     return table
 
 
 def _cost_table(metrics: Sequence[Metrics]) -> Table:
-    table = Table(title="Cost", title_justify="left", box=box.SIMPLE_HEAD, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for title, key in (
-        ("steps", "step"),
-        ("fresh rollouts", "rollouts"),
-        ("tokens generated", "tokens"),
-    ):
+    table = _table("Cost", "", "", show_header=False)
+    named = (("steps", "step"), ("fresh rollouts", "rollouts"), ("tokens generated", "tokens"))
+    for title, key in named:
         table.add_row(title, count(_last(metrics, key)))
     for phase in PHASES:
         seconds = curve(metrics, f"seconds/{phase}", "step")[1]
@@ -146,7 +89,8 @@ def _cost_table(metrics: Sequence[Metrics]) -> Table:
     total = _last(metrics, "seconds")
     table.add_row("seconds in all, without compilation", "-" if total is None else f"{total:,.1f}")
     for level in LEVELS:
-        table.add_row(f"rollouts to {100 * level:g} %", reached(rollouts_to(metrics, level)))
+        at = crossing(*curve(metrics, ACCURACY), level)
+        table.add_row(f"rollouts to {level:.0%}", "not reached" if at is None else count(at))
     return table
 
 
@@ -161,16 +105,18 @@ def ledger_table(ledger: Sequence[Mapping[str, Any]]) -> Table:
     Args:
       ledger: {"fate": str, "rows": int, "share": float} each, as in ledger.json.
     """
-    rows, share = sum(e["rows"] for e in ledger), math.fsum(e["share"] for e in ledger)
-    table = Table(
-        title="What became of every rollout",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_footer=True,
-    )
-    table.add_column("fate", "generated in all")
-    table.add_column("rows", count(rows), justify="right")
-    table.add_column("share", percent(share), justify="right")
+    table = _table("What became of every rollout", "fate", "rows", "share")
     for entry in ledger:
         table.add_row(Text(str(entry["fate"])), count(entry["rows"]), percent(entry["share"]))
+    table.add_section()
+    rows, share = sum(e["rows"] for e in ledger), math.fsum(e["share"] for e in ledger)
+    table.add_row("generated in all", count(rows), percent(share))
+    return table
+
+
+def _table(title: str, *columns: str, **options: Any) -> Table:
+    """A table with a name on the left and figures on the right."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, **options)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index else "left")
     return table

@@ -8,13 +8,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from remix_jax.run import figures as plotting
-from remix_jax.run import report
-
-PANELS = (
-    "accuracy_rollouts", "accuracy_seconds", "reward", "response_length", "entropy", "kl", "ratio",
-    "off_policy", "gradient_norm", "seconds", "overview",
-)  # fmt: skip
+from remix_jax.run import figures, report
 
 
 def shown(renderable, width=120):
@@ -62,50 +56,45 @@ def training(steps=40, mix=12, rate=2000.0):
     return run
 
 
-# rollouts_to, value_at
+# Crossings
+
+
+def rollouts_to(run, level, x="rollouts"):
+    return report.crossing(*report.curve(run, report.ACCURACY, x), level)
 
 
 def test_crossing_is_interpolated_between_evaluations():
     run = evaluations((0, 0.2), (100, 0.6), (200, 0.8), (300, 0.9))
-    assert report.rollouts_to(run, 0.7) == pytest.approx(150)
-    assert report.rollouts_to(run, 0.8) == pytest.approx(200)
-    assert report.rollouts_to(run, 0.85) == pytest.approx(250)
-    assert report.rollouts_to(run, 0.7, x="seconds") == pytest.approx(1.5)
-    assert report.rollouts_to(run, 0.7, x="step") == pytest.approx(1.5)
+    assert rollouts_to(run, 0.7) == pytest.approx(150)
+    assert rollouts_to(run, 0.8) == pytest.approx(200)
+    assert rollouts_to(run, 0.85) == pytest.approx(250)
+    assert rollouts_to(run, 0.7, x="seconds") == pytest.approx(1.5)
+    assert rollouts_to(run, 0.7, x="step") == pytest.approx(1.5)
 
 
 def test_crossing_at_the_start_and_never():
     run = evaluations((0, 0.5), (100, 0.6))
-    assert report.rollouts_to(run, 0.5) == 0
-    assert report.rollouts_to(run, 0.7) is None
-    assert report.rollouts_to([], 0.7) is None
-    assert report.rollouts_to([{"step": 1, "rollouts": 5}], 0.7) is None
+    assert rollouts_to(run, 0.5) == 0
+    assert rollouts_to(run, 0.7) is None
+    assert rollouts_to([], 0.7) is None
+    assert rollouts_to([{"step": 1, "rollouts": 5}], 0.7) is None
 
 
 def test_one_lucky_evaluation_is_not_a_crossing():
     run = evaluations((0, 0.2), (100, 0.75), (200, 0.5), (300, 0.8), (400, 0.85))
-    assert report.rollouts_to(run, 0.7) == pytest.approx(200 + 100 * 0.2 / 0.3)
+    assert rollouts_to(run, 0.7) == pytest.approx(200 + 100 * 0.2 / 0.3)
 
 
 def test_crossing_at_the_last_evaluation_and_before_a_collapse():
-    assert report.rollouts_to(evaluations((0, 0.2), (100, 0.4), (200, 0.8)), 0.6) == 150
+    assert rollouts_to(evaluations((0, 0.2), (100, 0.4), (200, 0.8)), 0.6) == 150
     collapsed = evaluations((0, 0.2), (100, 0.6), (200, 0.62), (300, 0.1), (400, 0.05))
-    assert report.rollouts_to(collapsed, 0.6) == pytest.approx(100)
+    assert rollouts_to(collapsed, 0.6) == pytest.approx(100)
 
 
 def test_crossing_ignores_missing_and_broken_values():
     run = evaluations((0, 0.2), (100, math.nan), (200, 0.8), (300, 0.9))
     run.insert(1, {"step": 1, "rollouts": 50, "reward": 0.9})
-    assert report.rollouts_to(run, 0.5) == pytest.approx(100)
-
-
-def test_value_between_evaluations_and_outside_the_run():
-    run = evaluations((0, 0.2), (100, 0.6), (300, 0.8))
-    assert report.value_at(run, 200) == pytest.approx(0.7)
-    assert report.value_at(run, 100) == 0.6
-    assert report.value_at(run, 0) == 0.2
-    assert report.value_at(run, 301) is None
-    assert report.value_at([], 0) is None
+    assert rollouts_to(run, 0.5) == pytest.approx(100)
 
 
 # Tables of one run
@@ -138,9 +127,9 @@ def test_final_table_shows_accuracy_and_cost():
     assert cells(text, "seconds, sample") == ["2.0"]
     assert cells(text, "seconds, learn") == ["4.0"]
     assert cells(text, "seconds in all, without compilation") == ["8.0"]
-    reached = report.rollouts_to(run, 0.7)
-    assert cells(text, "rollouts to 70 %") == [f"{reached:,.0f}"]
-    assert cells(shown(report.final_table(run[:4])), "rollouts to 80 %") == ["not reached"]
+    reached = rollouts_to(run, 0.7)
+    assert cells(text, "rollouts to 70%") == [f"{reached:,.0f}"]
+    assert cells(shown(report.final_table(run[:4])), "rollouts to 80%") == ["not reached"]
 
 
 def test_final_table_of_an_interrupted_run():
@@ -168,46 +157,44 @@ def assert_png(path, width):
     assert pixels[..., :3].std() > 0.02, f"{path} is blank"
 
 
-def test_figures_are_drawn(tmp_path):
-    paths = plotting.figures(training(), tmp_path / "figures")
-    assert {path.name for path in paths} == {f"{name}.png" for name in PANELS}
-    for path in paths:
-        assert_png(path, width=800)
+def test_the_sheet_is_drawn(tmp_path):
+    path = figures.draw(training(), tmp_path / "figures")
+    assert [p.name for p in path.parent.iterdir()] == ["overview.png"]
+    assert_png(path, width=1800)
 
 
-def test_figures_of_a_run_that_ended_at_once(tmp_path):
-    for run in (training()[:1], training()[:2]):
-        for panel in (panel for group in plotting.FIGURES.values() for panel in group):
-            axis_of(panel, run)
-    assert all(path.stat().st_size > 3000 for path in plotting.figures([], tmp_path))
+def test_the_sheet_of_a_run_that_ended_at_once(tmp_path):
+    for run in ([], training()[:1], training()[:2]):
+        assert figures.draw(run, tmp_path).stat().st_size > 3000
 
 
-def axis_of(panel, run):
-    axis = plotting.Figure().subplots()
-    panel(axis, run)
+def panel_of(title, run):
+    axis = figures.Figure().subplots()
+    (panel,) = [panel for panel in figures.PANELS if panel.title == title]
+    figures.draw_panel(axis, panel, run)
     return axis
 
 
 def test_dashed_line_stands_at_the_end_of_the_mix_stage():
     run = training(mix=12)
     for x, expected in (("step", 12), ("rollouts", 924), ("seconds", pytest.approx(2.4))):
-        assert plotting.reincarnation(run, x) == expected
-    assert plotting.reincarnation(training(mix=0), "step") is None
-    axis = axis_of(plotting.FIGURES["kl"][0], run)
+        assert figures.reincarnation(run, x) == expected
+    assert figures.reincarnation(training(mix=0), "step") is None
+    axis = panel_of("KL divergence", run)
     assert [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"] == [12]
 
 
 def test_curves_are_the_numbers_of_the_run():
     run = training()
-    axis = axis_of(plotting.FIGURES["accuracy_rollouts"][0], run)
+    axis = panel_of("Held-out accuracy", run)
     (mean,) = [line for line in axis.lines if line.get_marker() == "o"]
     assert list(mean.get_xdata()) == [r["rollouts"] for r in run if "eval/mean" in r]
     assert list(mean.get_ydata()) == [r["eval/mean"] for r in run if "eval/mean" in r]
-    assert {text.get_text() for text in axis.texts} == {"short", "long", "mean", "reincarnation"}
-    lines, ages = axis_of(plotting.FIGURES["ratio"][0], run).get_legend_handles_labels()
+    assert axis.get_legend_handles_labels()[1] == ["short", "long", "mean"]
+    _, ages = panel_of("Importance ratio, mean", run).get_legend_handles_labels()
     assert ages == ["fresh", "1 step old", "2 steps old"]
-    assert [line.get_xdata()[0] for line in lines] == [1, 2, 3]  # not where there were no rows
-    stack = axis_of(plotting.FIGURES["seconds"][0], run)
+    stack = figures.Figure().subplots()
+    figures.draw_phases(stack, run)
     assert stack.dataLim.ymax == pytest.approx(8.0)
 
 
@@ -216,6 +203,6 @@ def test_running_mean_stops_at_the_reincarnation():
         {"step": k, "stage": "mix" if k <= 60 else "on-policy", "kl_base": float(k <= 60)}
         for k in range(1, 121)
     ]
-    axis = axis_of(plotting.FIGURES["kl"][0], run)
-    (smooth,) = [line for line in axis.lines if line.get_label() == "to the base anchor"]
+    axis = panel_of("KL divergence", run)
+    (smooth,) = [line for line in axis.lines if line.get_label() == "to the base"]
     assert list(smooth.get_ydata()) == [1.0] * 60 + [0.0] * 60
