@@ -149,11 +149,7 @@ def test_samples_say_what_was_answered(finished):
 
 def test_figures_and_tensorboard_are_there(finished):
     _, workdir, _ = finished
-    pictures = {path.name for path in (workdir / "figures").glob("*.png")}
-    assert {
-        "accuracy_rollouts.png", "accuracy_seconds.png", "response_length.png", "ratio.png",
-        "kl.png", "entropy.png", "overview.png",
-    } <= pictures  # fmt: skip
+    assert [path.name for path in (workdir / "figures").iterdir()] == ["overview.png"]
     assert list((workdir / "tensorboard").glob("events.*"))
 
 
