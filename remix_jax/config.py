@@ -70,7 +70,7 @@ class Model(Section):
     """The policy that is finetuned; the critic starts from the same weights."""
 
     path: str = ""  # Hugging Face model directory
-    dtype: str = "float32"  # of parameters and matrix products: float32 or bfloat16
+    dtype: str = "float32"  # of parameters and products; bfloat16 to evaluate, not to train
     compute_dtype: str = ""  # of matrix products where it is another; sums stay float32
     export_dtype: str = ""  # of the model that a run leaves; empty: that of the parameters
     attention: str = "auto"  # for long rows: plain, splash (TPU), cudnn (GPU); auto: by device

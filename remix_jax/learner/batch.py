@@ -46,6 +46,14 @@ def complete(
 def _join(stage: Stage, fresh: FreshRows | None, expert: FreshRows | None) -> Rows:
     sources = [(rows, by) for rows, by in ((fresh, False), (expert, True)) if rows is not None]
     marked = [kept_rows(rows, expert_B=jnp.full(rows.valid_B.shape, by)) for rows, by in sources]
+    # A token that the policy did not write has no log-prob of it; 0 is finite in any formula.
+    marked = [
+        rows.replace(
+            behav_logp_BT=masked.zero_masked(rows.behav_logp_BT, rows.loss_mask_BT),
+            sampled_logp_BT=masked.zero_masked(rows.sampled_logp_BT, rows.loss_mask_BT),
+        )
+        for rows in marked
+    ]
 
     def joined(*parts):
         by_group = [x.reshape(stage.fresh_groups, -1, *x.shape[1:]) for x in parts]

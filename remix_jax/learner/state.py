@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from remix_jax import sharding, streams
 from remix_jax.config import Config
+from remix_jax.errors import InputError
 from remix_jax.models import attention
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.execution import Execution
@@ -157,7 +158,11 @@ def make_learner(config: Config, policy: Decoder) -> Learner:
     """Models and optimizers of a run. The critic has the policy's body and a value head.
 
     Equal for runs that differ in seed, learning rate or length: they share compiled programs.
+
+    Raises:
+      InputError: the parameters would be in too few bits to be trained.
     """
+    check_trainable(config)
     policy = Decoder(executed(policy.config, config))
     critic = Decoder(policy.config, head="value") if config.has_critic else None
     optimizer, critic_optimizer = (
@@ -166,6 +171,20 @@ def make_learner(config: Config, policy: Decoder) -> Learner:
     )
     static = static_of(config)
     return Learner(static, policy, critic, optimizer, critic_optimizer if critic else None)
+
+
+def check_trainable(config: Config) -> None:
+    """Parameters that are trained are float32: a step of 1e-6 is lost in a bfloat16 weight of 0.02.
+
+    Raises:
+      InputError: they are not.
+    """
+    if config.model.dtype != "float32":
+        raise InputError(
+            f"config.model.dtype = {config.model.dtype!r}: steps of the learning rate are below "
+            "its resolution and train nothing; leave it float32 and set config.model.compute_dtype="
+            "bfloat16, which computes products in bfloat16 over float32 parameters"
+        )
 
 
 def executed(sizes: DecoderConfig, config: Config) -> DecoderConfig:
@@ -281,7 +300,10 @@ def load_anchors(config: Config, state: TrainState) -> TrainState:
 def _move_anchors(state: TrainState, kind: str) -> TrainState:
     def moved(tree):
         there = jax.tree.map(lambda x: x.sharding.with_memory_kind(kind), tree)
-        return jax.device_put(tree, there, donate=True)
+        copies = jax.device_put(tree, there)
+        for x in jax.tree.leaves(tree):  # whoever still holds the old state must not keep them
+            x.delete()
+        return copies
 
     anchors = state.base_params, state.prev_params
     base, prev = (None if tree is None else moved(tree) for tree in anchors)

@@ -13,7 +13,14 @@ from remix_jax.data import tasks
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
 from remix_jax.learner.programs import Programs
-from remix_jax.learner.state import Learner, TrainState, make_learner, place_state, static_of
+from remix_jax.learner.state import (
+    Learner,
+    TrainState,
+    check_trainable,
+    make_learner,
+    place_state,
+    static_of,
+)
 from remix_jax.models import attention, huggingface
 from remix_jax.models.decoder import DecoderConfig
 from remix_jax.models.huggingface import Vocabulary, load_vocabulary
@@ -51,6 +58,7 @@ def prepare(config: Config) -> Setup:
       InputError: anything that is wrong with them, in one line.
     """
     config = config_rules.validate(config)
+    check_trainable(config)
     check_attention(config)
     scorer = Scorer.of(config)
     vocabulary = load_vocabulary(config.model.path)

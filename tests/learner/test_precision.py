@@ -78,12 +78,28 @@ def test_anchors_rest_in_host_memory(wanted):
         params = jax.device_put(params, sharding.shardings(params, mesh))
     state = place_state(learner, params, config.seed, mesh)
     before = host(state)
-    resting = offload_anchors(config, state)
+    anchors = jax.tree.leaves((state.base_params, state.prev_params))
+    size, on_device = sum(x.nbytes for x in anchors), live_bytes("device")
+    resting = offload_anchors(config, state)  # `state` is still there, as a run's first one is
+    assert live_bytes("device") <= on_device - size, "their device memory is free"
+    assert live_bytes("pinned_host") == size
     for x in jax.tree.leaves((resting.base_params, resting.prev_params)):
         assert x.sharding.memory_kind == "pinned_host"
     assert {x.sharding.memory_kind for x in jax.tree.leaves(resting.params)} == {"device"}
     back = load_anchors(config, resting)
+    assert live_bytes("pinned_host") == 0
     for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
         assert x.sharding == y.sharding
     jax.tree.map(np.testing.assert_array_equal, host(back), before)
     assert offload_anchors(make_config(), state) is state
+
+
+def live_bytes(kind):
+    arrays = (x for x in jax.live_arrays() if x.sharding.memory_kind == kind)
+    return sum(x.nbytes for x in arrays if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
+
+
+def test_parameters_of_too_few_bits_are_not_trained():
+    config = make_config(model__dtype="bfloat16")
+    with pytest.raises(InputError, match=r"set config\.model\.compute_dtype=bfloat16"):
+        start(config)

@@ -216,22 +216,28 @@ def test_padding_changes_nothing():
     chex.assert_trees_all_close(metrics, wide_metrics, rtol=2e-3, atol=2e-4)
 
 
-def test_rows_that_do_not_count_influence_nothing():
+def test_rows_and_tokens_that_do_not_count_influence_nothing():
+    """An empty slot, and a token in the middle of a response that the policy did not write."""
     config = make_config()
     learner, state = start(config)
     rows = fresh_rows(config, state, 1)
+    long = int(np.argmax(rows.response_len_B[:-1]))
+    rows = rows.replace(loss_mask_BT=rows.loss_mask_BT.at[long, 1].set(0.0))
     assert not bool(rows.valid_B[-1])
     rubbish = rows.replace(
         tokens_BS=rows.tokens_BS.at[-1].set(3),
-        behav_logp_BT=rows.behav_logp_BT.at[-1].set(jnp.nan),
+        behav_logp_BT=rows.behav_logp_BT.at[-1].set(jnp.nan).at[long, 1].set(jnp.nan),
         reward_B=rows.reward_B.at[-1].set(1e9),
         response_len_B=rows.response_len_B.at[-1].set(T),
     )
-    _, other = start(config)
+    (_, other), (_, counted) = start(config), start(config)
     one, _ = advance(learner, state, config, 1, rows)
     two, _ = advance(learner, other, config, 1, rubbish)
     chex.assert_trees_all_equal(host(one.params), host(two.params))
-    chex.assert_trees_all_equal(host(one.critic_params), host(two.critic_params))
+    whole = rows.replace(loss_mask_BT=jnp.ones_like(rows.loss_mask_BT))
+    three, _ = advance(learner, counted, config, 1, whole)
+    embedding = [host(x.params["embed"]["embedding"]) for x in (one, three)]
+    assert np.any(embedding[0] != embedding[1]), "the token counts where the mask says so"
 
 
 def test_uses_and_fates_add_up():

@@ -296,6 +296,21 @@ def test_extreme_ratios_stay_finite_and_have_no_gradient(compiled):
         assert not np.any(grad)
 
 
+def test_is_clipped_is_where_there_is_no_gradient(x64):
+    """Also with a wider upper side and a dual clip; and `ppo` on fresh rows agrees."""
+    rows = token_rows.without_garbage(token_rows.make_rows(spread=1.5))
+    arguments = [rows[name] for name in ("logp", *MIX_INPUTS)]
+    for options in ({}, {"clip_high": 0.6}, {"dual_clip": 1.5}, {"dual_clip": 2, "clip_high": 0.3}):
+        loss = functools.partial(objectives.mix_ppg, **options)
+        grad_BT = jax.grad(lambda x, loss=loss: loss(x, *arguments[1:]).sum())(arguments[0])
+        live = (rows["mask"] == 1) & (rows["adv"] != 0)
+        clipped_BT = np.asarray(objectives.is_clipped(*arguments, **options))
+        np.testing.assert_array_equal(clipped_BT[live], np.asarray(grad_BT)[live] == 0)
+    logp_BT, behav_BT, _, adv_BT = arguments
+    fresh_BT = objectives.mix_ppg(logp_BT, behav_BT, behav_BT, adv_BT, 0.2, None, 0.28)
+    np.testing.assert_allclose(fresh_BT, objectives.ppo(logp_BT, behav_BT, adv_BT, 0.2, 0.28))
+
+
 def test_is_clipped_is_where_the_coefficient_vanishes(compiled):
     rows = token_rows.make_rows(dtype=np.float32)
     clean = token_rows.without_garbage(rows)

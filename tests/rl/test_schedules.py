@@ -138,3 +138,14 @@ def test_planned_units_around_the_switch():
         38,
     ]
     assert schedules.planned_units(5, 10, 0.4, 0) == 30  # never reincarnated
+
+
+def test_learning_rate_rises_and_falls():
+    def rates(**options):
+        return [schedules.learning_rate(step, 6, 2.0, **options) for step in range(1, 7)]
+
+    assert rates() == [2.0] * 6
+    assert rates(warmup=2) == [1, 2, 2, 2, 2, 2]
+    assert rates(warmup=2, decay="linear") == [1, 2, 2, 1.5, 1, 0.5]
+    np.testing.assert_allclose(rates(decay="cosine")[::3], [2, 1])
+    assert schedules.learning_rate(3, 3, 1.0, warmup=5) == 0.6, "a warm-up longer than the run"
