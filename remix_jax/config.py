@@ -65,7 +65,7 @@ class Section:
         vars(self)["_frozen"] = True
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Model(Section):
     """The policy that is finetuned; the critic starts from the same weights."""
 
@@ -76,7 +76,7 @@ class Model(Section):
     attention: str = "auto"  # for long rows: plain, splash (TPU), cudnn (GPU); auto: by device
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Data(Section):
     """Problems and the width of a row."""
 
@@ -91,7 +91,7 @@ class Data(Section):
     response_tokens: int = 8192  # [P]
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Sampling(Section):
     """The distribution that rollouts are drawn from."""
 
@@ -103,7 +103,7 @@ class Sampling(Section):
     correct_truncation: bool = False  # [C] ratios against the truncated distribution
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Replay(Section):
     """Mix-PPG: rows of the last `window` steps make up `share` of each batch."""
 
@@ -112,7 +112,7 @@ class Replay(Section):
     sampler: str = "uniform"  # [C] which groups are drawn: a key of priorities.SAMPLERS
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class KL(Section):
     """coef * KL(policy || anchors), added to the loss. Convex: the two anchors of KL-Convex."""
 
@@ -125,7 +125,7 @@ class KL(Section):
     floor: float = 0.5  # [P]
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Reward(Section):
     """What a response is worth: the weighted sum of functions (docs/rewards.md)."""
 
@@ -136,7 +136,7 @@ class Reward(Section):
     seconds: float = 2.0  # processor time of a call of one's own function; by the clock 5 times
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Objective(Section):
     """The policy's loss."""
 
@@ -154,7 +154,7 @@ class Objective(Section):
     whiten: bool = True  # [R] GAE advantages over the mixed batch
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Imitation(Section):
     """Self-imitation: successes of the last steps are made likelier. Not part of the paper."""
 
@@ -162,7 +162,7 @@ class Imitation(Section):
     window: int = 10  # steps whose rows are remembered
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Prefix(Section):
     """PrefixRL: groups that go on from a prefix of a successful trace (arXiv 2601.18795)."""
 
@@ -174,14 +174,14 @@ class Prefix(Section):
     high: float = 0.8  # the longest
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Expert(Section):
     """A row of each group that an expert wrote: a verified trace, without log-probs."""
 
     bank: str = ""  # directory of a bank of traces; empty: no expert
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Optimizer(Section):
     """AdamW with a bound on the gradient's norm."""
 
@@ -195,7 +195,7 @@ class Optimizer(Section):
     first_moment_dtype: str = ""  # empty: that of the parameters
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Memory(Section):
     """What is cut, computed again or kept smaller so that long rows of large models fit.
 
@@ -212,7 +212,7 @@ class Memory(Section):
     anchors_on_host: bool = False  # both lie in the host's pinned memory between their uses
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Critic(Section):
     """PPO's value function: a model of its own with its own optimizer."""
 
@@ -223,7 +223,7 @@ class Critic(Section):
     value_coef: float = 0.5  # [R] weight of the clipped value loss
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Evaluation(Section):
     """Held-out accuracy during the run."""
 
@@ -235,7 +235,7 @@ class Evaluation(Section):
     limit: int = 0  # the first problems of each set; 0: all
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Mesh(Section):
     """Devices along each axis of the mesh (sharding.py); -1 for one axis: all that are left.
 
@@ -253,7 +253,7 @@ class Mesh(Section):
         return self.data, self.fsdp, self.tensor
 
 
-@dataclasses.dataclass(unsafe_hash=True)
+@dataclasses.dataclass
 class Config(Section):
     """A run."""
 
