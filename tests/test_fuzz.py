@@ -148,7 +148,6 @@ def test_any_response_gets_a_verdict(response, gold, boxed):
     (verdict,) = grading.grade_many([response], [[gold, 3, 0.5]], NoPool())
     assert verdict.reason in grading.Reason.__args__
     assert verdict.correct == (verdict.reason == "match")
-    grading.format_ok(response)
     itself = grading.grade_many([f"\\boxed{{{gold}}}"], [gold], NoPool())[0]
     if "{" not in gold and "}" not in gold and "\\" not in gold and gold.strip():
         assert itself.reason in ("match", "no-box", "wrong", "timeout")

@@ -17,9 +17,9 @@ from absl import flags
 
 from experiments import main
 from experiments.arithmetic import task
+from remix_jax import grading
 from remix_jax.data.prompts import chat, encode_prompts, pad_left
 from remix_jax.errors import InputError
-from remix_jax.grading import verdicts as grading
 from remix_jax.models import huggingface, sampling
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.types import positions

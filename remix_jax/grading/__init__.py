@@ -8,7 +8,7 @@ processes that may hang, crash or grow. docs/grading.md says what counts as equa
 """
 
 from remix_jax.grading.pool import GraderPool, WorkerPool, process_pool
-from remix_jax.grading.verdicts import Verdict, grade, grade_many, timeout_rate, version
+from remix_jax.grading.verdicts import Verdict, grade, grade_many, version
 
 __all__ = [
     "GraderPool",
@@ -17,6 +17,5 @@ __all__ = [
     "grade",
     "grade_many",
     "process_pool",
-    "timeout_rate",
     "version",
 ]

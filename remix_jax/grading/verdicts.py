@@ -19,7 +19,7 @@ from remix_jax.grading.pool import GraderPool, Pair, process_pool
 Reason = Literal["match", "wrong", "timeout", "empty-box", "unbalanced-box", "no-box"]
 Answers = str | float | Sequence[str | float]
 
-_THINK, _THINK_END = "<think>", "</think>"
+_THINK_END = "</think>"
 
 
 class Verdict(NamedTuple):
@@ -34,8 +34,8 @@ def grade(response: str, answers: Answers) -> Verdict:
     """Grades the last balanced ``\\boxed{...}`` of a response against the listed answers.
 
     Looked at is the text after the last ``</think>`` if there is one, else the whole response. The
-    answer is right if it equals any of `answers`: as text, as a number, or by math-verify in a
-    process of its own (one pool per process, ended with it). Never raises on any response.
+    answer is right if it equals any of `answers`: as text, as a number, or by algebra in a process
+    of its own (one pool per process, ended with it). Never raises on any response.
 
     Returns:
       Verdict with the reason "match", "wrong", "timeout" (comparing took, or would take, more than
@@ -75,26 +75,6 @@ def version() -> str:
     for package in ("math-verify", "latex2sympy2_extended", "sympy"):
         digest.update(f"{package} {importlib.metadata.version(package)}".encode())
     return digest.hexdigest()
-
-
-def timeout_rate(verdicts: Sequence[Verdict]) -> float:
-    """Share of the verdicts that the grader gave up on; 0 of none."""
-    return sum(v.reason == "timeout" for v in verdicts) / max(len(verdicts), 1)
-
-
-def format_ok(response: str) -> bool:
-    """Whether the response thinks once, closes its thinking and then boxes an answer.
-
-    The opening ``<think>`` may be missing, because many chat templates put it into the prompt.
-    """
-    thinking, end, final = response.partition(_THINK_END)
-    if not end or _THINK_END in final or _THINK in final:
-        return False
-    opening = thinking.find(_THINK)
-    if opening >= 0 and (thinking[:opening].strip() or _THINK in thinking[opening + 1 :]):
-        return False
-    answer, _ = texts.last_box(final)
-    return answer is not None and bool(answer.strip())
 
 
 _Quick = Literal["match", "wrong", "timeout"] | Pair

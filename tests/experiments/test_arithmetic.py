@@ -9,8 +9,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from experiments.arithmetic import make_base, task
 from remix_jax.data.problems import load_problems
-from remix_jax.grading.verdicts import format_ok, grade
+from remix_jax.grading import grade
 from remix_jax.models import huggingface
+from remix_jax.rewards import builtins
 
 SHIPPED = pathlib.Path(make_base.__file__).resolve().parent
 BASE, PROBLEMS = SHIPPED / "base", SHIPPED / "problems"
@@ -133,7 +134,7 @@ def test_worked_solutions_follow_the_rules():
         text = tokenizer.decode(tokens[task.PROMPT_TOKENS :][mask[task.PROMPT_TOKENS :]][:-1])
         prompt = tokenizer.decode(tokens[: task.PROMPT_TOKENS])
         chain = chain_of(prompt.removeprefix("<|user|>").removesuffix("<|assistant|>"))
-        assert format_ok(text)
+        assert builtins.think_format(prompt, text.strip()) == 1
         values = [int(word) for word in text.split()[1 : 1 + len(chain.operations)]]
         assert text.strip() == task.solution_text(values)
         for before, after, (sign, digit) in zip(

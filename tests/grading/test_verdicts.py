@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from remix_jax.grading.verdicts import Verdict, format_ok, grade
+from remix_jax.grading import Verdict, grade
 
 LONG = 1_000_000
 
@@ -198,29 +198,5 @@ def test_any_listed_answer_counts():
 def test_hostile_megabyte_is_wrong_soon(response):
     begin = time.process_time()
     assert not verdict(response).correct
-    format_ok(response)
     # Linear scans take well under a second of processor time; anything quadratic takes hours.
     assert time.process_time() - begin < 10
-
-
-@pytest.mark.parametrize(
-    ("response", "expected"),
-    [
-        (r"<think> 1 2 </think> \boxed{ 2 }", True),
-        (r"1 2 </think> \boxed{ 2 }", True),  # the template opened the block
-        (r"<think> 1 2 </think> \boxed{ 2 } trailing", True),
-        (r"<think> 1 2 \boxed{ 2 }", False),
-        (r"\boxed{2}", False),
-        (r"<think> 1 </think> 2", False),
-        (r"<think> 1 </think> \boxed{ }", False),
-        (r"<think> 1 </think> \boxed{ 2", False),
-        (r"<think> \boxed{2} </think> 2", False),
-        (r"hm <think> 1 </think> \boxed{2}", False),
-        (r"<think> <think> 1 </think> \boxed{2}", False),
-        (r"<think> 1 </think> 1 </think> \boxed{2}", False),
-        (r"<think> 1 </think> <think> \boxed{2}", False),
-        ("", False),
-    ],
-)
-def test_format(response, expected):
-    assert format_ok(response) is expected
