@@ -5,14 +5,17 @@ import os
 import shlex
 import subprocess
 import sys
+import zlib
 
 from tests import doc_pages
 
 PAGE = "docs/rewards.md"
 
 HANGS = """
-def hangs(completions, problem, **columns):
-    while any(len(text) % 7 == 0 for text in problem):
+import zlib
+
+def hangs(completions, **columns):
+    while any(zlib.crc32(text.encode()) % 8 == 0 for text in completions):
         pass
     return [0.25] * len(completions)
 """
@@ -29,6 +32,7 @@ def test_the_example_trains_beside_a_function_that_hangs(tmp_path):
     program, *flags = shlex.split(command)
     assert program == "python"
     flags += ["--config.reward.seconds=0.3", "--config.samples_per_step=1000"]
+    flags += ["--config.evaluation.limit=4", "--config.data.validation="]
     done = subprocess.run(
         [sys.executable, *flags], cwd=tmp_path, capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHONPATH": str(doc_pages.ROOT), "XLA_FLAGS": ""},
@@ -43,8 +47,8 @@ def test_the_example_trains_beside_a_function_that_hangs(tmp_path):
     for row in steps:
         own = [s for s in samples if s["step"] == row["step"]]
         hung = [s for s in own if "errors" in s]
-        assert {len(s["problem"]) % 7 for s in hung} == {0}
         assert row["reward_errors/hangs"] == len(hung) > 0
+        assert [s for s in own if zlib.crc32(s["response"].encode()) % 8 == 0] == hung
         parts = [s["parts"] for s in own]
         assert {p["hangs"] for p in parts} == {0.0, 0.25}
         assert all(0 <= p["closeness"] <= 1 for p in parts)
