@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from remix_jax import config_rules, files, plugins
+from remix_jax import config_rules, files, plugins, streams
 from remix_jax.config import Config
 from remix_jax.cost import decode_flops
 from remix_jax.data import tasks, traces
@@ -93,7 +93,7 @@ def collect(config: Config, effort: Effort, out: str | pathlib.Path, console: Co
         if _open(effort, bank):
             loaded, params = huggingface.load(config.model.path, dtype=config.model.dtype)
             policy = Decoder(executed(loaded.config, config))
-            sampler, key = make(config, policy, task), jax.random.key(config.seed)
+            sampler, key = make(config, policy, task), streams.key(config.seed, "collection")
             drawing = Drawing(
                 asked, sampler, task, loaded.config, params, key, vocabulary, scorer, accept
             )

@@ -1,15 +1,14 @@
-"""Streams of random numbers: every root key of a run comes from here."""
+"""Streams of random numbers: every root key comes from here."""
 
 import jax
 
-PURPOSES = ("learning", "sampling", "evaluation")
+PURPOSES = ("learning", "sampling", "evaluation", "collection")
 
 
 def key(seed: int, purpose: str) -> jax.Array:
-    """The root key of one purpose of a run.
+    """The root key of one of PURPOSES: no other seed and no other purpose has it.
 
     Args:
       seed: of the run.
-      purpose: one of PURPOSES.
     """
-    return jax.random.key(seed + PURPOSES.index(purpose))
+    return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))

@@ -17,11 +17,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from remix_jax import config as configs
-from remix_jax import config_rules, files, processes, sharding
+from remix_jax import config_rules, files, processes, sharding, streams
 from remix_jax.config import Config
 from remix_jax.data import tasks
 from remix_jax.data.benchmark_sets import BENCHMARKS
@@ -286,7 +285,7 @@ def _generate(
     }
     samplers = {width: make(config, policy, task, mesh) for width, task in wanted.items()}
     progress = Progress(len(batches), len(missing), console)
-    key = jax.random.key(config.seed)
+    key = streams.key(config.seed, "evaluation")
     for width, batch in batches:
         said = respond(samplers[width], wanted[width], params, batch, vocabulary, key, scorer)
         record.add(list(map(_row, batch, said)))
