@@ -29,6 +29,8 @@ CONFIG_FILE, _LOCK = "config.json", ".lock"
 MAY_CHANGE = (
     *("steps", "checkpoint_every", "keep_checkpoints", "keep_every", "samples_per_step"),
     *("evaluation.", "data.suites", "data.validation", "model.export_dtype"),
+    *("optimizer.learning_rate", "optimizer.warmup", "optimizer.decay"),
+    *("critic.optimizer.learning_rate", "critic.optimizer.warmup", "critic.optimizer.decay"),
     *("micro_batch_size", "score_batch_size", "mesh.", "model.attention"),  # equal up to rounding
     *(f"memory.{name}" for name in ("micro_batch_tokens", "logit_slots", "logit_entries")),
     *("memory.decode_tokens", "memory.remat", "memory.scan_layers", "memory.anchors_on_host"),
