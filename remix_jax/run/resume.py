@@ -110,6 +110,7 @@ def identity(setup: Setup) -> dict[str, Any]:
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "processes": jax.process_count(),
             "grader": grading.version(),
+            "code of rewards": {f["function"]: f["source"] for f in setup.scorer.identity()},
         },
     }
 
