@@ -147,7 +147,9 @@ def make(config: Config, policy: Decoder, task: Task, mesh: Mesh | None = None) 
     if not engine:
         return compiled(policy, task, mesh)
     own = plugins.load(engine, "sampling.engine")(policy, task, mesh)
-    return functools.partial(_checked, engine, own, task, mesh)
+    checked = functools.partial(_checked, engine, own, task, mesh)
+    vars(checked)["memory"] = memory_of(own)
+    return checked
 
 
 def _checked(
@@ -159,15 +161,21 @@ def _checked(
       InputError: they are not.
     """
     sampled = own(params, prompts, key)
+    where = f"sampling.engine = {engine!r}"
+    if not isinstance(sampled, Sampled):
+        raise InputError(f"{where}: gives {type(sampled).__name__}, not a models.sampling.Sampled")
     B, P, T = task.rows, task.prompt_slots, task.response_slots
-    wanted = {"B": (B,), "BS": (B, P + T), "BT": (B, T), "steps": ()}
+    shapes = {"B": (B,), "BS": (B, P + T), "BT": (B, T), "steps": ()}
+    placed = {}
     for name, value in sampled._asdict().items():
-        shape = wanted[name.rpartition("_")[2]]
-        if np.shape(value) != shape:
-            raise InputError(
-                f"sampling.engine = {engine!r}: {name} is of shape {np.shape(value)}, not {shape}"
-            )
-    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else sharding.put(x, mesh), sampled)
+        letters = name.rpartition("_")[2]
+        if np.shape(value) != shapes[letters]:
+            found, right = np.shape(value), shapes[letters]
+            raise InputError(f"{where}: {name} is of shape {found}, not {right}")
+        dtype = np.float32 if letters == "BT" else bool if name == "ended_B" else np.int32
+        on_device = isinstance(value, jax.Array)
+        placed[name] = value if on_device else sharding.put(np.asarray(value, dtype), mesh)
+    return Sampled(**placed)
 
 
 @functools.cache
