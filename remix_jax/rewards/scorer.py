@@ -22,14 +22,6 @@ FORMS = {"boxed": "math", "hash": "gsm8k", "reasoning_gym": "reasoning_gym"}
 _WHERE = "config.reward.functions"
 _BATCH = 16  # items a call of a user's function, at most
 _MEMORY = 16 << 30  # bytes of address space of a user's functions
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "math": {},
-    "gsm8k": {"method": "strict"},
-    "think_format": {},
-    "overlong": {"max": None, "buffer": None},
-    "repetition": {"n": 3, "penalty": -1.0},
-}
-BUILTINS = (*_OPTIONS, "reasoning_gym")
 
 
 class Item(NamedTuple):
@@ -93,11 +85,11 @@ class Scorer:
         self._forms: dict[str, _Function] = {}
         self._functions: list[_Function] = []
         self._pool: WorkerPool | None = None
-        own = [spec for spec in specs if plugins.split_options(spec, _WHERE)[0] not in _OPTIONS]
+        own = [spec for spec in specs if plugins.split_options(spec, _WHERE)[0] not in _BUILTINS]
         if own:
             self._pool = _pool(tuple(map(_spec_of, own)), seconds)
         for spec, weight in zip(specs, weights or [1.0] * len(specs), strict=True):
-            taken = [function.name for function in self._functions]
+            taken = [_short(function.spec) for function in self._functions]
             self._functions.append(self._function(spec, weight, taken, own))
 
     @classmethod
@@ -129,7 +121,7 @@ class Scorer:
         """
         columns = set(problems[0].columns)
         for function in self._functions:
-            if plugins.split_options(function.spec, _WHERE)[0] in BUILTINS:
+            if plugins.split_options(function.spec, _WHERE)[0] in (*_BUILTINS, "reasoning_gym"):
                 continue
             loaded = functions.resolve(function.spec)
             if functions.kind(loaded) != "trl":
@@ -177,9 +169,9 @@ class Scorer:
 
     def _function(self, spec: str, weight: float, taken: list[str], own: list[str]) -> _Function:
         name, options = plugins.split_options(spec, _WHERE)
-        short = name.rpartition(":")[2]
+        short = _short(spec)
         unique = short if short not in taken else f"{short}_{taken.count(short) + 1}"
-        if name in _OPTIONS:
+        if name in _BUILTINS:
             return _Function(unique, spec, weight, self._builtin(name, spec, options), "")
         assert self._pool is not None
         function = functions.resolve(_spec_of(spec))
@@ -188,35 +180,20 @@ class Scorer:
         return _Function(unique, spec, weight, call, plugins.digest(function))
 
     def _builtin(self, name: str, spec: str, options: dict[str, Any]):
-        known = _OPTIONS[name]
-        for option in options:
-            if option not in known:
-                raise InputError(
-                    f"{_WHERE} = {spec!r}: no option {option}; {name} has "
-                    f"{', '.join(known) or 'none'}"
-                )
-        o = known | options
+        score, known, holds, rule = _BUILTINS[name]
+        if not set(options) <= set(known):
+            rule = f"its options are {', '.join(known) or 'none'}"
+            raise InputError(f"{_WHERE} = {spec!r}: {rule}")
         if name == "overlong":
-            o["max"] = self._response_tokens if o["max"] is None else o["max"]
-            o["buffer"] = o["max"] // 5 if o["buffer"] is None else o["buffer"]
-            if not 0 < o["buffer"] <= o["max"]:
-                raise InputError(f"{_WHERE} = {spec!r}: expected 0 < buffer <= max, in tokens")
-        if name == "repetition" and not (o["n"] >= 1 and o["penalty"] <= 0):
-            raise InputError(f"{_WHERE} = {spec!r}: expected n of 1 or more and a penalty up to 0")
-        if name == "gsm8k" and o["method"] not in ("strict", "flexible"):
-            raise InputError(f"{_WHERE} = {spec!r}: method can be strict or flexible")
-        calls: dict[str, Callable[[Sequence[Item]], list[Part]]] = {
-            "math": _math,
-            "gsm8k": _each(lambda i: _gsm8k(i, o["method"])),
-            "think_format": _each(lambda i: Part(builtins.think_format(i.prompt, i.completion))),
-            "overlong": _each(
-                lambda i: Part(builtins.overlong(len(i.completion_ids), o["max"], o["buffer"]))
-            ),
-            "repetition": _each(
-                lambda i: Part(builtins.repetition(i.completion_ids, o["n"], o["penalty"]))
-            ),
-        }
-        return calls[name]
+            limit = options.get("max", self._response_tokens)
+            known = {"max": limit, "buffer": limit // 5 if isinstance(limit, int) else None}
+        try:
+            right = holds(**known | options)
+        except TypeError:  # a text in the place of a number
+            right = False
+        if not right:
+            raise InputError(f"{_WHERE} = {spec!r}: expected {rule}")
+        return functools.partial(score, **known | options)
 
 
 class _Own:
@@ -274,10 +251,6 @@ def _plain(item: Item) -> dict[str, Any]:
     }
 
 
-def _each(score: Callable[[Item], Part]) -> Callable[[Sequence[Item]], list[Part]]:
-    return lambda items: list(map(score, items))
-
-
 def _math(items: Sequence[Item]) -> list[Part]:
     """The last box against the answers; does not apply to a problem without any."""
     pool = grading.process_pool()
@@ -289,14 +262,16 @@ def _math(items: Sequence[Item]) -> list[Part]:
     ]
 
 
-def _gsm8k(item: Item, method: str) -> Part:
-    found = builtins.gsm8k_answer(item.completion, method)
-    if not item.problem.answers:
-        return Part(None)
-    if found is None:
-        return Part(0.0, False, None, "", "no-answer")
-    correct = found in [_numeral(answer) for answer in item.problem.answers]
-    return Part(float(correct), correct, found)
+def _gsm8k(items: Sequence[Item], method: str) -> list[Part]:
+    """What is read against the answers, as text; does not apply to a problem without any."""
+    parts = []
+    for item in items:
+        found = builtins.gsm8k_answer(item.completion, method)
+        correct = found in [_numeral(answer) for answer in item.problem.answers]
+        reason = "no-answer" if found is None else ""
+        part = Part(float(correct), correct, found, "", reason)
+        parts.append(part if item.problem.answers else Part(None))
+    return parts
 
 
 def _numeral(answer: str | float) -> str:
@@ -304,6 +279,49 @@ def _numeral(answer: str | float) -> str:
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
     return str(answer).replace(",", "")
+
+
+def _think_format(items: Sequence[Item]) -> list[Part]:
+    return [Part(builtins.think_format(item.prompt, item.completion)) for item in items]
+
+
+def _overlong(items: Sequence[Item], max: int, buffer: int) -> list[Part]:
+    return [Part(builtins.overlong(len(item.completion_ids), max, buffer)) for item in items]
+
+
+def _repetition(items: Sequence[Item], n: int, penalty: float) -> list[Part]:
+    return [Part(builtins.repetition(item.completion_ids, n, penalty)) for item in items]
+
+
+class _Builtin(NamedTuple):
+    score: Callable[..., list[Part]]
+    options: dict[str, Any]  # with their defaults
+    holds: Callable[..., bool] = lambda: True  # of the options
+    rule: str = ""
+
+
+_BUILTINS = {
+    "math": _Builtin(_math, {}),
+    "gsm8k": _Builtin(
+        _gsm8k,
+        {"method": "strict"},
+        lambda method: method in ("strict", "flexible"),
+        "method=strict or flexible",
+    ),
+    "think_format": _Builtin(_think_format, {}),
+    "overlong": _Builtin(
+        _overlong,
+        {"max": 0, "buffer": 0},  # those of the scorer
+        lambda max, buffer: 0 < buffer <= max,
+        "0 < buffer <= max, in tokens",
+    ),
+    "repetition": _Builtin(
+        _repetition,
+        {"n": 3, "penalty": -1.0},
+        lambda n, penalty: n >= 1 and penalty <= 0,
+        "n of 1 or more and a penalty up to 0",
+    ),
+}
 
 
 def _totals(items: Sequence[Item], functions: Sequence[_Function]) -> list[Score]:
@@ -350,6 +368,10 @@ def metrics(scores: Sequence[Score]) -> dict[str, float]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _short(spec: str) -> str:
+    return spec.partition("?")[0].rpartition(":")[2]
 
 
 def _spec_of(spec: str) -> str:
