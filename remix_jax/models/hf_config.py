@@ -202,18 +202,18 @@ def _rope(raw: dict, where: pathlib.Path) -> tuple[float, RopeScaling | None]:
             f"{where}: {field} has rope_type {kind!r}, which is not supported; "
             "it can be 'default' or 'llama3'"
         )
-    place = f"{where}: {field}"
+    inside = f"{where}: {field}"
     original = raw.get("original_max_position_embeddings") or raw.get("max_position_embeddings")
     scaling = RopeScaling(
-        factor=_number(rope, "factor", place, float),
-        low_freq_factor=_number(rope, "low_freq_factor", place, float),
-        high_freq_factor=_number(rope, "high_freq_factor", place, float),
+        factor=_number(rope, "factor", inside, float),
+        low_freq_factor=_number(rope, "low_freq_factor", inside, float),
+        high_freq_factor=_number(rope, "high_freq_factor", inside, float),
         original_max_positions=_number(
-            rope, "original_max_position_embeddings", place, default=original
+            rope, "original_max_position_embeddings", inside, default=original
         ),
     )
     if scaling.high_freq_factor <= scaling.low_freq_factor:
-        raise InputError(f"{place}: high_freq_factor must be greater than low_freq_factor")
+        raise InputError(f"{inside}: high_freq_factor must be greater than low_freq_factor")
     return theta, scaling
 
 

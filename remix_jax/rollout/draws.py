@@ -109,11 +109,11 @@ def draw_problems(
         chosen = [prefixes.items[i] for i in places]
         saved = saved | {"prefix_cursor": dataclasses.asdict(cursor)}
     plain, cursor = take(Cursor(**saved["cursor"]), len(train.problems), groups - len(chosen))
-    of_group = [prefix.place for prefix in chosen if prefix is not None] + plain.tolist()
+    of_group = [prefix.problem for prefix in chosen if prefix is not None] + plain.tolist()
     chosen += [None] * len(plain)
     prompts = [
-        train.prompts[place] + (list(prefix.ids) if prefix else [])
-        for place, prefix in zip(of_group, chosen, strict=True)
+        train.prompts[i] + (list(prefix.ids) if prefix else [])
+        for i, prefix in zip(of_group, chosen, strict=True)
     ]
-    problems = [train.problems[place] for place in of_group]
+    problems = [train.problems[i] for i in of_group]
     return Draw(problems, prompts, chosen), saved | {"cursor": dataclasses.asdict(cursor)}

@@ -17,7 +17,7 @@ _BOX = "\\boxed"
 class Prefix(NamedTuple):
     """The beginning of a trace that solved a problem; the model goes on from it."""
 
-    place: int  # of the problem in the training set
+    problem: int  # its index in the training set
     ids: tuple[int, ...]
     share: float  # of the trace's tokens
 
@@ -54,7 +54,7 @@ def load_prefixes(config: Config, train: ProblemSet, vocabulary: Vocabulary) -> 
     found = traces.traces_of(bank, train.problems)
     items: list[Prefix] = []
     moved = dropped = too_long = 0
-    for place, trace in enumerate(found):
+    for i, trace in enumerate(found):
         if trace is None:
             continue
         ids = list(trace.response)
@@ -62,11 +62,11 @@ def load_prefixes(config: Config, train: ProblemSet, vocabulary: Vocabulary) -> 
         def shows(length: int, ids: list[int] = ids) -> bool:
             return _BOX in vocabulary.tokenizer.decode(ids[:length])
 
-        cuts = draw_cuts(config.seed, place, len(ids), c.cuts, c.low, c.high, shows)
+        cuts = draw_cuts(config.seed, i, len(ids), c.cuts, c.low, c.high, shows)
         moved, dropped = moved + cuts.moved, dropped + cuts.dropped
         fitting = [n for n in cuts.lengths if n <= c.tokens]
         too_long += len(cuts.lengths) - len(fitting)
-        items += [Prefix(place, tuple(ids[:n]), n / len(ids)) for n in fitting]
+        items += [Prefix(i, tuple(ids[:n]), n / len(ids)) for n in fitting]
     if not items:
         raise InputError(
             f"config.prefix.bank = {c.bank!r}: gives no prefix of up to {c.tokens} tokens for the "

@@ -147,7 +147,7 @@ def test_prefixes_are_those_of_the_bank(train, vocabulary, tmp_path):
     config = make_config(tmp_path, low=0.2, high=0.9, tokens=4)
     made = prefixed.load_prefixes(config, train, vocabulary)
     assert (made.traces, made.attempts, made.flops) == (4, 25, 50.0)
-    assert {prefix.place for prefix in made.items} == {0, 1, 2, 3}
+    assert {prefix.problem for prefix in made.items} == {0, 1, 2, 3}
     trace = ids_of(TRACE)
     for prefix in made.items:
         assert list(prefix.ids) == trace[: len(prefix.ids)]
@@ -178,7 +178,7 @@ def test_steps_mix_three_to_one_exactly_and_every_prefix_comes_round(train, voca
         for problem, prompt, prefix in zip(*draw, strict=True):
             place = train.problems.index(problem)
             assert prompt == [place, *(prefix.ids if prefix else ())]
-            assert prefix is None or prefix.place == place
+            assert prefix is None or prefix.problem == place
     assert counts == [5, 5, 5, 6, 5, 5, 5, 6]
     whole = len(drawn) // len(made.items) * len(made.items)
     assert sorted(drawn[:whole]) == sorted(made.items * (whole // len(made.items)))
