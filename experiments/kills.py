@@ -5,6 +5,7 @@ process can see coming, a random time into a random phase. `experiments.kill_tes
 """
 
 import collections
+import fnmatch
 import itertools
 import json
 import multiprocessing
@@ -24,8 +25,8 @@ import numpy as np
 from experiments import main
 from experiments.configs import arithmetic_remix_grpo, arithmetic_remix_ppo
 from remix_jax.config import Config
-from remix_jax.run import loop
-from remix_jax.run.checkpoint import Checkpoints, steps
+from remix_jax.run import loop, resume
+from remix_jax.run.checkpoint import WRITING, Checkpoints
 from remix_jax.run.setup import prepare
 from remix_jax.sinks.console import Console
 
@@ -104,8 +105,9 @@ def attempt(
     process.start()
     process.join()
     places = workdir / "checkpoints"
-    writing = any(places.glob("writing-*")) if places.is_dir() else False
-    saved = max(steps(places), default=0)
+    names = [path.name for path in places.iterdir()] if places.is_dir() else []
+    writing = any(fnmatch.fnmatch(name, WRITING) for name in names)
+    saved = max((int(name) for name in names if name.isdecimal()), default=0)
     if process.exitcode == -signal.SIGKILL:
         return Attempt(log.read_text().splitlines()[-1].split()[0], writing, saved)
     if process.exitcode != 0:
@@ -145,14 +147,14 @@ def differences(config: Config, whole: pathlib.Path, other: pathlib.Path) -> lis
     ]
     if _metrics(whole) != _metrics(other):
         found.append("metrics.jsonl")
-    like = prepare(config).state
+    like = resume.abstract(prepare(config).state)
     states, hosts = [], []
     for workdir in (whole, other):
         with Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints) as saved:
-            at = saved.newest(found.append)
-            assert at is not None
-            states.append(saved.restore(at[0], like))
-            hosts.append(at[1])
+            restored = saved.restore(like, lambda *_: None, found.append)
+            assert restored is not None
+            states.append(restored[0])
+            hosts.append(restored[1])
     ours, theirs = (jax.tree_util.tree_leaves_with_path(state) for state in states)
     for (path, a), (_, b) in zip(ours, theirs, strict=True):
         if not np.array_equal(_plain(a), _plain(b), equal_nan=a.dtype == np.float32):

@@ -7,6 +7,7 @@ Exit code 75: SIGTERM came, the state is saved; the same command continues.
 
 import os
 import pathlib
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from absl import app, flags, logging
 
 from experiments import config_flag
 from remix_jax import processes
+from remix_jax.device_memory import OutOfMemoryError
 from remix_jax.errors import InputError
 from remix_jax.run.checkpoint import SaveError
 from remix_jax.run.loop import FaultError, Outcome
@@ -67,16 +69,25 @@ def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
             print("stopped; the same command continues")
         except InputError as error:
             _refuse(str(error))
-        except (FaultError, SaveError, OSError) as error:
-            _end(f"failed: {one_line(error)}", 1)
+        except FaultError as error:
+            arguments = *sys.argv[1:], f"--config.{error.override}"
+            again = shlex.join(["python", "-m", _module(), *arguments])
+            _end(f"failed: {error}; to go on from there with a lower rate: {again}", 1)
+        except (OutOfMemoryError, SaveError, OSError) as error:
+            _end(f"failed: {one_line(error, 2000)}", 1)
         except Exception as error:
             if not jax.distributed.is_initialized():
                 raise
             traceback.print_exc()
             _end(f"failed: {type(error).__name__}: {one_line(error)}", 1)
 
-    logging.set_verbosity(logging.ERROR)  # orbax tells of every file it writes
+    logging.set_verbosity(logging.FATAL)  # orbax logs every file it writes, and tracebacks
     app.run(body, flags_parser=parse)
+
+
+def _module() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec is not None else sys.argv[0]
 
 
 def _refuse(message: str):

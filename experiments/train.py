@@ -3,6 +3,7 @@
 Any field of the config can be overridden: --config.replay.share=0.3 --config.seed=1
 With --dry_run the config is checked and its plan printed, with --show_sharding where every array
 lies; model and problems need not be there, nor the devices if config.mesh gives all sizes.
+--trackers=tensorboard,wandb sends the figures there (docs/trackers.md).
 --profile=5,2 traces steps 5 and 6 into DIR/profile, for TensorBoard's profiler or Perfetto.
 """
 
@@ -14,12 +15,18 @@ from experiments import config_flag, main
 from launch import dry_run, placement
 from remix_jax.errors import InputError
 from remix_jax.run import loop, profiler
+from remix_jax.sinks import sink
 from remix_jax.sinks.console import Console
 
 CONFIG = config_flag.define()
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run: new, or of the same run")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan of the run and end")
 SHOW_SHARDING = flags.DEFINE_bool("show_sharding", False, "print where arrays lie and end")
+TRACKERS = flags.DEFINE_list(
+    "trackers",
+    [sink.DEFAULT],
+    f"where figures go beside console and files: {', '.join(sink.TRACKERS)}, or file.py:function",
+)
 PROFILE = flags.DEFINE_string("profile", None, "START,STEPS: trace these steps into the workdir")
 
 JOIN = main.define_processes()
@@ -41,7 +48,8 @@ def train() -> None:
         raise InputError("--workdir is required")
     JOIN()
     profile = profiler.window(PROFILE.value, config.steps)
-    main.leave(loop.run(config, WORKDIR.value, profile=profile))
+    trackers = TRACKERS.value
+    main.leave(loop.run(config, WORKDIR.value, profile=profile, trackers=trackers))
 
 
 if __name__ == "__main__":

@@ -29,18 +29,17 @@ from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.huggingface import load_vocabulary
 from remix_jax.rewards import Scorer
-from remix_jax.run.setup import (
-    check_mesh,
-    check_width,
+from remix_jax.run.plan import (
     method_plan,
     parameters,
-    size_text,
     state_bytes,
     tree_bytes,
     wave_plan,
     waves,
 )
+from remix_jax.run.setup import check_mesh, check_width
 from remix_jax.sinks.console import Console
+from remix_jax.text import size_text
 from remix_jax.types import batch_of, empty_rows, kept_rows
 
 MODEL_CONFIG = "config.json"

@@ -9,7 +9,8 @@ from launch import dry_run
 from remix_jax import sharding
 from remix_jax.config import Config
 from remix_jax.learner.state import TrainState, static_of
-from remix_jax.run.setup import check_mesh, tree_bytes
+from remix_jax.run.plan import tree_bytes
+from remix_jax.run.setup import check_mesh
 from remix_jax.sinks.console import Console
 from remix_jax.text import size_text
 from remix_jax.types import empty_rows, kept_rows

@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # From below to above (docs/architecture.md).
 LEVELS = (
     {"errors", "text", "types", "streams"},
-    {"plugins", "files", "sharding", "processes"},
+    {"plugins", "files", "sharding", "processes", "device_memory"},
     {"rl", "models", "grading"},
     {"config"},
     {"data", "schedule"},

@@ -1,32 +1,23 @@
-"""Metrics and samples of the newest step, written while the device works on the next one."""
+"""Figures and samples of the newest step, written while the device works on the next one."""
 
 from typing import Any
 
 import jax
 
-from remix_jax.sinks.metrics import METRICS_FILE, SAMPLES_FILE, MetricsWriter, SamplesWriter
-
-FILES = (METRICS_FILE, SAMPLES_FILE)
-
-
-class Nowhere:
-    """The writer of a process that leaves writing to the first one."""
-
-    trouble: str | None = None
-
-    def write(self, _item: Any) -> None:
-        """Nothing."""
-
-    def sync(self) -> int:
-        """No place in a file."""
-        return 0
+from remix_jax.sinks.metrics import FILES, Record
+from remix_jax.sinks.sink import Sinks
 
 
-class Record:
-    """One step's figures, from when they exist to when they are on the disk."""
+class StepLog:
+    """One step's figures, from when they exist to when they are on the disk.
 
-    def __init__(self, metrics: MetricsWriter | Nowhere, samples: SamplesWriter | Nowhere) -> None:
-        self._metrics, self._samples = metrics, samples
+    Args:
+      record: the files; None on processes other than the first.
+      sinks: everything else that takes figures.
+    """
+
+    def __init__(self, record: Record | None, sinks: Sinks) -> None:
+        self._record, self._sinks = record, sinks
         self._held: dict[str, Any] | None = None
 
     def hold(self, host: dict, device: dict[str, Any], samples: list[dict]) -> None:
@@ -51,26 +42,43 @@ class Record:
         if self._held is None:
             return
         held, self._held = self._held, None
-        host, fetched = held["host"], jax.device_get(held["device"])
-        ratios = fetched.pop("row_ratio_B", ())
-        for sample, ratio in zip(held["samples"], ratios, strict=False):
-            self._samples.write({"step": host["step"]} | sample | {"mean_ratio": float(ratio)})
-        figures = {name: float(value) for name, value in fetched.items()}
-        if figures.get("kl_weight") == 1:  # the precedent has no weight and was not scored
-            figures.pop("kl_prev", None)
-        absent = {f"/age{n[8:]}" for n in figures if n.startswith("rows/age") and not figures[n]}
-        kept = {n: v for n, v in figures.items() if not any(n.endswith(a) for a in absent)}
-        self._metrics.write(host | kept)
+        host, device = dict(held["host"]), jax.device_get(held["device"])
+        step, ratios = host.pop("step"), device.pop("row_ratio_B", ())
+        rows = [
+            row | {"mean_ratio": float(ratio)}
+            for row, ratio in zip(held["samples"], ratios, strict=False)
+        ]
+        figures = host | _present({name: float(value) for name, value in device.items()})
+        for sink in (self._record, self._sinks):
+            if sink is not None:
+                sink.samples(step, rows)
+                sink.write(step, figures)
 
     def sync(self) -> dict[str, int]:
-        """Brings everything to the disk; the places in the files to continue from.
+        """Brings everything to the disk; the lengths of the files, offsets to continue from.
 
         Raises:
           OSError: the file system does not take it.
         """
         self.flush()
-        return dict(zip(FILES, (self._metrics.sync(), self._samples.sync()), strict=True))
+        return dict.fromkeys(FILES, 0) if self._record is None else self._record.sync()
 
-    def troubles(self) -> list[str]:
-        """What the file system does not take."""
-        return [t for t in (self._metrics.trouble, self._samples.trouble) if t]
+    def errors(self) -> list[str]:
+        """What the file system does not take, and trackers that failed."""
+        return (self._record.errors if self._record else []) + self._sinks.errors
+
+    def close(self) -> None:
+        """Closes files and sinks. Raises OSError if lines are lost by it."""
+        try:
+            if self._record is not None:
+                self._record.close()
+        finally:
+            self._sinks.close()
+
+
+def _present(figures: dict[str, float]) -> dict[str, float]:
+    """Without what was not measured: the precedent without weight, ages without rows."""
+    if figures.get("kl_weight") == 1:
+        figures.pop("kl_prev", None)
+    absent = {f"/age{n[8:]}" for n in figures if n.startswith("rows/age") and not figures[n]}
+    return {n: v for n, v in figures.items() if not any(n.endswith(a) for a in absent)}

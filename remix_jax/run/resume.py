@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import pathlib
@@ -12,22 +11,23 @@ from typing import Any
 import jax
 
 from remix_jax import config as configs
-from remix_jax import processes
+from remix_jax import files, processes
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.grading import verdicts as grading
-from remix_jax.learner.state import TrainState, has_precedent
+from remix_jax.learner.state import TrainState, has_precedent, offload_anchors
 from remix_jax.rollout.draws import check_continued, first_cursors
-from remix_jax.run.checkpoint import Checkpoints, write_durably
-from remix_jax.run.record import FILES
+from remix_jax.run.checkpoint import Checkpoints
 from remix_jax.run.setup import Setup
-from remix_jax.sinks.metrics import cut
+from remix_jax.sinks.metrics import FILES, METRICS_FILE, cut, read_metrics
+from remix_jax.sinks.sink import IDS
 
-CONFIG_FILE, _LOCK = "config.json", ".lock"
+CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
 
 # What a run that continues may change (docs/durability.md); a name ending in a dot is a section.
 MAY_CHANGE = (
     *("steps", "checkpoint_every", "keep_checkpoints", "keep_every", "samples_per_step"),
+    *("optimizer.learning_rate", "critic.optimizer.learning_rate"),
     *("evaluation.", "data.suites", "data.validation", "model.export_dtype"),
     *("optimizer.learning_rate", "optimizer.warmup", "optimizer.decay"),
     *("critic.optimizer.learning_rate", "critic.optimizer.warmup", "critic.optimizer.decay"),
@@ -38,64 +38,77 @@ MAY_CHANGE = (
 
 
 @contextlib.contextmanager
-def claimed(workdir: pathlib.Path, config: Config) -> Iterator[None]:
+def claimed(root: files.Path, config: Config) -> Iterator[files.Mirror]:
     """Makes the directory of a run, or takes one that holds the same run; nobody else gets it.
 
-    The lock ends with the process, however it ends.
+    In a bucket there is no lock: two processes there would overwrite each other's files.
 
     Raises:
-      InputError: it holds something else, which is left as it is; another process trains there;
-        or it cannot be written.
+      InputError: as `files.claimed`.
     """
     if not processes.is_first():
-        yield
+        yield files.Mirror(root, ())
         return
-    with contextlib.ExitStack() as held:
-        try:
-            _check_free(workdir, config)
-            workdir.mkdir(parents=True, exist_ok=True)
-            _lock(held.enter_context((workdir / _LOCK).open("w")), workdir)
-            if not (workdir / CONFIG_FILE).exists():
-                write_durably(workdir / CONFIG_FILE, configs.to_json(config))
-        except (OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"--workdir={workdir} cannot be used ({error})") from None
-        yield
+
+    def check(saved: Any) -> None:
+        if _has_begun(root, mirror.local):
+            changes(saved, config, root)
+
+    with files.Mirror(root, (CONFIG_FILE, IDS, *FILES)) as mirror:
+        known = not mirror.is_remote or (root / CONFIG_FILE).exists() or not root.exists()
+        if not known and any(root.iterdir()):
+            raise InputError(f"{root} is not empty and holds no run: give another --workdir")
+        settings = json.loads(configs.to_json(config))
+        with files.claimed(
+            mirror.local, CONFIG_FILE, settings, what="run", flag="--workdir", check=check
+        ):
+            yield mirror
+
+
+def _has_begun(root: files.Path, local: pathlib.Path) -> bool:
+    """Whether there is anything of a run that would be lost: a checkpoint, or a step's figures."""
+    checkpoints = root / CHECKPOINTS
+    if checkpoints.exists() and any(
+        path.name.rpartition("-")[2].isdecimal() for path in checkpoints.iterdir()
+    ):
+        return True
+    figures = read_metrics(local) if (local / METRICS_FILE).exists() else []
+    return bool(figures) and figures[-1]["step"] > 0
 
 
 def start(
-    setup: Setup, workdir: pathlib.Path, checkpoints: Checkpoints, tell: Callable[[str], None]
+    setup: Setup, workdir: pathlib.Path, checkpoints: Checkpoints, log: Callable[[str], None]
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state and the host's counters that training begins with: restored, or the first ones.
 
-    A restored state takes the place of the first one, whose memory is freed. metrics.jsonl and
-    samples.jsonl are cut to where they were at the checkpoint.
+    A restored state takes the place of the first one, whose memory is freed. The files of figures
+    are cut to where they were at the checkpoint.
 
     Raises:
       InputError: the checkpoint belongs to another config or to other problems.
     """
-    state = setup.state
-    found = checkpoints.newest(tell)
-    if found is None:
-        counters = _first_counters(setup)
-        if processes.is_first():
-            cut(workdir, counters["places"], 0)
-        return state, counters
-    step, counters = found
-    _check(setup, step, counters, tell)
-    like = jax.tree.map(
+    state, counters, step = setup.state, _first_counters(setup), 0
+    if checkpoints.newest_step():
+        like = abstract(state)
+        for leaf in jax.tree.leaves(state):
+            leaf.delete()
+        found = checkpoints.restore(like, lambda at, host: _check(setup, at, host, log), log)
+        assert found is not None
+        state, counters = found
+        step = int(counters["step"])
+        log(f"continuing after step {step}")
+    if processes.is_first():
+        files.write_durably(workdir / CONFIG_FILE, configs.to_json(setup.config))
+        for note in cut(workdir, counters["offsets"], step):
+            log(note)
+    return offload_anchors(setup.config, state), counters
+
+
+def abstract(state: TrainState) -> TrainState:
+    """Shapes, dtypes and shardings of a state."""
+    return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    for leaf in jax.tree.leaves(state):
-        leaf.delete()
-    state = checkpoints.restore(step, like)
-    if processes.is_first():
-        write_durably(workdir / CONFIG_FILE, configs.to_json(setup.config))
-        for note in cut(workdir, counters["places"], step):
-            tell(note)
-    tell(f"continuing after step {step}")
-    return state, counters
 
 
 def identity(setup: Setup) -> dict[str, Any]:
@@ -142,36 +155,19 @@ def changes(saved: dict[str, Any], config: Config, where: object) -> list[str]:
     return different
 
 
-def _check_free(workdir: pathlib.Path, config: Config) -> None:
-    saved = workdir / CONFIG_FILE
-    if saved.exists():
-        changes(json.loads(saved.read_text()), config, workdir)
-    elif workdir.exists():
-        ours = {_LOCK, f"{CONFIG_FILE}.tmp"}  # of an attempt that was killed at once
-        if any(path.name not in ours for path in workdir.iterdir()):
-            raise InputError(f"{workdir} is not empty and holds no run: name another --workdir")
-
-
-def _lock(file, workdir: pathlib.Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"{workdir}: another process is training there") from None
-
-
 def _may_change(name: str) -> bool:
     return any(name == free or (free[-1] == "." and name.startswith(free)) for free in MAY_CHANGE)
 
 
 def _first_counters(setup: Setup) -> dict[str, Any]:
-    """What a checkpoint holds beside the state: totals, the places among problems and in files."""
+    """What a checkpoint holds beside the state: totals, positions among problems and in files."""
     traces = 0.0 if setup.prefixes is None else setup.prefixes.flops
     totals = {"tokens": 0, "flops": traces, "seconds": 0.0}
     cursors = first_cursors(setup.config, setup.prefixes)
-    return {"totals": totals, "places": dict.fromkeys(FILES, 0)} | cursors
+    return {"totals": totals, "offsets": dict.fromkeys(FILES, 0)} | cursors
 
 
-def _check(setup: Setup, step: int, saved: dict[str, Any], tell: Callable[[str], None]) -> None:
+def _check(setup: Setup, step: int, saved: dict[str, Any], log: Callable[[str], None]) -> None:
     """Whether a checkpoint is of this run, and what of it goes on differently."""
     config = setup.config
     changed = changes(saved["config"], config, "the checkpoint")
@@ -185,10 +181,10 @@ def _check(setup: Setup, step: int, saved: dict[str, Any], tell: Callable[[str],
         )
     check_continued(config, setup.prefixes, saved)
     if changed:
-        tell(f"changed since the checkpoint: config.{', config.'.join(changed)}")
+        log(f"changed since the checkpoint: config.{', config.'.join(changed)}")
     for name, was in saved["made_with"].items():
         if was != now["made_with"][name]:
-            tell(
+            log(
                 f"{name} was {was}, now {now['made_with'][name]}: from here on the run is not "
                 "bitwise what it would have been"
             )

@@ -12,19 +12,20 @@ from jax.experimental import multihost_utils
 
 
 class Preempted(Exception):
-    """SIGTERM came while a device was waited for; the state before it is untouched."""
+    """The run is to end while nothing has changed since its last state."""
 
 
 class Stop:
-    """What was asked for. Called, it tells whether to end before the next step.
+    """What was asked for. Called, it says whether to end before the next step.
 
     On several processes a signal counts from the next `agree` on, which all of them call after the
-    same step: so all end there, whichever of them was told.
+    same step: so all end there, whichever of them was signalled.
     """
 
     def __init__(self) -> None:
         self._asked = np.zeros(2, bool)  # by Ctrl-C, by SIGTERM
         self._agreed = self._asked if jax.process_count() == 1 else self._asked.copy()
+        self._raises = False
 
     def __call__(self) -> bool:
         return bool(self._agreed.any())
@@ -44,11 +45,25 @@ class Stop:
         if jax.process_count() > 1:
             self._agreed = multihost_utils.process_allgather(self._asked).any(axis=0)
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it a signal raises Preempted: for work that changes no state.
+
+        Python sees a signal when XLA has returned: while a program is compiled, after it.
+        """
+        self._raises = jax.process_count() == 1
+        try:
+            if self() and self._raises:
+                raise Preempted
+            yield
+        finally:
+            self._raises = False
+
     def watched(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """A program whose result is waited for; SIGTERM ends the waiting.
+        """Runs a compiled program and blocks on its result, but returns early on SIGTERM.
 
         Raises (when called):
-          Preempted: where one process is all there is, several go on to the end of the step.
+          Preempted: on one process; several go on to the end of the step.
         """
 
         def waiting(*args):
@@ -65,25 +80,29 @@ class Stop:
 
         return waiting
 
+    def _signalled(self, which: int, log: Callable[[str], None], message: str) -> None:
+        if not self._asked[which]:
+            self._asked[which] = True
+            log(f"{message}: ending before the first step" if self._raises else message)
+        if self._raises:
+            raise Preempted
+
 
 @contextlib.contextmanager
-def watch(tell: Callable[[str], None]) -> Iterator[Stop]:
-    """Takes Ctrl-C and SIGTERM over; a second Ctrl-C interrupts at once.
+def watch(log: Callable[[str], None]) -> Iterator[Stop]:
+    """Handles Ctrl-C and SIGTERM; a second Ctrl-C interrupts at once.
 
-    Outside of the main thread nothing is taken over: whoever runs us there handles signals.
+    Outside of the main thread nothing is handled: whoever runs us there handles signals.
     """
     stop = Stop()
 
     def interrupt(_signum, _frame):
         if stop._asked[0]:
             raise KeyboardInterrupt
-        stop._asked[0] = True
-        tell("stopping after this step (Ctrl-C again stops at once)")
+        stop._signalled(0, log, "stopping after this step (Ctrl-C again stops at once)")
 
     def terminate(_signum, _frame):
-        if not stop._asked[1]:
-            stop._asked[1] = True
-            tell("SIGTERM: saving and ending")
+        stop._signalled(1, log, "SIGTERM: saving and ending")
 
     handlers = {signal.SIGINT: interrupt, signal.SIGTERM: terminate}
     with contextlib.ExitStack() as restore:

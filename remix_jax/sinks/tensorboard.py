@@ -1,101 +1,64 @@
-"""TensorBoard's view of metrics.jsonl: made from it when a run continues, appended to as it goes.
+"""TensorBoard, in `tensorboard/` of the run."""
 
-Written in the caller's thread: a writer thread that dies of a full disk would block the run.
-"""
-
-import math
-import pathlib
+import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2, summary_pb2
+import tensorboardX
+
+from remix_jax.sinks import tags
+from remix_jax.sinks.sink import Metrics, Run
 
 FOLDER = "tensorboard"
 _FLUSH_SECONDS = 30.0
-# Also drawn against fresh rollouts, where steps of two methods cost differently.
-BY_ROLLOUTS = ("reward", "accuracy", "eval/mean")
+_SHOWN = 2  # samples of a step
 
 
-class Board:
-    """Scalars in `workdir`/tensorboard: names without a folder under train/; a few, a second time,
-    under by_rollouts/ with fresh rollouts as their axis.
+class TensorBoard:
+    """Scalars by step and, a few, by fresh rollouts; samples and config as text.
 
-    What was there is replaced by `records`: no step is missing or doubled after a killed attempt.
-    An error of the file system ends the view, not the run; `trouble` then says why.
+    What was there is replaced by the run's history: no step is missing or doubled after a kill.
     """
 
-    def __init__(self, workdir: pathlib.Path, records: Iterable[Mapping[str, object]] = ()) -> None:
-        self._folder = workdir / FOLDER
-        self._writer: EventsWriter | None = None
-        self._flushed = -math.inf
-        self.trouble: str | None = None
-        records = list(records)
-        now = time.time()
-        last = _seconds(records[-1]) if records else 0.0
-        with _Caught(self):
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder.mkdir(parents=True)
-            self._writer = EventsWriter(str(self._folder / "events"))
-        for record in records:  # at the moments of a run without pauses
-            self.write(record, now - last + _seconds(record))
+    def __init__(self, run: Run) -> None:
+        shutil.rmtree(run.workdir / FOLDER, ignore_errors=True)
+        # Its own thread neither flushes nor holds up this one: where the disk is full, `flush` says
+        # so here, instead of a queue that nobody empties any more.
+        self._writer = tensorboardX.SummaryWriter(
+            str(run.workdir / FOLDER), max_queue=1 << 20, flush_secs=86400
+        )
+        self._flushed = time.monotonic()
+        self._writer.add_text("config", f"```\n{json.dumps(run.config, indent=1)}\n```", 0)
+        last = run.history[-1].get("seconds", 0.0) if run.history else 0.0
+        for record in run.history:  # at the moments of a run without pauses
+            at = time.time() - last + record.get("seconds", 0.0)
+            self._add(record["step"], record, at)
+        self._writer.flush()
 
-    def write(self, record: Mapping[str, object], at: float | None = None) -> None:
-        """The numbers of one step, at a moment (now)."""
-        by_step, by_rollouts = {}, {}
-        for name, value in record.items():
-            if isinstance(value, int | float) and name != "step" and math.isfinite(value):
-                by_step[name if "/" in name else f"train/{name}"] = value
-                if name in BY_ROLLOUTS and "rollouts" in record:
-                    by_rollouts[f"by_rollouts/{name.replace('/', '_')}"] = value
-        moment = time.time() if at is None else at
-        with _Caught(self):
-            self._add(by_step, record["step"], moment)
-            if by_rollouts:
-                self._add(by_rollouts, record["rollouts"], moment)
-            if self._writer is not None and time.monotonic() - self._flushed > _FLUSH_SECONDS:
-                self._writer.flush()
-                self._flushed = time.monotonic()
+    def write(self, step: int, metrics: Metrics) -> None:
+        """Scalars; flushed twice a minute."""
+        self._add(step, metrics, time.time())
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The first few, as text."""
+        for i, row in enumerate(rows[:_SHOWN]):
+            lines = "\n".join(f"{name}: {value}" for name, value in row.items())
+            self._writer.add_text(f"sample_{i}", f"```\n{lines}\n```", step)
 
     def close(self) -> None:
-        """Writes what is buffered and closes the file. Harmless when repeated."""
-        with _Caught(self):
-            if self._writer is not None:
-                self._writer.close()
-        self._writer = None
+        """Writes what is buffered."""
+        self._writer.flush()
+        self._writer.close()
 
-    def _add(self, scalars: dict[str, float], axis: Any, moment: float) -> None:
-        if self._writer is None:
-            return
-        values = [
-            summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()
-        ]
-        summary = summary_pb2.Summary(value=values)
-        event = event_pb2.Event(wall_time=moment, step=int(axis), summary=summary)
-        self._writer.write_event(event)
-
-
-class _Caught:
-    """Turns an error of the file system into the board's `trouble`, and the board off."""
-
-    def __init__(self, board: Board) -> None:
-        self._board = board
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind, error, _trace) -> bool:
-        if not isinstance(error, OSError):
-            return False
-        self._board.trouble = (
-            f"{FOLDER}: {error.strerror or error}; made anew when the run continues"
-        )
-        self._board._writer = None
-        return True
-
-
-def _seconds(record: Mapping[str, object]) -> float:
-    seconds = record.get("seconds", 0.0)
-    return seconds if isinstance(seconds, float) and math.isfinite(seconds) else 0.0
+    def _add(self, step: int, metrics: Metrics, at: float) -> None:
+        for name, value in tags.numbers(metrics).items():
+            if name != "step":
+                self._writer.add_scalar(tags.tag(name), value, step, at)
+            if name in tags.BY_ROLLOUTS and "rollouts" in metrics:
+                axis = int(metrics["rollouts"])
+                self._writer.add_scalar(f"by_rollouts/{name.replace('/', '_')}", value, axis, at)

@@ -53,14 +53,14 @@ def small_config(directory: pathlib.Path, grpo: bool = False) -> Config:
 def quiet(config: Config, on_step=None) -> Console:
     """A console that writes nowhere and may call `on_step(step)` at each step's figures."""
     console = Console(config.steps, file=io.StringIO(), terminal=False)
-    update = console.update
+    write = console.write
 
-    def observed(metrics):
-        update(metrics)
+    def observed(step, metrics):
+        write(step, metrics)
         if on_step is not None:
-            on_step(int(metrics["step"]))
+            on_step(step)
 
-    console.update = observed
+    console.write = observed
     return console
 
 

@@ -25,6 +25,7 @@ from remix_jax.learner import programs as compiled
 from remix_jax.models import huggingface
 from remix_jax.rollout import sampler
 from remix_jax.run import loop, resume, stop
+from remix_jax.run.checkpoint import Checkpoints
 from remix_jax.run.setup import prepare
 from tests.experiments.runs import figures, quiet, run_main, small_config
 
@@ -288,12 +289,11 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(finished, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     console = quiet(config)
-    update, told, seen = console.update, [], []
+    write, told, seen = console.write, [], []
     console.event = told.append
 
-    def fill(metrics):
-        update(metrics)
-        step = int(metrics["step"])
+    def fill(step, metrics):
+        write(step, metrics)
         if step == 5:
             seen.extend(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
         while step == 3 and not (tmp_path / "run" / "checkpoints" / "2").exists():
@@ -301,7 +301,7 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(finished, tmp_path):
         limit = 100 if step in (3, 4) else before[0]
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
 
-    console.update = fill
+    console.write = fill
     try:
         assert not loop.run(config, tmp_path / "run", console).stopped
     finally:
@@ -355,18 +355,19 @@ def test_one_process_at_a_time(finished):
     before = (workdir / "metrics.jsonl").read_bytes()
     with (
         resume.claimed(workdir, config),
-        pytest.raises(InputError, match="another process is training there"),
+        pytest.raises(InputError, match="another process works on this run"),
     ):
         loop.run(config, workdir, quiet(config))
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_checkpoint_holds_the_places_and_knows_its_training_set(finished):
+def test_a_checkpoint_holds_the_offsets_and_knows_its_training_set(finished):
     config, workdir, _ = finished
-    saved = json.loads((workdir / "checkpoints" / "6" / "host.json").read_text())
+    with Checkpoints(workdir / "checkpoints", keep=9) as checkpoints:
+        saved = checkpoints._host(6)["host"]
     taken, known = schedule.planned_rollouts(config), saved["problems"]["count"]
     assert saved["cursor"] == {"seed": 0, "epoch": taken // known, "position": taken % known}
-    assert saved["places"] == {
+    assert saved["offsets"] == {
         name: (workdir / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl")
     }
     assert saved["config"] == json.loads((workdir / "config.json").read_text())
@@ -398,15 +399,54 @@ def test_grpo_runs_on_the_same_learner(tmp_path):
     )
 
 
-def test_a_fault_names_the_tensor_and_saves_the_last_good_state(tmp_path):
-    config = small_config(tmp_path)
-    config.optimizer.learning_rate = 1e14
-    with pytest.raises(loop.FaultError, match=r"step \d: .*not finite.*last good state"):
-        loop.run(config, tmp_path / "run", quiet(config))
-    _, params = huggingface.load(tmp_path / "run" / "export")
+def test_after_a_fault_the_run_goes_on_from_the_last_good_state_with_another_rate(tmp_path):
+    """Steps 1 and 2 are good and saved; step 3 is not finite, however often it is tried."""
+    config, workdir = small_config(tmp_path), tmp_path / "run"
+    config.checkpoint_every, config.keep_checkpoints = 1, 1
+    config.steps = 2
+    loop.run(config, workdir, quiet(config))
+    metrics = (workdir / "metrics.jsonl").read_bytes()
+    broken = dataclasses.replace(config, steps=4)
+    broken.optimizer = dataclasses.replace(config.optimizer, learning_rate=1e14)
+    for _ in range(3):
+        with pytest.raises(loop.FaultError, match=r"^step [34]: .*not finite.* good$") as fault:
+            loop.run(broken, workdir, quiet(config))
+        assert fault.value.override.endswith("optimizer.learning_rate=5e+13")
+        kept = [path.name for path in (workdir / "checkpoints").iterdir()]
+        assert kept == [str(fault.value.good_step)]
+    assert (workdir / "metrics.jsonl").read_bytes().startswith(metrics)
+    console, told = quiet(config), []
+    console.event = told.append
+    better = dataclasses.replace(config, steps=4)
+    assert not loop.run(better, workdir, console).stopped
+    assert "changed since the checkpoint: config.optimizer.learning_rate, config.steps" in told
+    assert [row["step"] for row in figures(workdir)] == [0, 1, 2, 3, 4]
+    _, params = huggingface.load(workdir / "export")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
-    assert list((tmp_path / "run" / "checkpoints").iterdir())
-    assert figures(tmp_path / "run")[-1]["step"] >= 1
+
+
+def test_a_changed_learning_rate_is_the_one_that_is_used(tmp_path):
+    config, workdir = small_config(tmp_path), tmp_path / "run"
+    config.steps = 1
+    loop.run(config, workdir, quiet(config), artifacts=False)
+    config = dataclasses.replace(config, steps=2)
+    config.optimizer = dataclasses.replace(config.optimizer, learning_rate=0.0)
+    config.critic = dataclasses.replace(
+        config.critic, optimizer=dataclasses.replace(config.critic.optimizer, learning_rate=0.5)
+    )
+    loop.run(config, workdir, quiet(config), artifacts=False)
+    like = resume.abstract(prepare(config).state)
+    with Checkpoints(workdir / "checkpoints", keep=9) as saved:
+        newest, _ = saved.restore(like, lambda *_: None, pytest.fail)
+        shutil.rmtree(workdir / "checkpoints" / "2")
+        saved._manager.reload()
+        before, _ = saved.restore(like, lambda *_: None, pytest.fail)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), newest.params, before.params)
+    assert all(jax.tree.leaves(same))
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), newest.critic_params, before.critic_params
+    )
+    assert any(jax.tree.leaves(moved))
 
 
 def test_another_run_is_not_written_over(finished):

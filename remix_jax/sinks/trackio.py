@@ -1,0 +1,39 @@
+"""trackio, local by default; TRACKIO_PROJECT, TRACKIO_SPACE_ID as trackio reads them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import trackio
+
+from remix_jax.sinks import tags
+from remix_jax.sinks.sink import Metrics, Run
+
+
+class Trackio:
+    """One run of trackio under the name of the run's directory, continued with it."""
+
+    def __init__(self, run: Run) -> None:
+        name = run.known_as("trackio")
+        self._run = trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", "remix_jax"),
+            name=name or run.name,
+            config=run.config,
+            resume="allow" if name else "never",
+            embed=False,
+        )
+        run.remember("trackio", self._run.name)
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        """Numbers."""
+        self._run.log(tags.numbers(metrics), step=step)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table."""
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        data = [[str(row.get(name, "")) for name in columns] for row in rows]
+        self._run.log({"samples": trackio.Table(columns=columns, data=data)}, step=step)
+
+    def close(self) -> None:
+        """Waits until trackio has all."""
+        self._run.finish()
