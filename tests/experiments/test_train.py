@@ -400,16 +400,16 @@ def test_grpo_runs_on_the_same_learner(tmp_path):
 
 
 def test_after_a_fault_the_run_goes_on_from_the_last_good_state_with_another_rate(tmp_path):
-    """Steps 1 and 2 are good and saved; step 3 is not finite, however often it is tried."""
+    """Steps 1 to 3 are good and saved; step 4 is not finite, however often it is tried."""
     config, workdir = small_config(tmp_path), tmp_path / "run"
     config.checkpoint_every, config.keep_checkpoints = 1, 1
-    config.steps = 2
+    config.steps = 3
     loop.run(config, workdir, quiet(config))
     metrics = (workdir / "metrics.jsonl").read_bytes()
-    broken = dataclasses.replace(config, steps=4)
+    broken = dataclasses.replace(config, steps=5)
     broken.optimizer = dataclasses.replace(config.optimizer, learning_rate=1e14)
     for _ in range(3):
-        with pytest.raises(loop.FaultError, match=r"^step [34]: .*not finite.* good$") as fault:
+        with pytest.raises(loop.FaultError, match=r"^step [45]: .*not finite.* good$") as fault:
             loop.run(broken, workdir, quiet(config))
         assert fault.value.override.endswith("optimizer.learning_rate=5e+13")
         kept = [path.name for path in (workdir / "checkpoints").iterdir()]
@@ -417,19 +417,19 @@ def test_after_a_fault_the_run_goes_on_from_the_last_good_state_with_another_rat
     assert (workdir / "metrics.jsonl").read_bytes().startswith(metrics)
     console, told = quiet(config), []
     console.event = told.append
-    better = dataclasses.replace(config, steps=4)
+    better = dataclasses.replace(config, steps=5)
     assert not loop.run(better, workdir, console).stopped
     assert "changed since the checkpoint: config.optimizer.learning_rate, config.steps" in told
-    assert [row["step"] for row in figures(workdir)] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in figures(workdir)] == [0, 1, 2, 3, 4, 5]
     _, params = huggingface.load(workdir / "export")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
 def test_a_changed_learning_rate_is_the_one_that_is_used(tmp_path):
     config, workdir = small_config(tmp_path), tmp_path / "run"
-    config.steps = 1
+    config.steps = 3
     loop.run(config, workdir, quiet(config), artifacts=False)
-    config = dataclasses.replace(config, steps=2)
+    config = dataclasses.replace(config, steps=4)
     config.optimizer = dataclasses.replace(config.optimizer, learning_rate=0.0)
     config.critic = dataclasses.replace(
         config.critic, optimizer=dataclasses.replace(config.critic.optimizer, learning_rate=0.5)
@@ -438,7 +438,7 @@ def test_a_changed_learning_rate_is_the_one_that_is_used(tmp_path):
     like = resume.abstract(prepare(config).state)
     with Checkpoints(workdir / "checkpoints", keep=9) as saved:
         newest, _ = saved.restore(like, lambda *_: None, pytest.fail)
-        shutil.rmtree(workdir / "checkpoints" / "2")
+        shutil.rmtree(workdir / "checkpoints" / "4")
         saved._manager.reload()
         before, _ = saved.restore(like, lambda *_: None, pytest.fail)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), newest.params, before.params)
