@@ -42,20 +42,21 @@ class Rows(FreshRows):
     used_B: jax.Array  # int32, gradient passes so far
     signal_B: jax.Array  # bool, some row of its group has an advantage (always true for PPO)
     expert_B: jax.Array  # bool, an expert wrote it: behaviour log-probs are unknown, NaN
-    adv_BT: jax.Array | None  # at its collection, where a method or sampler reads it
+    stored_adv_BT: jax.Array | None  # at its collection, where a method or sampler reads it
 
 
 class Batch(Rows):
     """The rows of a step's batch and what stays fixed over its passes; mini-batches are slices.
 
-    `valid_B` says which of its places a row fills, `behav_logp_BT` is the ratio's denominator
-    (truncated if the config corrects for that) and `adv_BT` the advantage that the losses read.
+    `valid_B` says which of its slots a row fills, and `behav_logp_BT` is the ratio's denominator
+    (truncated if the config corrects for that).
     """
 
     slots_B: jax.Array  # int32, where the row lies in the replay ring
     age_B: jax.Array  # int32, steps since it was sampled; 0 is fresh
     prox_logp_BT: jax.Array  # log pi_k, k this step
     prev_logp_BT: jax.Array  # log pi_{k-1}
+    adv_BT: jax.Array
     value_BT: jax.Array  # V_k
     return_BT: jax.Array
     per_row_B: jax.Array | None = None  # what the method found of each row in its mini-batch
@@ -99,7 +100,7 @@ def kept_rows(fresh: FreshRows, **known) -> Rows:
         "used_B": jnp.zeros_like(fresh.group_B),
         "signal_B": jnp.zeros_like(fresh.valid_B),
         "expert_B": jnp.zeros_like(fresh.valid_B),
-        "adv_BT": None,
+        "stored_adv_BT": None,
     }
     return Rows(**vars(fresh) | empty | known)
 
@@ -108,7 +109,7 @@ def batch_of(rows: Rows, **known) -> Batch:
     """A batch of rows of the ring, fresh unless said; advantages, values and returns are zero."""
     zero_BT = jnp.zeros_like(rows.base_logp_BT)
     filled = {
-        "adv_BT": zero_BT if rows.adv_BT is None else rows.adv_BT,
+        "adv_BT": zero_BT,
         "slots_B": jnp.zeros_like(rows.group_B),
         "age_B": jnp.zeros_like(rows.group_B),
         "prox_logp_BT": rows.behav_logp_BT,

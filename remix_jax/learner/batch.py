@@ -39,7 +39,7 @@ def complete(
     return rows.replace(
         version_B=jnp.full_like(rows.version_B, state.step + 1),
         signal_B=signal_B,
-        adv_BT=jnp.zeros_like(rows.base_logp_BT) if s.stores_advantage else None,
+        stored_adv_BT=jnp.zeros_like(rows.base_logp_BT) if s.stores_advantage else None,
     )
 
 
@@ -208,7 +208,7 @@ def with_advantages(learner: Learner, batch: Batch, method_param):
     variance = masked.mean(jnp.square(spread_BT), mask_BT)
     metrics = {"explained_variance": 1 - masked.divide(unexplained, variance)}
     if family.METHODS[s.method].stored_advantage:
-        adv_BT = jnp.where((batch.age_B > 0)[:, None], batch.adv_BT, adv_BT)
+        adv_BT = jnp.where((batch.age_B > 0)[:, None], batch.stored_adv_BT, adv_BT)
     collected_BT = adv_BT
     if s.whiten:
         adv_BT = masked.whiten(adv_BT, mask_BT)
@@ -217,12 +217,12 @@ def with_advantages(learner: Learner, batch: Batch, method_param):
 
 def keep_advantages(ring: replay.ReplayState, batch: Batch, adv_BT) -> replay.ReplayState:
     """The ring with the advantages of fresh rows, for methods and samplers that read them later."""
-    if ring.rows.adv_BT is None:
+    if ring.rows.stored_adv_BT is None:
         return ring
     fresh_B = batch.valid_B & (batch.age_B == 0)
     slots_B = jnp.where(fresh_B, batch.slots_B, replay.capacity(ring))
-    kept_RT = ring.rows.adv_BT.at[slots_B].set(adv_BT, mode="drop")
-    return ring.replace(rows=ring.rows.replace(adv_BT=kept_RT))
+    kept_RT = ring.rows.stored_adv_BT.at[slots_B].set(adv_BT, mode="drop")
+    return ring.replace(rows=ring.rows.replace(stored_adv_BT=kept_RT))
 
 
 def without_equal_groups(static: Static, batch: Batch) -> Batch:

@@ -103,13 +103,13 @@ class Sampler(NamedTuple):
 
 
 def _max_advantage(rows: Rows) -> jax.Array:
-    assert rows.adv_BT is not None, "Config.stores_advantage"
-    return max_advantage(rows.adv_BT, response_mask(rows))
+    assert rows.stored_adv_BT is not None, "Config.stores_advantage"
+    return max_advantage(rows.stored_adv_BT, response_mask(rows))
 
 
 def _mean_advantage(rows: Rows) -> jax.Array:
-    assert rows.adv_BT is not None, "Config.stores_advantage"
-    return mean_advantage(rows.adv_BT, response_mask(rows))
+    assert rows.stored_adv_BT is not None, "Config.stores_advantage"
+    return mean_advantage(rows.stored_adv_BT, response_mask(rows))
 
 
 def _reward(rows: Rows) -> jax.Array:

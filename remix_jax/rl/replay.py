@@ -37,7 +37,7 @@ def init(
     empty = empty_rows(groups * group_size, prompt_slots, response_slots)
     adv_BT = jnp.zeros_like(empty.behav_logp_BT) if with_advantage else None
     return ReplayState(
-        rows=kept_rows(empty, adv_BT=adv_BT),
+        rows=kept_rows(empty, stored_adv_BT=adv_BT),
         cursor=jnp.zeros((), jnp.int32),
         fates_U=jnp.zeros((max_uses + 2,), jnp.int32),
         group_size=group_size,

@@ -126,12 +126,16 @@ def test_stored_advantages_are_those_of_the_collection():
     new_B = rows.version_B == 1
     mask_BT = np.asarray(response_mask(jax.tree.map(jnp.asarray, rows)))[new_B] == 1
     reward_BT = np.repeat(rows.reward_B[new_B][:, None], T, axis=1)
-    assert np.any(rows.adv_BT[new_B][mask_BT] != reward_BT[mask_BT]), "the critic has a value"
+    assert np.any(rows.stored_adv_BT[new_B][mask_BT] != reward_BT[mask_BT]), (
+        "the critic has a value"
+    )
     state, metrics = advance(learner, state, config, 2)
     later = host(state).replay.rows
     assert int(metrics["n_replayed"]) > 0
-    np.testing.assert_array_equal(later.adv_BT[later.version_B == 1], rows.adv_BT[new_B])
-    assert np.any(later.adv_BT[later.version_B == 2])
+    np.testing.assert_array_equal(
+        later.stored_adv_BT[later.version_B == 1], rows.stored_adv_BT[new_B]
+    )
+    assert np.any(later.stored_adv_BT[later.version_B == 2])
 
 
 def test_mini_batches_of_whole_groups():
