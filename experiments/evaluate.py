@@ -15,16 +15,18 @@ machines: the same command on each, with --coordinator or --distributed (launch/
 
 import dataclasses
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
 from absl import flags
 
 from experiments import config_flag, main
+from experiments.benchmark_sets import BENCHMARKS, locate
+from remix_jax import config as configs
 from remix_jax import evaluation, processes
 from remix_jax.config import Config, Data, Evaluation, Mesh, Model
 from remix_jax.data import tasks
-from remix_jax.data.benchmark_sets import BENCHMARKS, locate
 from remix_jax.data.problems import INSTRUCTION
 from remix_jax.errors import InputError
 from remix_jax.sinks.console import Console
@@ -43,6 +45,26 @@ FIELDS = {
     "dtype": ("model", "dtype"),
     "seed": ("", "seed"),
 }
+
+
+def trained(directory: str | pathlib.Path) -> tuple[str, Config | None]:
+    """(model directory, config it was trained with) of a run's directory or its export.
+
+    Of any other directory: itself, and None.
+
+    Raises:
+      InputError: a run without an export, or whose config is of another version.
+    """
+    given = pathlib.Path(directory).expanduser()
+    for run, export in ((given, given / "export"), (given.parent, given)):
+        path = run / "config.json"
+        text = path.read_text() if path.is_file() else ""
+        if '"objective"' not in text or export.name != "export":
+            continue
+        if not export.is_dir():
+            raise InputError(f"{given}: the run has left no model yet (no export/)")
+        return str(export), configs.from_json(text, path)
+    return str(directory), None
 
 
 def papers_protocol() -> Config:
@@ -66,7 +88,7 @@ def config_of(values: flags.FlagValues, given: Config | None = None) -> Config:
     named = values.model or (given.model.path if given else "")
     if not named:
         raise InputError("--model is required, or a --config that names one")
-    model, config = evaluation.trained(named)
+    model, config = trained(named)
     known = given or config
     config = known or papers_protocol()
     names, sets = values.benchmarks, list(values.sets)
@@ -146,7 +168,13 @@ def evaluate(given: Config | None) -> None:
     try:
         with open(os.devnull, "w") as nowhere:  # of several processes the first one speaks
             file = None if processes.is_first() else nowhere
-            evaluation.evaluate(config, values.out, Console(0, file=file))
+            console = Console(0, file=file)
+            found = evaluation.evaluate(config, values.out, console)
+        for name, of_set in found.get("sets", {}).items():
+            known = BENCHMARKS.get(name)
+            if known and of_set["problems"] != known.problems:
+                had = of_set["problems"]
+                console.event(f"{name} had {had} problems, the paper's set has {known.problems}")
     except KeyboardInterrupt:
         print("stopped; the same command continues after the last whole batch", file=sys.stderr)
         sys.exit(130)

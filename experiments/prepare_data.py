@@ -13,8 +13,7 @@ import tempfile
 
 from absl import flags
 
-from experiments import main
-from remix_jax.data import benchmark_sets
+from experiments import benchmark_sets, main
 from remix_jax.data.problems import load_problems
 from remix_jax.errors import InputError
 

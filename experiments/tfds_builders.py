@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from remix_jax.data import benchmark_sets
+from experiments import benchmark_sets
 from remix_jax.data.problems import load_problems
 
 FEATURES = {"problem": tfds.features.Text(), "id": tfds.features.Text()}

@@ -2,12 +2,11 @@
 
     held_out(sampler, params, suites, validation, vocabulary, config, scorer) -> metrics
     evaluate(config, out) -> figures, as in results.json
-    trained(workdir) -> its model and the config that it was trained with
 
 Both ask and score through `responses.py`; `results.py` makes the figures.
 """
 
 from remix_jax.evaluation.responses import held_out
-from remix_jax.evaluation.run import evaluate, trained
+from remix_jax.evaluation.run import BENCHMARKS, evaluate
 
-__all__ = ["evaluate", "held_out", "trained"]
+__all__ = ["BENCHMARKS", "evaluate", "held_out"]

@@ -8,10 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from remix_jax import grading
 from remix_jax.data.tasks import ProblemSet
@@ -109,11 +105,8 @@ def _same_box(answer: str, other: str) -> bool:
     return grading.grade(f"\\boxed{{{answer}}}", other).correct
 
 
-def tables_of(found: Mapping[str, Any]) -> dict[str, Cells]:
-    """{title: header and rows} of what was right and of what the responses are like.
-
-    The sets come in their order, and last their mean.
-    """
+def _cells(found: Mapping[str, Any]) -> list[Cells]:
+    """Header and rows of what was right and of what the responses are like; last the mean."""
     sets, mean = found["sets"], found["mean"]
     last = f"mean of {len(sets)}"
     right = [["set", "problems", "samples", "Pass@1", "95 %", "pass@n", "maj@n"]]
@@ -127,7 +120,7 @@ def tables_of(found: Mapping[str, Any]) -> dict[str, Cells]:
     for name, f in [*sets.items(), (last, mean)]:
         rates = [percent(f[f"{rate}_rate"]) for rate in RATES]
         like.append([name, number(f["reward"]), count(f["response_length"]), *rates])
-    return {"Accuracy": right, "Responses": like}
+    return [right, like]
 
 
 def _pass_cells(f: Mapping[str, Any]) -> list[str]:
@@ -137,27 +130,18 @@ def _pass_cells(f: Mapping[str, Any]) -> list[str]:
     return [f"{100 * f['pass@1']:.2f} %", f"{100 * low:.1f} to {100 * high:.1f}"]
 
 
-def tables(found: Mapping[str, Any]) -> RenderableType:
-    """The figures for a console."""
+def tables(found: Mapping[str, Any]) -> str:
+    """The figures in Markdown."""
     shown = []
-    for title, (header, *sets, mean) in tables_of(found).items():
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for i, name in enumerate(header):
-            table.add_column(name, justify="right" if i else "left", no_wrap=True)
-        for row in sets:
-            table.add_row(*map(Text, row))
-        table.add_section()
-        table.add_row(*map(Text, mean), style="bold")
-        shown.append(table)
-    return Group(*shown)
+    for header, *rows in _cells(found):
+        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+        shown.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(shown)
 
 
 def write(found: Mapping[str, Any], out: pathlib.Path) -> None:
     """results.json, and results.md with the settings below the tables."""
     (out / "results.json").write_text(json.dumps(found, indent=2) + "\n")
-    parts = ["# Evaluation"]
-    for header, *rows in tables_of(found).values():
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    settings = (f"* {name}: {json.dumps(value)}" for name, value in found["settings"].items())
-    (out / "results.md").write_text("\n\n".join([*parts, NOTES, "\n".join(settings)]) + "\n")
+    settings = "\n".join(f"* {name}: {json.dumps(x)}" for name, x in found["settings"].items())
+    parts = ["# Evaluation", tables(found), NOTES, settings]
+    (out / "results.md").write_text("\n\n".join(parts) + "\n")

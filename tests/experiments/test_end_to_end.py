@@ -7,10 +7,10 @@ import pathlib
 import numpy as np
 import pytest
 
+from experiments.benchmark_sets import BENCHMARKS, locate
 from experiments.configs import gsm8k_0p5b
 from remix_jax import files
 from remix_jax.config import Config, Data, Evaluation, Model
-from remix_jax.data.benchmark_sets import BENCHMARKS, locate
 from remix_jax.data.problems import INSTRUCTION, load_problems
 from remix_jax.evaluation import evaluate, run
 from remix_jax.models import huggingface

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from remix_jax.data.benchmark_sets import BENCHMARKS, locate
+from experiments.benchmark_sets import BENCHMARKS, locate
 from remix_jax.data.problems import load_problems
 from remix_jax.data.tasks import set_name
 from remix_jax.errors import InputError

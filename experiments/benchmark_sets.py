@@ -16,7 +16,7 @@ class Benchmark(NamedTuple):
     problems: int  # in the set that the paper reports on
 
 
-# In the order of the paper's tables; a set's place is part of its random streams.
+# In the order of `evaluation.BENCHMARKS`, which is that of the paper's tables.
 BENCHMARKS = {
     "aime24": Benchmark("aime", 30),
     "amc23": Benchmark("amc", 83),
@@ -34,7 +34,7 @@ def locate(directory: str | pathlib.Path, name: str) -> pathlib.Path:
     """
     if name not in BENCHMARKS:
         raise InputError(f"benchmark {name!r}: it can be {', '.join(BENCHMARKS)}")
-    folder, (stem, problems) = pathlib.Path(directory), BENCHMARKS[name]
+    folder, (stem, problems) = pathlib.Path(directory).expanduser(), BENCHMARKS[name]
     prepared = folder / PREPARED_FOLDER / name / PREPARED_VERSION
     places = [folder / f"{stem}{suffix}" for suffix in SUFFIXES] + [prepared]
     for place in places:
