@@ -1,6 +1,7 @@
 """The flag --config=FILE with its --config.FIELD=VALUE overrides, and the errors of both."""
 
 import difflib
+import itertools
 import pathlib
 from collections.abc import Sequence
 
@@ -78,7 +79,7 @@ def check(argv: Sequence[str]) -> None:
     Raises:
       InputError: no such file or field, with the one that was meant; or the file fails.
     """
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*argv, ""]):
         name, given, value = argument.lstrip("-").partition("=")
         if not argument.startswith("-") or name.partition(".")[0] not in (NAME, f"no{NAME}"):
             continue

@@ -83,3 +83,7 @@ def test_a_config_file_that_fails_is_named_with_its_line(line, said, tmp_path):
         config_flag.check([f"--config={tmp_path}/wrong.py"])
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_no_flags_at_all_are_no_error_of_the_config():
+    config_flag.check([])
