@@ -27,7 +27,6 @@ CONFIG_FILE, CHECKPOINTS = "config.json", "checkpoints"
 # What a run that continues may change (docs/durability.md); a name ending in a dot is a section.
 MAY_CHANGE = (
     *("steps", "checkpoint_every", "keep_checkpoints", "keep_every", "samples_per_step"),
-    *("optimizer.learning_rate", "critic.optimizer.learning_rate"),
     *("evaluation.", "data.suites", "data.validation", "model.export_dtype"),
     *("optimizer.learning_rate", "optimizer.warmup", "optimizer.decay"),
     *("critic.optimizer.learning_rate", "critic.optimizer.warmup", "critic.optimizer.decay"),
