@@ -2,7 +2,7 @@
 # Under every Python 3.11 to 3.13 in reach: installs the built wheel in an empty environment outside
 # of the checkout, and trains one step with it. Prints a table; fails if one of them does.
 #   bash launch/pythons.sh [--keep=DIR]
-# Takes some 3 minutes and 1.5 GB each; --keep leaves the environments in DIR. No part of the tests.
+# Takes minutes and 1.4 GB each; --keep leaves the environments in DIR. No part of the tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/options.sh
