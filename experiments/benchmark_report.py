@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from experiments.benchmark_peers import PHASES, Size
+from experiments.report.tables import Sheet
 
 SIDES = ("remix_jax", "trl")
 KINDS = {"cpu": "CPU-seconds", "wall": "wall seconds"}
@@ -150,8 +151,10 @@ def markdown(record: dict[str, Any]) -> str:
         lines += ["", f"## {name}: {_problem(size, part['parameters'])}", ""]
         lines += _verdicts(part["summary"])
         for kind in KINDS:
-            lines += ["", *_phase_table(part["summary"], kind)]
-        lines += ["", *_decode_table(part["summary"]), "", *_setting_table(size, part["runs"])]
+            lines += ["", *_phase_table(part["summary"], kind).markdown()[:-1]]
+        tables = _decode_table(part["summary"]), _setting_table(size, part["runs"])
+        for table in tables:
+            lines += ["", *table.markdown()[:-1]]
         lines += _compilation(part["runs"])
     return "\n".join(lines) + "\n"
 
@@ -179,27 +182,21 @@ def _verdicts(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _phase_table(summary: dict[str, Any], kind: str) -> list[str]:
+def _phase_table(summary: dict[str, Any], kind: str) -> Sheet:
     step = summary[kind]["step"]
     ours, peer = (step[side] for side in SIDES)
-    lines = [
-        f"| {KINDS[kind]} | remix_jax ({ours['setting']}) | TRL ({peer['setting']}) | ratio |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for phase, name in PHASE_NAMES.items():
         mine, theirs = ours["phases"][phase], peer["phases"][phase]
-        ratio = f"{mine.median / theirs.median:.2f}" if theirs.median > 0 else ""
+        ratio = f"{mine.median / theirs.median:.2f}" if theirs.median > 0 < mine.high else ""
         none = "none: the sampler's are kept" if phase == "old" else "0"
-        cells = [str(x) if x.high > 0 else none for x in (mine, theirs)]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {ratio if mine.high > 0 else ''} |")
-    return lines
+        rows.append([name, *(str(x) if x.high > 0 else none for x in (mine, theirs)), ratio])
+    sides = f"remix_jax ({ours['setting']})", f"TRL ({peer['setting']})"
+    return Sheet([KINDS[kind], *sides, "ratio"], rows)
 
 
-def _decode_table(summary: dict[str, Any]) -> list[str]:
-    lines = [
-        "| generation alone, tokens | remix_jax | torch `generate` | ratio |",
-        "|---|---|---|---|",
-    ]
+def _decode_table(summary: dict[str, Any]) -> Sheet:
+    rows = []
     for kind, name in (("wall", "per second"), ("cpu", "per CPU-second")):
         decode = summary[kind]["decode"]
         cells = []
@@ -207,27 +204,23 @@ def _decode_table(summary: dict[str, Any]) -> list[str]:
             rate = decode[side]["tokens_per_second"]
             figures = f"{rate.median:,.0f} ({rate.low:,.0f} to {rate.high:,.0f})"
             cells.append(f"{figures}, {decode[side]['setting']}")
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {decode['ratio']:.2f} |")
-    return lines
+        rows.append([name, *cells, f"{decode['ratio']:.2f}"])
+    return Sheet(["generation alone, tokens", "remix_jax", "torch `generate`", "ratio"], rows)
 
 
-def _setting_table(size: Size, runs: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| side, setting | processes | step, CPU-s | step, s | tokens/s | tokens/CPU-s | peak MiB "
-        "| load |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def _setting_table(size: Size, runs: list[dict[str, Any]]) -> Sheet:
+    rows = []
     for side in SIDES:
         for label, results in by_setting(runs, side).items():
             cpu, wall = (phase_spreads(results, kind)["step"] for kind in KINDS)
             rates = [decode_spread(size, results, kind).median for kind in ("wall", "cpu")]
             memory = max(result["peak_memory_mib"] for result in results)
             load = spread(x for result in results for x in result["load"])
-            lines.append(
-                f"| {side}, {label} | {len(results)} | {cpu} | {wall} | {rates[0]:,.0f} "
-                f"| {rates[1]:,.0f} | {memory:,.0f} | {load.low:.1f} to {load.high:.1f} |"
-            )
-    return lines
+            cells = [str(len(results)), str(cpu), str(wall), *(f"{rate:,.0f}" for rate in rates)]
+            cells += [f"{memory:,.0f}", f"{load.low:.1f} to {load.high:.1f}"]
+            rows.append([f"{side}, {label}", *cells])
+    header = ["side, setting", "processes", "step, CPU-s", "step, s", "tokens/s", "tokens/CPU-s"]
+    return Sheet([*header, "peak MiB", "load"], rows)
 
 
 def _compilation(runs: list[dict[str, Any]]) -> list[str]:
