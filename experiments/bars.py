@@ -19,7 +19,7 @@ from experiments import main
 from experiments.report import dynamics, files, prefix
 from experiments.report.comparison import Comparison
 from experiments.report.results import value_at
-from experiments.report.tables import Sheet
+from experiments.tables import Sheet
 from remix_jax.run import report
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results" / "arithmetic"

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from experiments.benchmark_peers import PHASES, Size
-from experiments.report.tables import Sheet
+from experiments.tables import Sheet
 
 SIDES = ("remix_jax", "trl")
 KINDS = {"cpu": "CPU-seconds", "wall": "wall seconds"}

@@ -10,8 +10,8 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 from experiments.report import figures
 from experiments.report.comparison import BEST, EQUAL, Comparison
 from experiments.report.figures import GREY
-from experiments.report.intervals import median
-from experiments.report.tables import INFINITE, goal, rate_text
+from experiments.report.intervals import INFINITE, median
+from experiments.tables import goal, rate_text
 
 TITLES = {EQUAL: "equal learning rate", BEST: "each at its own best learning rate"}
 SHOWN = 4  # curves that can still be distinguished

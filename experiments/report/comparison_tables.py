@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from experiments.report.comparison import BEST, EQUAL, Comparison
-from experiments.report.intervals import RESAMPLES, median
+from experiments.report.intervals import INFINITE, RESAMPLES, SPREAD, cell, median
 from experiments.report.results import COSTS
-from experiments.report.tables import INFINITE, SPREAD, Sheet, cell, goal, page, rate_text, share
+from experiments.tables import Sheet, goal, page, rate_text, share
 
 
 def _title(runs: Comparison, setting: str) -> str:

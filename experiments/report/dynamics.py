@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.report.intervals import Interval, median
+from experiments.report.intervals import Interval, cell, median
 from experiments.report.results import Data, significant, spent, value_at
-from experiments.report.tables import Sheet, cell, goal, page, share
+from experiments.tables import Sheet, goal, page, share
 from remix_jax.errors import InputError
 from remix_jax.run import figures, report
 from remix_jax.sinks.console import ages

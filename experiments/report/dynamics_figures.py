@@ -14,7 +14,7 @@ from experiments.report import dynamics, figures
 from experiments.report.figures import COLOURS, GREY, MARKERS
 from experiments.report.intervals import Interval
 from experiments.report.results import Data
-from experiments.report.tables import goal
+from experiments.tables import goal
 from remix_jax.run import report
 from remix_jax.run.figures import logarithmic
 

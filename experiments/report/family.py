@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.report import figures
-from experiments.report.intervals import median
+from experiments.report.intervals import SPREAD, cell, median
 from experiments.report.results import Curve, Tuned, value_at
-from experiments.report.tables import SPREAD, Sheet, cell, page, rate_text, share
+from experiments.tables import Sheet, page, rate_text, share
 
 COLOURS = ("#BBBBBB", figures.BLUE, figures.BLACK)
 

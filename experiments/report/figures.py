@@ -11,13 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 from experiments.report.intervals import Interval, band
-from remix_jax.run.figures import PERCENT, STYLE, save
+from remix_jax.run.figures import COLOURS, PERCENT, STYLE, save
 
-BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
-)  # fmt: skip
+BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = COLOURS
 GREY, DARK_GREY, BLACK = "#8A8A8A", "#4D4D4D", "#222222"
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY)
 MARKERS = ("s", "^", "D", "v", "P", "X", "o")
 BAND = "bands: 95 % bootstrap interval of the median over seeds (range with fewer than three)"
 COUNTED = {

@@ -1,7 +1,8 @@
 """Medians over seeds with 95 % bootstrap intervals: of numbers, and of curves."""
 
 import functools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ import pandas as pd
 RESAMPLES = 10_000
 LEAST = 3  # with fewer values an interval is their range
 COVERAGE = 0.95
+INFINITE = "∞"  # a ratio where only the method reached the level
+SPREAD = "median over seeds [95 % bootstrap interval]"
 
 
 class Interval(NamedTuple):
@@ -39,6 +42,23 @@ def median(values: Iterable[float | None]) -> Interval | None:
         return None
     middle, low, high = intervals(numbers[:, None])[:, 0].tolist()
     return Interval(middle, low, high, numbers.size, everything.size)
+
+
+def cell(
+    interval: Interval | None,
+    show: Callable[[float], str],
+    unit: str = "",
+    infinite: str = "never",
+) -> str:
+    """ "median [low–high] unit", or the one value where there is no spread to show."""
+    if interval is None:
+        return "-"
+    middle, low, high = (
+        show(value) if math.isfinite(value) else infinite for value in interval[:3]
+    )
+    text = middle if low == middle == high else f"{middle} [{low}–{high}]"
+    text += unit if math.isfinite(interval.median) else ""
+    return text if interval.used == interval.of else f"{text} ({interval.used} of {interval.of})"
 
 
 def intervals(values: np.ndarray) -> np.ndarray:

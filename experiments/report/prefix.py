@@ -16,9 +16,9 @@ from matplotlib.ticker import FuncFormatter
 
 from experiments.report import figures
 from experiments.report.figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
-from experiments.report.intervals import median
+from experiments.report.intervals import SPREAD, cell, median
 from experiments.report.results import Data, Tuned, significant, spent
-from experiments.report.tables import SPREAD, Sheet, cell, page, rate_text, share
+from experiments.tables import Sheet, page, rate_text, share
 from remix_jax.sinks.metrics import Metrics
 from remix_jax.text import count
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.report.tables import rate_text
+from experiments.tables import rate_text
 from remix_jax.errors import InputError
 from remix_jax.run import report
 from remix_jax.sinks.metrics import Metrics

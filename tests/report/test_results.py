@@ -11,7 +11,7 @@ from experiments.report import files, results
 from experiments.report.comparison import Comparison
 from experiments.report.family import Family
 from experiments.report.prefix import Prefix
-from experiments.report.tables import rate_text
+from experiments.tables import rate_text
 from remix_jax.errors import InputError
 from tests.report.runs import line, record, tuned
 

@@ -1,17 +1,11 @@
-"""Tables of a report in Markdown and on the terminal, and how numbers are written in them."""
+"""Tables in Markdown and on the terminal, and how numbers are written in them."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
-
-from experiments.report.intervals import Interval
-
-INFINITE = "∞"  # a ratio where only the method reached the level
-SPREAD = "median over seeds [95 % bootstrap interval]"
 
 
 class Sheet(NamedTuple):
@@ -39,23 +33,6 @@ class Sheet(NamedTuple):
         for row in self.rows:
             table.add_row(*map(Text, row))
         return table
-
-
-def cell(
-    interval: Interval | None,
-    show: Callable[[float], str],
-    unit: str = "",
-    infinite: str = "never",
-) -> str:
-    """ "median [low–high] unit", or the one value where there is no spread to show."""
-    if interval is None:
-        return "-"
-    middle, low, high = (
-        show(value) if math.isfinite(value) else infinite for value in interval[:3]
-    )
-    text = middle if low == middle == high else f"{middle} [{low}–{high}]"
-    text += unit if math.isfinite(interval.median) else ""
-    return text if interval.used == interval.of else f"{text} ({interval.used} of {interval.of})"
 
 
 def share(value: float) -> str:
