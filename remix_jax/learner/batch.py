@@ -208,6 +208,7 @@ def with_advantages(learner: Learner, batch: Batch, method_param):
     variance = masked.mean(jnp.square(spread_BT), mask_BT)
     metrics = {"explained_variance": 1 - masked.divide(unexplained, variance)}
     if family.METHODS[s.method].stored_advantage:
+        assert batch.stored_adv_BT is not None, "Static.stores_advantage"
         adv_BT = jnp.where((batch.age_B > 0)[:, None], batch.stored_adv_BT, adv_BT)
     collected_BT = adv_BT
     if s.whiten:

@@ -11,7 +11,7 @@ What a mini-batch changes of the ring, the uses of its rows, rides in the scan's
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,19 +29,19 @@ from remix_jax.types import Batch, FreshRows, response_mask
 
 
 class StepInputs(NamedTuple):
-    """The numbers of a step that are data: another value of them compiles nothing."""
+    """The numbers of a step that are data, NumPy or JAX: other values compile nothing."""
 
-    replayed_groups: jax.Array  # int32, groups to replay, at most stage.replay_groups
-    learning_rate: jax.Array  # of the policy
-    critic_learning_rate: jax.Array
-    method_param_M: jax.Array  # the method's parameter in each pass
+    replayed_groups: Any  # int32, groups to replay, at most stage.replay_groups
+    learning_rate: Any  # of the policy
+    critic_learning_rate: Any
+    method_param_M: Any  # the method's parameter in each pass
 
 
 def step_inputs(config: Config, step: int) -> StepInputs:
     """Of a step (from 1) of a run, on the host."""
     replayed = np.asarray(config.batch_groups - fresh_groups(config, step), np.int32)
-    rates = map(np.float32, learning_rates(config, step))
-    return StepInputs(replayed, *rates, method_params(config, step))
+    rate, critic_rate = map(np.float32, learning_rates(config, step))
+    return StepInputs(replayed, rate, critic_rate, method_params(config, step))
 
 
 class _Shared(NamedTuple):
