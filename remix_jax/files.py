@@ -7,6 +7,7 @@ files are written to a local copy, which `Mirror.push` uploads.
 import contextlib
 import fcntl
 import functools
+import importlib
 import json
 import math
 import os
@@ -267,6 +268,8 @@ def resolve(text: str | os.PathLike[str], flag: str) -> Path:
     try:
         path = epath.Path(text)
         path.exists()
+        if scheme == "gs":
+            importlib.import_module("google.cloud.storage")  # which orbax asks there
     except ImportError:
         package = BUCKETS[scheme]
         raise InputError(
