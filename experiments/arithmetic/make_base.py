@@ -172,20 +172,17 @@ def count_correct(
     pad_id = huggingface.pad_id(tokenizer)
     tokens_QP, length_Q = pad_left(encoded.ids, task.PROMPT_TOKENS, pad_id)
     rows = len(chains) * samples
-    sampled = sampling.sample(
-        model,
-        params,
-        jnp.asarray(tokens_QP),
-        jnp.asarray(length_Q),
-        jnp.arange(rows),
-        jnp.ones(rows, bool),
-        jax.random.key(seed),
+    asked = sampling.Prompts(tokens_QP, length_Q, np.arange(rows), np.ones(rows, bool))
+    of_base = sampling.Task(
+        prompts=len(chains),
+        prompt_slots=task.PROMPT_TOKENS,
         group_size=samples,
-        max_new_tokens=task.PLACES + 6,
+        response_slots=task.PLACES + 6,
         settings=sampling.SamplerSettings(),
         eos_ids=huggingface.eos_ids(directory, tokenizer),
         pad_id=pad_id,
     )
+    sampled = sampling.sample(model, params, asked, jax.random.key(seed), of_base)
     responses = tokenizer.batch_decode(
         np.asarray(sampled.tokens_BS)[:, task.PROMPT_TOKENS :], skip_special_tokens=True
     )

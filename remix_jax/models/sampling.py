@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from remix_jax.models.decoder import Cache, Decoder
 from remix_jax.models.waves import Waves, in_waves
@@ -54,23 +55,31 @@ class Sampled(NamedTuple):
     steps: jax.Array  # int32: response slots run before every row had ended, of all waves
 
 
-class _Asked(NamedTuple):
-    """Prompts, and the rows that answer them: as many to each."""
+class Prompts(NamedTuple):
+    """Q prompts, and the B rows that answer them: row b answers prompt b // group_size."""
 
-    prompts_QP: jax.Array
-    prompt_len_Q: jax.Array
-    row_ids_B: jax.Array
-    active_B: jax.Array
+    tokens_QP: np.ndarray | jax.Array  # int32, left-padded
+    prompt_len_Q: np.ndarray | jax.Array  # int32, at least 1
+    row_ids_B: np.ndarray | jax.Array  # int32: number of each row's random stream
+    active_B: np.ndarray | jax.Array  # bool: False marks an empty slot: its response has length 0
 
 
-class _Task(NamedTuple):
-    """What is asked of every row."""
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a sampler is made for: the shapes of its batches, the distribution, the ends."""
 
-    group_size: int
-    max_new_tokens: int
+    prompts: int  # Q
+    prompt_slots: int  # P
+    group_size: int  # rows a prompt: B = Q * group_size
+    response_slots: int  # T, the longest response, end token included
     settings: SamplerSettings
-    eos_ids: tuple[int, ...]
-    pad_id: int
+    eos_ids: tuple[int, ...]  # a response ends with the first of these, which belongs to it
+    pad_id: int  # fills what is beyond a response's length; may be one of `eos_ids`
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return self.prompts * self.group_size
 
 
 class _Loop(NamedTuple):
@@ -86,26 +95,9 @@ class _Loop(NamedTuple):
     cache: Cache
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "group_size", "max_new_tokens", "settings", "eos_ids", "pad_id"),
-)
-def sample(
-    model: Decoder,
-    params: dict,
-    prompts_QP: jax.Array,
-    prompt_len_Q: jax.Array,
-    row_ids_B: jax.Array,
-    active_B: jax.Array,
-    key: jax.Array,
-    *,
-    group_size: int,
-    max_new_tokens: int,
-    settings: SamplerSettings,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-) -> Sampled:
-    """group_size responses to each of Q prompts; of the B rows, row b answers b // group_size.
+@functools.partial(jax.jit, static_argnames=("model", "task"))
+def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task: Task) -> Sampled:
+    """task.group_size responses to each prompt.
 
     A prompt is prefilled once and its rows share the result. Row b draws token t with the key
     fold_in(fold_in(key, row_ids_B[b]), t), so that a response depends on its prompt and its id, not
@@ -114,94 +106,70 @@ def sample(
 
     Args:
       model, params: a decoder with head "lm" and its parameters.
-      prompts_QP: left-padded token ids.
-      prompt_len_Q: real tokens of each prompt, at least 1.
-      row_ids_B: number of each row's random stream.
-      active_B: False marks an empty slot: its response has length 0.
+      prompts: of the shapes that the task says.
       key: of this batch.
-      group_size: rows to a prompt.
-      max_new_tokens: T, the longest response, end token included.
-      settings: temperature and cuts.
-      eos_ids: a response ends with the first of these tokens, which belongs to it. May be empty.
-      pad_id: fills what is beyond a response's length; may be one of `eos_ids`.
     """
-    task = _Task(group_size, max_new_tokens, settings, eos_ids, pad_id)
-    asked = _Asked(prompts_QP, prompt_len_Q, row_ids_B, active_B)
-    return _sample(model, params, asked, key, task)
-
-
-def _sample(model: Decoder, params: dict, asked: _Asked, key: jax.Array, task: _Task) -> Sampled:
-    """`sample`, wave by wave."""
     run = functools.partial(model.apply, {"params": _for_decoding(model, params)})
-    groups, P = asked.prompts_QP.shape
     waves = in_waves(
-        groups,
+        task.prompts,
         task.group_size,
-        slots=P + task.max_new_tokens,
+        slots=task.prompt_slots + task.response_slots,
         budget=model.config.execution.decode_tokens,
         shards=row_shards(in_use()),
     )
-    wave = functools.partial(_wave, run, key, task._replace(group_size=waves.group_size))
-    filled = _filled(asked, task.group_size, waves)
+    wave = functools.partial(_wave, run, key, waves.group_size, task)
+    filled = _filled(prompts, task.group_size, waves)
     if waves.number == 1:
         sampled = wave(filled)
     else:
         parts = jax.tree.map(lambda x: x.reshape(waves.number, -1, *x.shape[1:]), filled)
-        sampled = _joined(jax.lax.map(wave, parts))
-    rows = asked.row_ids_B.shape[0]
-    return sampled if waves.number * waves.rows == rows else _first(sampled, rows)
+        *of_waves, steps_W = jax.lax.map(wave, parts)
+        joined = [x.reshape(-1, *x.shape[2:]) for x in of_waves]
+        sampled = Sampled._make([*joined, steps_W.sum()])
+    if waves.number * waves.rows == task.rows:
+        return sampled
+    *padded, steps = sampled
+    return Sampled._make([*(x[: task.rows] for x in padded), steps])
 
 
-def _filled(asked: _Asked, group_size: int, waves: Waves) -> _Asked:
+def _filled(prompts: Prompts, group_size: int, waves: Waves) -> Prompts:
     """Prompts as often as they are prefilled, and empty slots up to whole waves.
 
     The last prompt is repeated in them, because a row without a real token has no defined output.
     """
     groups, rows = waves.number * waves.groups, waves.number * waves.rows
 
-    def prompts(x_Q):
+    def longer(x_N, n: int, mode: str):
+        missing = n - x_N.shape[0]
+        behind = ((0, missing),) + ((0, 0),) * (x_N.ndim - 1)
+        return constrain(jnp.pad(x_N, behind, mode=mode)) if missing else x_N  # whole, as it came
+
+    def of_prompts(x_Q):
         if waves.group_size < group_size:
             x_Q = jnp.repeat(x_Q, group_size // waves.group_size, axis=0)
-        return _longer(x_Q, groups, mode="edge")
+        return longer(x_Q, groups, "edge")
 
-    return _Asked(
-        prompts(asked.prompts_QP),
-        prompts(asked.prompt_len_Q),
-        _longer(asked.row_ids_B, rows),
-        _longer(asked.active_B, rows),
+    return Prompts(
+        *(of_prompts(x_Q) for x_Q in (prompts.tokens_QP, prompts.prompt_len_Q)),
+        *(longer(x_B, rows, "constant") for x_B in (prompts.row_ids_B, prompts.active_B)),
     )
 
 
-def _longer(x_N: jax.Array, n: int, mode: str = "constant") -> jax.Array:
-    missing = n - x_N.shape[0]
-    behind = ((0, missing),) + ((0, 0),) * (x_N.ndim - 1)
-    return constrain(jnp.pad(x_N, behind, mode=mode)) if missing else x_N  # whole, as it came
-
-
-def _joined(sampled: Sampled) -> Sampled:
-    """One batch of the batches [W, B, ...] of all waves."""
-    *rows, steps = sampled
-    return Sampled._make([*(x.reshape(-1, *x.shape[2:]) for x in rows), steps.sum()])
-
-
-def _first(sampled: Sampled, rows: int) -> Sampled:
-    *every, steps = sampled
-    return Sampled._make([*(x[:rows] for x in every), steps])
-
-
-def _wave(run: Callable[..., Any], key: jax.Array, task: _Task, asked: _Asked) -> Sampled:
-    """`sample` for rows that are decoded together."""
-    members = functools.partial(jnp.repeat, repeats=task.group_size, axis=0)
-    P, T = asked.prompts_QP.shape[1], task.max_new_tokens
-    prompts_QP, prompt_len_Q, row_ids_B, active_B = by_rows(asked)
+def _wave(
+    run: Callable[..., Any], key: jax.Array, group_size: int, task: Task, prompts: Prompts
+) -> Sampled:
+    """`sample` for rows that are decoded together, group_size of them to a prefilled prompt."""
+    members = functools.partial(jnp.repeat, repeats=group_size, axis=0)
+    P, T = task.prompt_slots, task.response_slots
+    prompts_QP, prompt_len_Q, row_ids_B, active_B = by_rows(prompts)
     mask_QP = jnp.arange(P)[None] >= P - prompt_len_Q[:, None]
     x_QD, cache = run(prompts_QP, positions(mask_QP), mask_QP, method="prefill")
     prompt_mask_BP, prompt_len_B = members(mask_QP), members(prompt_len_Q)
     keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(row_ids_B)
 
     def drawn(loop: _Loop, logits_BV) -> _Loop:
-        draws = draw(logits_BV, _fold_in(keys_B, loop.t), task.settings)
-        return _append(loop, *draws, task.eos_ids, task.pad_id)
+        keys_of_t_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, loop.t)
+        return _append(loop, *draw(logits_BV, keys_of_t_B, task.settings), task)
 
     def decoded(loop: _Loop) -> _Loop:
         cache, logits_BV = _decode(run, prompt_mask_BP, prompt_len_B, loop)
@@ -213,8 +181,12 @@ def _wave(run: Callable[..., Any], key: jax.Array, task: _Task, asked: _Asked) -
     # A segment's cache is just long enough for it: no step pays for slots that only later segments
     # fill, and none slices (which copies) a longer cache.
     for begin, end in _segments(T):
+
+        def unfinished(loop: _Loop, end: int = end) -> jax.Array:
+            return (loop.t < end) & loop.live_B.any()
+
         loop = loop._replace(cache=_grow(loop.cache, end - begin))
-        loop = jax.lax.while_loop(functools.partial(_unfinished, end=end), decoded, loop)
+        loop = jax.lax.while_loop(unfinished, decoded, loop)
     sampled = Sampled(
         tokens_BS=jnp.concatenate([members(prompts_QP), loop.tokens_BT], axis=1),
         prompt_len_B=prompt_len_B,
@@ -324,14 +296,14 @@ def _start(active_B, T: int, pad_id: int, cache) -> _Loop:
     )
 
 
-def _append(loop: _Loop, token_B, logp_B, sampled_logp_B, eos_ids, pad_id) -> _Loop:
+def _append(loop: _Loop, token_B, logp_B, sampled_logp_B, task: Task) -> _Loop:
     """Writes token t of the live rows; the others keep their padding and zeros."""
 
     def write(x_BT, x_B):
         return jax.lax.dynamic_update_slice_in_dim(x_BT, x_B[:, None], loop.t, axis=1)
 
-    token_B = jnp.where(loop.live_B, token_B, pad_id)
-    ends = [token_B == eos for eos in eos_ids]
+    token_B = jnp.where(loop.live_B, token_B, task.pad_id)
+    ends = [token_B == eos for eos in task.eos_ids]
     ended_B = functools.reduce(operator.or_, ends, jnp.zeros_like(loop.live_B))
     return loop._replace(
         t=loop.t + 1,
@@ -342,14 +314,6 @@ def _append(loop: _Loop, token_B, logp_B, sampled_logp_B, eos_ids, pad_id) -> _L
         behav_logp_BT=write(loop.behav_logp_BT, jnp.where(loop.live_B, logp_B, 0.0)),
         sampled_logp_BT=write(loop.sampled_logp_BT, jnp.where(loop.live_B, sampled_logp_B, 0.0)),
     )
-
-
-def _unfinished(loop: _Loop, end: int) -> jax.Array:
-    return (loop.t < end) & loop.live_B.any()
-
-
-def _fold_in(keys_B, t):
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, t)
 
 
 def _segments(T: int) -> list[tuple[int, int]]:

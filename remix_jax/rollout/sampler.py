@@ -6,7 +6,6 @@ another one, `path/to/file.py:function` (docs/samplers.md). Rollouts, evaluation
 benchmarks all sample through here.
 """
 
-import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
@@ -22,41 +21,14 @@ from remix_jax.errors import InputError
 from remix_jax.learner.programs import Memory, Program, abstract_params, finish
 from remix_jax.models import sampling
 from remix_jax.models.decoder import Decoder
-from remix_jax.models.sampling import Sampled, SamplerSettings
+from remix_jax.models.sampling import Prompts, Sampled, SamplerSettings, Task
 from remix_jax.schedule import Stage
-
-
-class Prompts(NamedTuple):
-    """Q prompts, and the B rows that answer them, as many to each; on the host."""
-
-    tokens_QP: np.ndarray  # int32, left-padded
-    prompt_len_Q: np.ndarray  # int32, at least 1
-    row_ids_B: np.ndarray  # int32: number of each row's random stream
-    active_B: np.ndarray  # bool: False marks an empty slot, its response has length 0
 
 
 class Sampler(Protocol):
     """Draws a response for each row of a batch; row b answers prompt b // group_size."""
 
     def __call__(self, params: dict, prompts: Prompts, key: jax.Array) -> Sampled: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What a sampler is made for: the shapes of its batches, the distribution, the ends."""
-
-    prompts: int  # Q
-    prompt_slots: int  # P
-    group_size: int  # rows a prompt: B = Q * group_size
-    response_slots: int  # T, the longest response, end token included
-    settings: SamplerSettings
-    eos_ids: tuple[int, ...]  # a response ends with the first of these, which belongs to it
-    pad_id: int  # fills what is beyond a response's length
-
-    @property
-    def rows(self) -> int:
-        """B."""
-        return self.prompts * self.group_size
 
 
 class Samplers(NamedTuple):
@@ -79,7 +51,8 @@ class CompiledSampler(NamedTuple):
     def __call__(self, params: dict, prompts: Prompts, key: jax.Array) -> Sampled:
         """Dispatches the program; the result may be waited for."""
         mesh = self.program.mesh
-        return self.program.call(params, *(sharding.put(x, mesh) for x in (*prompts, key)))
+        on_devices = jax.tree.map(lambda x: sharding.put(x, mesh), (prompts, key))
+        return self.program.call(params, *on_devices)
 
 
 def build(
@@ -186,21 +159,14 @@ def compiled(policy: Decoder, task: Task, mesh: Mesh | None = None) -> CompiledS
 
 def trace(policy: Decoder, task: Task, mesh: Mesh | None = None) -> jax.stages.Traced:
     """`models.sampling.sample` for a task, from shapes alone."""
-    inputs = (
-        jax.ShapeDtypeStruct((task.prompts, task.prompt_slots), jnp.int32),
-        jax.ShapeDtypeStruct((task.prompts,), jnp.int32),
-        jax.ShapeDtypeStruct((task.rows,), jnp.int32),
-        jax.ShapeDtypeStruct((task.rows,), jnp.bool_),
-        jax.eval_shape(lambda: jax.random.key(0)),
-    )
+    Q, P, B = task.prompts, task.prompt_slots, task.rows
+    shapes = ((Q, P), jnp.int32), ((Q,), jnp.int32), ((B,), jnp.int32), ((B,), jnp.bool_)
+    prompts = Prompts._make(jax.ShapeDtypeStruct(*each) for each in shapes)
+    inputs = prompts, jax.eval_shape(lambda: jax.random.key(0))
     with sharding.over(mesh):
         return sampling.sample.trace(
             policy,
             sharding.abstract(abstract_params(policy), mesh),
             *sharding.abstract_whole(inputs, mesh),
-            group_size=task.group_size,
-            max_new_tokens=task.response_slots,
-            settings=task.settings,
-            eos_ids=task.eos_ids,
-            pad_id=task.pad_id,
+            task=task,
         )

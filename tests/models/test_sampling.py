@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from remix_jax.models import huggingface
-from remix_jax.models.sampling import SamplerSettings, draw, sample
+from remix_jax.models.sampling import Prompts, SamplerSettings, Task, draw, sample
 from remix_jax.types import positions
 from tests.tiny_models import ROWS, decoder_config, random_decoder
 
@@ -53,22 +53,17 @@ def left_padded(lengths, slots=P, seed=0):
     return prompts_QP
 
 
-def run(model, params, prompts_QP, lengths, *, group_size=1, rows=None, active=None, **changes):
-    B = len(lengths) * group_size
-    options = {"max_new_tokens": T, "settings": SamplerSettings(), "eos_ids": (), "pad_id": 0}
-    return jax.device_get(
-        sample(
-            model,
-            params,
-            jnp.asarray(prompts_QP),
-            jnp.asarray(lengths),
-            jnp.arange(B) if rows is None else jnp.asarray(rows),
-            jnp.ones(B, bool) if active is None else jnp.asarray(active),
-            jax.random.key(5),
-            group_size=group_size,
-            **{**options, **changes},
-        )
+def run(model, params, prompts_QP, lengths, *, rows=None, active=None, **changes):
+    defaults = {"group_size": 1, "response_slots": T, "eos_ids": (), "pad_id": 0}
+    options = {**defaults, "settings": SamplerSettings(), **changes}
+    task = Task(*np.shape(prompts_QP), **options)
+    prompts = Prompts(
+        jnp.asarray(prompts_QP),
+        jnp.asarray(lengths),
+        jnp.arange(task.rows) if rows is None else jnp.asarray(rows),
+        jnp.ones(task.rows, bool) if active is None else jnp.asarray(active),
     )
+    return jax.device_get(sample(model, params, prompts, jax.random.key(5), task))
 
 
 def row_mask(sampled):
@@ -222,7 +217,7 @@ def test_greedy_equals_torch(goldens, name):
     model, params = huggingface.load(str(goldens / "models" / name))
     pad_id = json.loads((goldens / "models" / name / "config.json").read_text())["pad_token_id"]
     prompts, mask = vectors["gen/input_ids"], vectors["gen/attention_mask"]
-    options = {"max_new_tokens": 32, "settings": GREEDY, "pad_id": pad_id}
+    options = {"response_slots": 32, "settings": GREEDY, "pad_id": pad_id}
     free = run(model, params, prompts, mask.sum(1), **options)
     np.testing.assert_array_equal(free.tokens_BS[:, -32:], vectors["gen/greedy32"])
     np.testing.assert_allclose(free.behav_logp_BT, vectors["gen/greedy32_logp"], atol=1e-4)
@@ -279,7 +274,7 @@ def test_tokens_of_a_row_are_drawn_independently():
     model, params = random_decoder(decoder_config(vocab_size=4))
     params = jax.tree.map(jnp.zeros_like, params)
     B = 400
-    sampled = run(model, params, np.zeros((B, 2), np.int32), [2] * B, max_new_tokens=8)
+    sampled = run(model, params, np.zeros((B, 2), np.int32), [2] * B, response_slots=8)
     tokens_BT = sampled.tokens_BS[:, 2:]
     for first, second in (
         (tokens_BT[:, :-1], tokens_BT[:, 1:]),  # successive tokens of a row
