@@ -419,7 +419,7 @@ def test_after_a_fault_the_run_goes_on_from_the_last_good_state_with_another_rat
     console.event = told.append
     better = dataclasses.replace(config, steps=5)
     assert not loop.run(better, workdir, console).stopped
-    assert "changed since the checkpoint: config.optimizer.learning_rate, config.steps" in told
+    assert {"changed since the checkpoint: config.steps", "continuing after step 3"} <= set(told)
     assert [row["step"] for row in figures(workdir)] == [0, 1, 2, 3, 4, 5]
     _, params = huggingface.load(workdir / "export")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
@@ -430,7 +430,7 @@ def test_a_changed_learning_rate_is_the_one_that_is_used(tmp_path):
     config.steps = 3
     loop.run(config, workdir, quiet(config), artifacts=False)
     config = dataclasses.replace(config, steps=4)
-    config.optimizer = dataclasses.replace(config.optimizer, learning_rate=0.0)
+    config.optimizer = dataclasses.replace(config.optimizer, learning_rate=1e-30)
     config.critic = dataclasses.replace(
         config.critic, optimizer=dataclasses.replace(config.critic.optimizer, learning_rate=0.5)
     )
