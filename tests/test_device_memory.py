@@ -33,7 +33,7 @@ def test_other_errors_stay_what_they_are():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), phase("learning"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
     with (
-        pytest.raises(OutOfMemoryError, match="in compiling: .*remat"),
+        pytest.raises(OutOfMemoryError, match=r"in compiling: .*remat"),
         phase("compiling", "learning"),
     ):
         raise MemoryError
