@@ -1,13 +1,12 @@
 """Responses to held-out problems, sampled and scored in batches; the accuracy during a run."""
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from remix_jax import streams
+from remix_jax import rewards, streams
 from remix_jax.config import Config
 from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
@@ -23,30 +22,17 @@ class Question(NamedTuple):
     set: str
     place: int  # index of the problem in its set
     sample: int
-    row_id: int  # number of the response's random stream
     problem: Problem
     prompt: list[int]
     form: str  # of the answer
 
 
-class Response(NamedTuple):
-    """What a model said to a problem, and what that is worth."""
-
-    prompt: str  # as the model saw it, special tokens and all
-    text: str
-    score: Score
-    length: int  # tokens, the end token included
-    ended: bool  # an end token came within the limit
-
-
-def questions(
-    found: ProblemSet, samples: int, row_id: Callable[[int, int], int]
-) -> Iterator[Question]:
-    """`samples` questions of each problem, in order; row_id(place, sample) numbers the streams."""
+def questions(found: ProblemSet, samples: int) -> Iterator[Question]:
+    """`samples` questions of each problem, in order."""
     indices = found.indices or range(len(found.problems))
     for place, problem, prompt in zip(indices, found.problems, found.prompts, strict=True):
         for i in range(samples):
-            yield Question(found.name, place, i, row_id(place, i), problem, prompt, found.form)
+            yield Question(found.name, place, i, problem, prompt, found.form)
 
 
 def respond(
@@ -54,21 +40,22 @@ def respond(
     task: Task,
     params: dict,
     asked: Sequence[Question],
+    row_ids: Sequence[int],
     vocabulary: Vocabulary,
     key: jax.Array,
     scorer: Scorer,
-) -> list[Response]:
-    """One batch: a scored response to each question, in order; processes score a part each.
+) -> list[tuple[Item, Score]]:
+    """One batch: a response to each question and its score, in order; processes score a part each.
 
     Args:
       sampler: made for `task`, which may hold more rows than there are questions.
       asked: of each prompt as many in a row as `task.group_size`.
-      key: of the random streams.
+      row_ids: the number of each response's random stream under `key`.
     """
     prompts = [q.prompt for q in asked[:: task.group_size]]
     tokens_QP, length_Q = prompt_batch(prompts, task.prompts, task.prompt_slots, task.pad_id)
     ids_B = np.zeros(task.rows, np.int32)
-    ids_B[: len(asked)] = [q.row_id for q in asked]
+    ids_B[: len(asked)] = row_ids
     active_B = np.arange(task.rows) < len(asked)
     sampled = sampler(params, Prompts(tokens_QP, length_Q, ids_B, active_B), key)
     ids = response_ids(sampled, len(asked))
@@ -79,11 +66,7 @@ def respond(
         Item(q.problem, prompt, text, own, end, q.form)
         for q, prompt, text, own, end in zip(asked, seen, texts, ids, ended, strict=True)
     ]
-    scores = score(scorer, items)
-    return [
-        Response(item.prompt, item.completion, found, len(item.completion_ids), item.ended)
-        for item, found in zip(items, scores, strict=True)
-    ]
+    return list(zip(items, score(scorer, items), strict=True))
 
 
 def held_out(
@@ -109,25 +92,25 @@ def held_out(
     """
     sets, samples = [*suites, *validation], config.evaluation.samples
     starts = np.cumsum([0, *(len(s.problems) * samples for s in sets)]).tolist()
-    number = itertools.count()
-    asked = [q for s in sets for q in questions(s, samples, lambda *_: next(number))]
+    asked = [q for s in sets for q in questions(s, samples)]
     task = evaluation_task(config, vocabulary.eos_ids, vocabulary.pad_id)
     key = streams.key(config.seed, "evaluation")
-    said: list[Response] = []
+    said: list[tuple[Item, Score]] = []
     for i in range(0, len(asked), task.rows):
         batch = asked[i : i + task.rows]
-        said += respond(sampler, task, params, batch, vocabulary, key, scorer)
+        row_ids = range(i, i + len(batch))
+        said += respond(sampler, task, params, batch, row_ids, vocabulary, key, scorer)
     metrics: dict[str, float] = {}
     for n, found in enumerate(sets):
-        of_set = [r.score for r in said[starts[n] : starts[n + 1]]]
-        reward = float(np.mean([s.reward for s in of_set]))
-        judged = [bool(s.correct) for s in of_set if s.correct is not None]
+        figures = rewards.metrics([s for _, s in said[starts[n] : starts[n + 1]]])
         kind = "eval" if n < len(suites) else "validation"
-        metrics[f"{kind}/{found.name}"] = float(np.mean(judged)) if judged else reward
+        metrics[f"{kind}/{found.name}"] = figures.get("accuracy", figures["reward"])
         if config.reward.functions or found.form == "reasoning_gym":
-            metrics[f"{kind}_reward/{found.name}"] = reward
+            metrics[f"{kind}_reward/{found.name}"] = figures["reward"]
     metrics["eval/mean"] = float(np.mean([metrics[f"eval/{s.name}"] for s in suites]))
     of_suites = said[: starts[len(suites)]]
-    metrics["eval/response_length"] = float(np.mean([r.length for r in of_suites]))
-    timeouts = [r.score.reason == "timeout" for r in of_suites]
+    metrics["eval/response_length"] = float(
+        np.mean([len(item.completion_ids) for item, _ in of_suites])
+    )
+    timeouts = [s.reason == "timeout" for _, s in of_suites]
     return metrics | {"eval/grader_timeout_rate": float(np.mean(timeouts))}

@@ -8,7 +8,6 @@ to the rounding of sums in batches of other shapes.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import io
 import json
@@ -26,14 +25,14 @@ from remix_jax.data import tasks
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
 from remix_jax.evaluation import results
-from remix_jax.evaluation.responses import Question, Response, questions, respond
+from remix_jax.evaluation.responses import Question, questions, respond
 from remix_jax.learner.state import executed
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder
 from remix_jax.models.digest import model_digest
 from remix_jax.models.huggingface import Vocabulary, load_vocabulary
 from remix_jax.models.sampling import SamplerSettings
-from remix_jax.rewards import Scorer
+from remix_jax.rewards import Item, Score, Scorer
 from remix_jax.rollout.sampler import Task, make
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.progress import Progress
@@ -94,30 +93,24 @@ def row_id(name: str, place: int, sample: int) -> int:
     return (number << PLACE_BITS | place) << SAMPLE_BITS | sample
 
 
-class _Record:
+class _Record(contextlib.ExitStack):
     """The generations of an evaluation: those that were there, and those that are added."""
 
     def __init__(self, out: str | pathlib.Path | None, settings: Mapping[str, Any]) -> None:
+        super().__init__()
         self.rows: list[dict[str, Any]] = []
         self.directory: pathlib.Path | None = None
-        self._held = contextlib.ExitStack()
-        self._out, self._settings = out, settings
+        if out is not None:
+            processes.first_does(lambda: self._open(files.resolve(out, "--out"), settings))
 
-    def __enter__(self) -> "_Record":
-        if self._out is not None:
-            processes.first_does(self._open)
-        return self
-
-    def _open(self) -> None:
-        root = files.resolve(self._out or "", "--out")
-        self._mirror = self._held.enter_context(files.Mirror(root, (SETTINGS, GENERATIONS)))
-        self.directory = self._mirror.local
-        claim = files.claimed(
-            self.directory, SETTINGS, self._settings, what="evaluation", flag="--out"
+    def _open(self, root: files.Path, settings: Mapping[str, Any]) -> None:
+        self._mirror = self.enter_context(files.Mirror(root, (SETTINGS, GENERATIONS)))
+        directory = self.directory = self._mirror.local
+        self.enter_context(
+            files.claimed(directory, SETTINGS, settings, what="evaluation", flag="--out")
         )
-        self._held.enter_context(claim)
-        self._lines = self._held.enter_context(files.JsonLines(self.directory / GENERATIONS))
-        self.rows = files.read_json_lines(self.directory / GENERATIONS)
+        self._lines = self.enter_context(files.JsonLines(directory / GENERATIONS))
+        self.rows = files.read_json_lines(directory / GENERATIONS)
 
     def done(self) -> set[tuple]:
         """(set, place, sample) of the responses that are there; equal on all processes."""
@@ -134,9 +127,6 @@ class _Record:
                 self._lines.write(row)
             self._lines.sync()
             self._mirror.push()
-
-    def __exit__(self, *exception: object) -> None:
-        self._held.close()
 
 
 def _sets(config: Config, vocabulary: Vocabulary, scorer: Scorer) -> list[ProblemSet]:
@@ -246,7 +236,7 @@ def _generate(
 ) -> None:
     """Draws what is missing, batch by batch."""
     done = record.done()
-    every = (q for s in sets for q in questions(s, s.samples, functools.partial(row_id, s.name)))
+    every = (q for s in sets for q in questions(s, s.samples))
     missing = [q for q in every if (q.set, q.place, q.sample) not in done]
     if done:
         console.event(f"{len(done):,} responses were there already")
@@ -265,9 +255,10 @@ def _generate(
     progress = Progress(len(batches), len(missing), console)
     key = streams.key(config.seed, "evaluation")
     for width, batch in batches:
-        said = respond(samplers[width], wanted[width], params, batch, vocabulary, key, scorer)
-        record.add(list(map(_row, batch, said)))
-        progress.advance(len(batch), sum(r.length for r in said))
+        ids = [row_id(q.set, q.place, q.sample) for q in batch]
+        said = respond(samplers[width], wanted[width], params, batch, ids, vocabulary, key, scorer)
+        record.add([_row(q, *found) for q, found in zip(batch, said, strict=True)])
+        progress.advance(len(batch), sum(len(item.completion_ids) for item, _ in said))
 
 
 def _batches(config: Config, asked: Sequence[Question]) -> list[tuple[int, list[Question]]]:
@@ -281,26 +272,25 @@ def _batches(config: Config, asked: Sequence[Question]) -> list[tuple[int, list[
     return batches
 
 
-def _row(question: Question, response: Response) -> dict[str, Any]:
+def _row(question: Question, item: Item, score: Score) -> dict[str, Any]:
     """A line of generations.jsonl."""
-    score = response.score
     row = {
         "set": question.set,
         "place": question.place,
         "sample": question.sample,
-        "problem_id": question.problem.id,
-        "problem": question.problem.problem,
-        "answers": question.problem.answers,
-        "prompt": response.prompt,
-        "response": response.text,
+        "problem_id": item.problem.id,
+        "problem": item.problem.problem,
+        "answers": item.problem.answers,
+        "prompt": item.prompt,
+        "response": item.completion,
         "answer": score.answer,
         "correct": score.correct,
         "verdict": score.reason,
         "reward": score.reward,
-        "length": response.length,
-        "truncated": not response.ended,
+        "length": len(item.completion_ids),
+        "truncated": not item.ended,
         "format": bool(score.answer),
-        "reflection": results.reflects(response.text),
+        "reflection": results.reflects(item.completion),
     }
     if score.errors or len(score.parts) > 1:
         row |= {"parts": score.parts, "errors": score.errors}
