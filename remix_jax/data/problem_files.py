@@ -6,7 +6,7 @@ hold; `problems.load_problems` is the door that does.
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,12 +55,12 @@ def _read_jsonl(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     # Split at "\n" alone: str.splitlines would also cut at separators that JSON allows in strings.
     for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
-            yield f"{path}, line {number}", _parse(line)
+            yield f"{path}, line {number}", parse_json(line)
 
 
 def _read_json(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     text = _text(path)
-    content = _parse(text) if text.strip() else []
+    content = parse_json(text) if text.strip() else []
     if isinstance(content, Unreadable):
         raise InputError(f"{path}: {content.reason}")
     if not isinstance(content, list):
@@ -90,9 +90,8 @@ def _read_prepared(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
             f"{path}: no prepared problems (no {PREPARED}); `python -m experiments.prepare_data` "
             "makes such directories"
         )
-    foreign = _foreign_class(_features(path))
-    if foreign is not None:  # TFDS would import it, whatever that runs
-        raise InputError(f"{path}: {_FEATURES} names the class {foreign}, which is none of TFDS's")
+    if (path / _FEATURES).is_file():
+        _check_classes(path / _FEATURES)
     import tensorflow_datasets as tfds  # a third of a second to import; few callers need it
 
     try:
@@ -107,29 +106,23 @@ def _read_prepared(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         yield f"{path}, row {i + 1}", _plain(source[i])
 
 
-def _features(path: pathlib.Path) -> Any:
-    if not (path / _FEATURES).is_file():
-        return None
-    content = _parse(_text(path / _FEATURES))
+def _check_classes(path: pathlib.Path) -> None:
+    """Refuses a features.json that names a class of others: TFDS would import it."""
+    foreign: list[str] = []
+
+    def look(node: dict[str, Any]) -> None:
+        for key, value in node.items():
+            names_class = key in _CLASS_KEYS or (key == "type" and "content" in node)
+            if names_class and not str(value).startswith(_TFDS_CLASSES):
+                foreign.append(str(value)[:100])
+            elif key in ("json", "content") and isinstance(value, str):
+                parse_json(value, look)
+
+    content = parse_json(_text(path), look)
     if isinstance(content, Unreadable):
-        raise InputError(f"{path / _FEATURES}: {content.reason}")
-    return content
-
-
-def _foreign_class(node: Any) -> str | None:
-    """The first class outside of TFDS's own features that a features.json names anywhere."""
-    if isinstance(node, list):
-        return next((found for item in node if (found := _foreign_class(item))), None)
-    if not isinstance(node, dict):
-        return None
-    for key, value in node.items():
-        names_class = key in _CLASS_KEYS or (key == "type" and "content" in node)
-        if names_class and not str(value).startswith(_TFDS_CLASSES):
-            return str(value)[:100]
-        inner = _parse(value) if key in ("json", "content") and isinstance(value, str) else value
-        if found := _foreign_class(inner):
-            return found
-    return None
+        raise InputError(f"{path}: {content.reason}")
+    for name in foreign:
+        raise InputError(f"{path}: names the class {name}, which is none of TFDS's")
 
 
 def _plain(value: Any) -> Any:
@@ -150,8 +143,9 @@ def _text(path: pathlib.Path) -> str:
         raise InputError(f"{path}: not a readable UTF-8 file ({one_line(error)})") from None
 
 
-def _parse(text: str) -> Any:
+def parse_json(text: str, check: Callable[[dict[str, Any]], object] | None = None) -> Any:
+    """The value of a text, or `Unreadable`; `check` sees every object in it."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_hook=check)
     except (ValueError, RecursionError) as error:
         return Unreadable(f"not JSON ({one_line(error)})")

@@ -1,4 +1,4 @@
-"""Rows in, problems out; and the order in which a run goes through them."""
+"""Rows in, problems out."""
 
 import dataclasses
 import json
@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from remix_jax.data.problem_files import Unreadable, kind, read_rows
+from remix_jax.data.problem_files import Unreadable, kind, parse_json, read_rows
 from remix_jax.errors import InputError
+from remix_jax.grading.answers import last_box
 
 Answer = str | float
 
@@ -149,7 +150,7 @@ def _answers(row: dict[str, Any], where: str, needed: bool) -> tuple[Answer, ...
             raise InputError(f"{where}: `reward_model` must be an object, found {kind(holder)}")
     given = holder.get(field)
     if field == "answers_json" and isinstance(given, list):  # as the TFDS builders write them
-        given = [_from_json(text) for text in given]
+        given = [parse_json(x) if isinstance(x, str) else None for x in given]
     elif isinstance(given, str):
         given = _final(given, field, "question" in row)
     answers: list[Any] = given if isinstance(given, list) else [given]
@@ -169,31 +170,14 @@ def _final(text: str, field: str, gsm8k: bool) -> Any:
     """The answer in a text: behind GSM8K's "####", in a solution's box, or a list as JSON."""
     if gsm8k and "####" in text:
         return text.rpartition("####")[2].strip()
-    if field == "solution" and "\\boxed{" in text:
-        return _boxed(text.rpartition("\\boxed{")[2]) or text
+    if field == "solution" and (box := (last_box(text)[0] or "").strip()):
+        return box
     if text.lstrip().startswith(("[", "{")):
-        listed = _from_json(text)
+        listed = parse_json(text)
         # A list of numbers may be an interval or a vector; of texts it is a list of answers.
         if isinstance(listed, list) and listed and all(isinstance(x, str) for x in listed):
             return listed
     return text
-
-
-def _boxed(text: str) -> str:
-    """What stands before the brace that closes a box opened just before `text`."""
-    depth = 1
-    for i, letter in enumerate(text):
-        depth += (letter == "{") - (letter == "}")
-        if not depth:
-            return text[:i].strip()
-    return ""
-
-
-def _from_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, TypeError, RecursionError):
-        return None  # no answer: refused by its caller
 
 
 def _is_answer(value: Any) -> bool:

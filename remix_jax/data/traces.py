@@ -136,19 +136,19 @@ def load(directory: str | pathlib.Path, tokenizer: str | None = None) -> Bank:
 def _schema(metadata: Mapping[bytes, str]) -> Any:
     import pyarrow
 
-    ids = pyarrow.list_(pyarrow.int32())
-    columns = {"problem": pyarrow.string(), "answers": pyarrow.string(), "prompt": ids}
-    columns |= {"response": ids, "attempts": pyarrow.int64(), "flops": pyarrow.float64()}
-    return pyarrow.schema(list(columns.items()), metadata=metadata)
+    text, ids = pyarrow.string(), pyarrow.list_(pyarrow.int32())
+    types = (text, text, ids, ids, pyarrow.int64(), pyarrow.float64())
+    return pyarrow.schema(zip(Trace._fields, types, strict=True), metadata=metadata)
 
 
 def _trace(row: Mapping[str, Any]) -> Trace:
     """A row. Raises ValueError or TypeError where it makes no sense."""
-    answers, ids = json.loads(row["answers"]), (row["prompt"], row["response"])
+    answers = json.loads(row["answers"])
     if not isinstance(answers, list) or not all(isinstance(x, str | int | float) for x in answers):
         raise ValueError("answers are no list of texts and numbers")
+    ids = tuple(row["prompt"]), tuple(row["response"])
     if any(i is None or i < 0 for own in ids for i in own):
         raise ValueError("token ids below 0")
-    prompt, response = map(tuple, ids)
-    attempts, flops = int(row["attempts"]), float(row["flops"])
-    return Trace(str(row["problem"]), tuple(answers), prompt, response, attempts, flops)
+    return Trace(
+        str(row["problem"]), tuple(answers), *ids, int(row["attempts"]), float(row["flops"])
+    )
