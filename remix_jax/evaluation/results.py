@@ -30,7 +30,6 @@ _REFLECTION = re.compile(
     re.IGNORECASE,
 )
 
-Cells = list[list[str]]
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -53,9 +52,7 @@ def summarise(
         by_set[row["set"]].append(row)
     found = {s.name: _figures(by_set[s.name], s) for s in sets}
     keys = ["reward", "response_length", *(f"{rate}_rate" for rate in RATES)]
-    mean: dict[str, Any] = {
-        key: float(np.mean([figures[key] for figures in found.values()])) for key in keys
-    }
+    mean: dict[str, Any] = {k: float(np.mean([f[k] for f in found.values()])) for k in keys}
     judged = [figures for figures in found.values() if "pass@1" in figures]
     if len(judged) == len(found):
         shares, intervals = zip(*((f["pass@1"], f["interval"]) for f in judged), strict=True)
@@ -105,8 +102,8 @@ def _same_box(answer: str, other: str) -> bool:
     return grading.grade(f"\\boxed{{{answer}}}", other).correct
 
 
-def _cells(found: Mapping[str, Any]) -> list[Cells]:
-    """Header and rows of what was right and of what the responses are like; last the mean."""
+def tables(found: Mapping[str, Any]) -> str:
+    """What was right and what the responses are like, last the mean of the sets; in Markdown."""
     sets, mean = found["sets"], found["mean"]
     last = f"mean of {len(sets)}"
     right = [["set", "problems", "samples", "Pass@1", "95 %", "pass@n", "maj@n"]]
@@ -120,7 +117,12 @@ def _cells(found: Mapping[str, Any]) -> list[Cells]:
     for name, f in [*sets.items(), (last, mean)]:
         rates = [percent(f[f"{rate}_rate"]) for rate in RATES]
         like.append([name, number(f["reward"]), count(f["response_length"]), *rates])
-    return [right, like]
+    return f"{_markdown(*right)}\n\n{_markdown(*like)}"
+
+
+def _markdown(header: list[str], *rows: list[str]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _pass_cells(f: Mapping[str, Any]) -> list[str]:
@@ -128,15 +130,6 @@ def _pass_cells(f: Mapping[str, Any]) -> list[str]:
         return [MISSING, MISSING]
     low, high = f["interval"]
     return [f"{100 * f['pass@1']:.2f} %", f"{100 * low:.1f} to {100 * high:.1f}"]
-
-
-def tables(found: Mapping[str, Any]) -> str:
-    """The figures in Markdown."""
-    shown = []
-    for header, *rows in _cells(found):
-        lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-        shown.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(shown)
 
 
 def write(found: Mapping[str, Any], out: pathlib.Path) -> None:

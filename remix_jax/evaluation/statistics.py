@@ -4,6 +4,7 @@ Shape letters: P problems, N samples a problem.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
@@ -57,15 +58,11 @@ def majority_at_k(
 
 
 def _majority(votes, right, order) -> float:
-    count: dict[Hashable, int] = {}
-    first: dict[Hashable, int] = {}
-    for i in order:
-        if votes[i] is not None:
-            first.setdefault(votes[i], i)
-            count[votes[i]] = count.get(votes[i], 0) + 1
+    count = Counter(votes[i] for i in order if votes[i] is not None)
     if not count:
         return 0.0
-    return float(right[first[max(count, key=count.__getitem__)]])  # max keeps the first of equals
+    ((winner, _),) = count.most_common(1)  # of equals the one met first
+    return float(next(right[i] for i in order if votes[i] == winner))
 
 
 def classes(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> list[int | None]:

@@ -37,8 +37,6 @@ def resolve(spec: str) -> Callable[..., Any]:
     """
     name, options = plugins.split_options(spec, "config.reward.functions")
     function = plugins.load(name, "config.reward.functions")
-    if not options:
-        return function
     names = [n for n in inspect.signature(function).parameters if n not in KEYWORDS]
     for option in options:
         if option not in names:
@@ -46,7 +44,7 @@ def resolve(spec: str) -> Callable[..., Any]:
                 f"config.reward.functions = {spec!r}: takes no option {option}; it has "
                 f"{', '.join(names) or 'none'}"
             )
-    return functools.partial(function, **options)
+    return functools.partial(function, **options) if options else function
 
 
 def kind(function: Callable[..., Any]) -> str:
@@ -99,16 +97,12 @@ def _batched(function: Callable[..., Any], items: Sequence[Mapping[str, Any]]) -
     names = dict.fromkeys(name for item in items for name in item["columns"])
     columns = {name: [item["columns"].get(name) for item in items] for name in names}
     result = function(**_taken(function, columns | given))
-    if inspect.isawaitable(result):
-        result = asyncio.run(_wait(result))
+    if inspect.iscoroutine(result):
+        result = asyncio.run(result)
     values = list(result)
     if len(values) != len(items):
         raise ValueError(f"returned {len(values)} rewards for {len(items)} completions")
     return [_scored(value) for value in values]
-
-
-async def _wait(result: Any) -> Any:
-    return await result
 
 
 def _verl(function: Callable[..., Any], item: Mapping[str, Any]) -> Part:
@@ -143,10 +137,9 @@ def _taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any
 
 def _scored(value: Any) -> Part:
     """A float, None ("does not apply"), a truth value, or verl's {"score", "acc", "pred"}."""
-    correct, answer = None, None
+    correct = answer = None
     if isinstance(value, Mapping):
-        correct, answer = value.get("acc"), value.get("pred")
-        value = value["score"]
+        correct, answer, value = value.get("acc"), value.get("pred"), value["score"]
     if value is None:
         return Part(None)
     if type(value).__name__ in ("bool", "bool_"):  # NumPy's too

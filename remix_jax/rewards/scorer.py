@@ -121,22 +121,18 @@ class Scorer:
         """
         columns = set(problems[0].columns)
         for function in self._functions:
-            if plugins.split_options(function.spec, _WHERE)[0] in (*_BUILTINS, "reasoning_gym"):
+            if not isinstance(function.call, _Own):
                 continue
-            loaded = functions.resolve(function.spec)
+            loaded = functions.resolve(_spec_of(function.spec))
             if functions.kind(loaded) != "trl":
                 continue
-            missing = [
-                name
-                for name in functions.required(loaded)
-                if name not in functions.KEYWORDS and name not in columns
-            ]
-            if missing:
-                raise InputError(
-                    f"{_WHERE} = {function.spec!r}: takes {missing[0]!r}, which is no column of "
-                    f"the problems; there are {', '.join(sorted(columns)) or 'none'}, and "
-                    f"{', '.join(functions.KEYWORDS)}"
-                )
+            for name in functions.required(loaded):
+                if name not in columns.union(functions.KEYWORDS):
+                    raise InputError(
+                        f"{_WHERE} = {function.spec!r}: takes {name!r}, which is no column of the "
+                        f"problems; there are {', '.join(sorted(columns)) or 'none'}, and "
+                        f"{', '.join(functions.KEYWORDS)}"
+                    )
 
     @property
     def needs_answers(self) -> bool:
@@ -206,9 +202,8 @@ class _Own:
 
     def __call__(self, items: Sequence[Item]) -> list[Part]:
         parts: dict[int, Part] = {}
-        whole = [
-            range(i, min(i + self._size, len(items))) for i in range(0, len(items), self._size)
-        ]
+        every = range(len(items))
+        whole = [every[i : i + self._size] for i in every[:: self._size]]
         replies = self._ask(items, whole)
         failed = [(b, r) for b, r in zip(whole, replies, strict=True) if r.failure and len(b) > 1]
         alone = [range(i, i + 1) for batch, _ in failed for i in batch]
@@ -219,20 +214,13 @@ class _Own:
             values = reply.value or [[None, None, None, self._error(reply)]] * len(batch)
             parts |= {i: Part(*value) for i, value in zip(batch, values, strict=True)}
         self._says_correct |= any(part.correct is not None for part in parts.values())
-        return [
-            part._replace(reward=0.0, correct=False if self._says_correct else None)
-            if part.error
-            else part
-            for part in (parts[i] for i in range(len(items)))
-        ]
+        failed_as = {"reward": 0.0, "correct": False if self._says_correct else None}
+        found = [parts[i] for i in every]
+        return [part._replace(**failed_as) if part.error else part for part in found]
 
     def _ask(self, items: Sequence[Item], batches: Sequence[range]) -> list[Reply]:
-        return self._pool.map(
-            [
-                {"function": self._index, "items": [_plain(items[i]) for i in batch]}
-                for batch in batches
-            ]
-        )
+        plain = [[_plain(items[i]) for i in batch] for batch in batches]
+        return self._pool.map([{"function": self._index, "items": each} for each in plain])
 
     def _error(self, reply: Reply) -> str:
         if reply.failure == "timeout":
