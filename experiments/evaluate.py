@@ -137,7 +137,7 @@ def with_samples(specs: Sequence[str], text: Sequence[str]) -> tuple[list[str], 
     if not pairs or not pairs[0][0]:
         return list(specs), int(pairs[0][2]) if pairs else 0
     given = {name: n for name, _, n in pairs}
-    names = [tasks.set_name(spec) for spec in specs]
+    names = [tasks.parse(spec).name for spec in specs]
     for name in given:
         if name not in names:
             raise InputError(f"--samples={shown}: {name!r} is none of {', '.join(names)}")

@@ -104,30 +104,20 @@ def parse(text: str, what: str = "problem set") -> Spec:
     """
     source, options = plugins.split_options(text, what)
     own = {name: str(options.pop(name)) for name in OWN_OPTIONS if name in options}
-    form = own.get("answer", "boxed")
-    if form not in FORMS:
-        raise InputError(f"{what} = {text!r}: answer={form} can be {', '.join(FORMS)}")
-    samples = own.get("samples", "1")
+    where, form, samples = f"{what} = {text!r}", own.get("answer"), own.get("samples", "1")
+    if form is not None and form not in FORMS:
+        raise InputError(f"{where}: answer={form} can be {', '.join(FORMS)}")
     if not samples.isdigit() or int(samples) < 1:
-        raise InputError(f"{what} = {text!r}: samples={samples} must be a whole number from 1")
-    if not source.startswith(_GYM):
-        for name in options:
-            raise InputError(
-                f"{what} = {text!r}: a file has no option {name}; it can be "
-                f"{', '.join(OWN_OPTIONS)}"
-            )
-        return Spec(text, source, own, {})
-    options = {"size": 500, "seed": 0} | options
-    for name, least in (("size", 1), ("seed", 0)):
-        value = options[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{what} = {text!r}: {name} must be a whole number from {least}")
+        raise InputError(f"{where}: samples={samples} must be a whole number from 1")
+    if source.startswith(_GYM):
+        options = {"size": 500, "seed": 0} | options
+        for name, least in (("size", 1), ("seed", 0)):
+            if type(options[name]) is not int or options[name] < least:
+                raise InputError(f"{where}: {name} must be a whole number from {least}")
+    elif options:
+        known = ", ".join(OWN_OPTIONS)
+        raise InputError(f"{where}: a file has no option {next(iter(options))}; it can be {known}")
     return Spec(text, source, own, options)
-
-
-def set_name(text: str) -> str:
-    """What the problem set of a spec is called."""
-    return parse(text).name
 
 
 def file_of(text: str) -> str:
@@ -195,11 +185,11 @@ def load_set(
       InputError: the set cannot be read or made, or its parts contradict each other.
     """
     spec = parse(text)
-    skipped: list[str] | None = [] if skip_malformed else None
+    skipped: list[str] = []
     if spec.generator:
         problems = _generated(spec)
     else:
-        problems = load_problems(spec.source, skipped, needs_answer)
+        problems = load_problems(spec.source, skipped if skip_malformed else None, needs_answer)
     problems = problems[: limit or None]
     form = _form(spec, data, problems, needs_answer)
     instruction = _instruction(spec, data, problems, form)
@@ -211,7 +201,7 @@ def load_set(
         kept,
         encoded.ids,
         encoded.dropped,
-        tuple(skipped or ()),
+        tuple(skipped),
         form,
         instruction,
         spec.samples,
@@ -242,11 +232,12 @@ def overlap(
     train: Iterable[Problem], held_out: Sequence[ProblemSet]
 ) -> list[tuple[ProblemSet, int]]:
     """The held-out sets with problems whose text is a training problem's, and how many."""
-    known = {" ".join(problem.problem.split()) for problem in train}
-    counts = [
-        (s, sum(" ".join(problem.problem.split()) in known for problem in s.problems))
-        for s in held_out
-    ]
+
+    def words(problems: Iterable[Problem]) -> list[str]:
+        return [" ".join(problem.problem.split()) for problem in problems]
+
+    known = set(words(train))
+    counts = [(s, sum(text in known for text in words(s.problems))) for s in held_out]
     return [(s, n) for s, n in counts if n]
 
 
@@ -264,11 +255,8 @@ def _generated(spec: Spec) -> list[Problem]:
             + (f"; did you mean {' or '.join(near)}?" if near else "")
         )
     known = [field.name for field in dataclasses.fields(DATASETS[name][1])]
-    for option in spec.options:
-        if option not in known:
-            raise InputError(
-                f"{spec.text!r}: {name} has no option {option}; it has {', '.join(known)}"
-            )
+    for option in (option for option in spec.options if option not in known):
+        raise InputError(f"{spec.text!r}: {name} has no option {option}; it has {', '.join(known)}")
     try:
         entries = list(create_dataset(name, **spec.options))
     except Exception as error:  # the dataset's own checks, and whatever its generator raises

@@ -136,7 +136,7 @@ def _sets(config: Config, vocabulary: Vocabulary, scorer: Scorer) -> list[Proble
         raise InputError("no set to evaluate: name one in config.data.suites")
     filled = dataclasses.replace(data, train=data.train or data.suites[0])
     config_rules.validate(dataclasses.replace(config, data=filled))
-    tasks.check_names([tasks.set_name(spec) for spec in data.suites])
+    tasks.check_names([tasks.parse(spec).name for spec in data.suites])
     found = []
     for spec in data.suites:
         each = tasks.load_set(
@@ -209,20 +209,18 @@ def _plan(
         notes = [f"{each.samples} sample{'s' if each.samples > 1 else ''} each"]
         notes += [f"{each.dropped} dropped: prompt too long"] if each.dropped else []
         lines[each.name] = f"{each.size} problems, {', '.join(notes)}"
-    lines["reward"] = scorer.text
     heat = f"temperature {e.temperature:g}, top-p {e.top_p:g}"
-    return (
-        lines
-        | tasks.plan(sets, vocabulary.tokenizer)
-        | {
-            "decoding": heat if e.temperature else "greedy",
-            "tokens": f"{data.prompt_tokens} of prompt, {data.response_tokens} of response",
-            "seed": str(config.seed),
-            "dtype": model.compute_dtype or model.dtype,
-            "batch": f"{e.batch_size} responses",
-            "device": sharding.devices_text(mesh),
-        }
-    )
+    return {
+        **lines,
+        "reward": scorer.text,
+        **tasks.plan(sets, vocabulary.tokenizer),
+        "decoding": heat if e.temperature else "greedy",
+        "tokens": f"{data.prompt_tokens} of prompt, {data.response_tokens} of response",
+        "seed": str(config.seed),
+        "dtype": model.compute_dtype or model.dtype,
+        "batch": f"{e.batch_size} responses",
+        "device": sharding.devices_text(mesh),
+    }
 
 
 def _generate(

@@ -214,9 +214,9 @@ class _Own:
             values = reply.value or [[None, None, None, self._error(reply)]] * len(batch)
             parts |= {i: Part(*value) for i, value in zip(batch, values, strict=True)}
         self._says_correct |= any(part.correct is not None for part in parts.values())
-        failed_as = {"reward": 0.0, "correct": False if self._says_correct else None}
+        correct = False if self._says_correct else None
         found = [parts[i] for i in every]
-        return [part._replace(**failed_as) if part.error else part for part in found]
+        return [p._replace(reward=0.0, correct=correct) if p.error else p for p in found]
 
     def _ask(self, items: Sequence[Item], batches: Sequence[range]) -> list[Reply]:
         plain = [[_plain(items[i]) for i in batch] for batch in batches]

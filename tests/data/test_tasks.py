@@ -9,7 +9,7 @@ import pytest
 from remix_jax.config import Data
 from remix_jax.data import tasks
 from remix_jax.data.problems import HASH_INSTRUCTION, INSTRUCTION, TAG_INSTRUCTION
-from remix_jax.data.tasks import check_sets, file_of, load_set, overlap, plan, set_name
+from remix_jax.data.tasks import check_sets, file_of, load_set, overlap, parse, plan
 from remix_jax.errors import InputError
 
 FIXTURE = pathlib.Path(__file__).parent.parent / "fixtures" / "tasks" / "verl_gsm8k.parquet"
@@ -105,7 +105,7 @@ def test_options_of_a_set(tmp_path):
     path = rows(tmp_path, {"problem": "1 + 1", "answer": 2})
     found, prompts = load(f"{path}?system=Be%20brief.&instruction=So?&name=mine", system_prompt="x")
     assert prompts == ["[system]Be brief.[user]1 + 1 So?"]
-    assert found.name == set_name(f"{path}?name=mine") == "mine"
+    assert found.name == parse(f"{path}?name=mine").name == "mine"
     _, prompts = load(path, system_prompt="x")
     assert prompts == ["[system]x[user]1 + 1"]
 
@@ -189,7 +189,7 @@ def test_sets_have_names_of_their_own():
     check_sets(Data(train="t.json", suites=("a/test.json", "b/test.json?name=other")))
     with pytest.raises(InputError, match=r"a run takes config.evaluation.samples for all sets"):
         check_sets(Data(train="t.json", suites=("a/test.json?samples=4",)))
-    assert set_name("made/hard/1.0.0") == "hard"
+    assert parse("made/hard/1.0.0").name == "hard"
 
 
 def test_the_plan_says_how_problems_are_asked_and_what_is_in_both_sets(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.benchmark_sets import BENCHMARKS, locate
 from remix_jax.data.problems import load_problems
-from remix_jax.data.tasks import set_name
+from remix_jax.data.tasks import parse
 from remix_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -78,10 +78,10 @@ def test_prepared_sets_are_what_the_files_are(tmp_path):
     assert "train.jsonl, line 41: expected `problem` and `answer`" in done.stdout
     assert f"{prepared} 40" in done.stdout
     assert load_problems(prepared) == load_problems(source, [])
-    assert set_name(str(prepared)) == "mine"
+    assert parse(str(prepared)).name == "mine"
     for name in BENCHMARKS:
         place = locate(tmp_path, name)
-        assert set_name(str(place)) == name
+        assert parse(str(place)).name == name
         assert load_problems(place) == load_problems(locate(FIXTURES, name))
 
 

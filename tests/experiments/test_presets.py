@@ -20,7 +20,7 @@ from experiments.configs import (
 )
 from launch import dry_run
 from remix_jax import schedule
-from remix_jax.data.tasks import set_name
+from remix_jax.data.tasks import parse
 from remix_jax.errors import InputError
 from remix_jax.learner.programs import abstract_state
 from remix_jax.learner.state import make_learner
@@ -85,7 +85,7 @@ def test_the_papers_hyper_parameters():
         assert (config.data.prompt_tokens, config.data.response_tokens) == (766, 8192)
         assert (config.optimizer.learning_rate, config.optimizer.grad_clip) == (1e-6, 1.0)
         assert (config.kl.start, config.kl.every, config.kl.floor) == (50, 10, 0.5)
-        assert [set_name(p) for p in config.data.suites] == list(remix_ppo_1p5b.SUITES)
+        assert [parse(p).name for p in config.data.suites] == list(remix_ppo_1p5b.SUITES)
     assert (ppo.batch_size, ppo.steps, ppo.reincarnation_step) == (256, 350, 100)
     assert (large.batch_size, large.steps) == (256, 75)
     assert (grpo.batch_size, grpo.group_size, grpo.reincarnation_step) == (2048, 8, 50)
