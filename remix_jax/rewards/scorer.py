@@ -269,16 +269,9 @@ def _numeral(answer: str | float) -> str:
     return str(answer).replace(",", "")
 
 
-def _think_format(items: Sequence[Item]) -> list[Part]:
-    return [Part(builtins.think_format(item.prompt, item.completion)) for item in items]
-
-
-def _overlong(items: Sequence[Item], max: int, buffer: int) -> list[Part]:
-    return [Part(builtins.overlong(len(item.completion_ids), max, buffer)) for item in items]
-
-
-def _repetition(items: Sequence[Item], n: int, penalty: float) -> list[Part]:
-    return [Part(builtins.repetition(item.completion_ids, n, penalty)) for item in items]
+def _each(reward: Callable[..., float]) -> Callable[..., list[Part]]:
+    """A batch's rewards by the reward of one item, which says nothing of what is correct."""
+    return lambda items, **options: [Part(reward(item, **options)) for item in items]
 
 
 class _Builtin(NamedTuple):
@@ -296,15 +289,15 @@ _BUILTINS = {
         lambda method: method in ("strict", "flexible"),
         "method=strict or flexible",
     ),
-    "think_format": _Builtin(_think_format, {}),
+    "think_format": _Builtin(_each(lambda i: builtins.think_format(i.prompt, i.completion)), {}),
     "overlong": _Builtin(
-        _overlong,
+        _each(lambda i, max, buffer: builtins.overlong(len(i.completion_ids), max, buffer)),
         {"max": 0, "buffer": 0},  # those of the scorer
         lambda max, buffer: 0 < buffer <= max,
         "0 < buffer <= max, in tokens",
     ),
     "repetition": _Builtin(
-        _repetition,
+        _each(lambda i, n, penalty: builtins.repetition(i.completion_ids, n, penalty)),
         {"n": 3, "penalty": -1.0},
         lambda n, penalty: n >= 1 and penalty <= 0,
         "n of 1 or more and a penalty up to 0",
