@@ -31,9 +31,8 @@ from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder
 from remix_jax.models.digest import model_digest
 from remix_jax.models.huggingface import Vocabulary, load_vocabulary
-from remix_jax.models.sampling import SamplerSettings
 from remix_jax.rewards import Item, Score, Scorer
-from remix_jax.rollout.sampler import Task, make
+from remix_jax.rollout.sampler import evaluation_task, make
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.progress import Progress
 
@@ -243,12 +242,10 @@ def _generate(
     batches = _batches(config, missing)
     loaded, params = huggingface.load(config.model.path, dtype=config.model.dtype, mesh=mesh)
     policy = Decoder(executed(loaded.config, config))
-    heat = SamplerSettings(config.evaluation.temperature, top_p=config.evaluation.top_p)
-    rows, tokens = config.evaluation.batch_size, config.data.response_tokens
-    wanted = {
-        width: Task(rows, width, 1, tokens, heat, vocabulary.eos_ids, vocabulary.pad_id)
-        for width in sorted({width for width, _ in batches})
-    }
+    task = evaluation_task(config, vocabulary.eos_ids, vocabulary.pad_id)
+    alone = dataclasses.replace(task, prompts=config.evaluation.batch_size, group_size=1)
+    widths = sorted({width for width, _ in batches})
+    wanted = {width: dataclasses.replace(alone, prompt_slots=width) for width in widths}
     samplers = {width: make(config, policy, task, mesh) for width, task in wanted.items()}
     progress = Progress(len(batches), len(missing), console)
     key = streams.key(config.seed, "evaluation")

@@ -30,12 +30,8 @@ _SIZES = {
     "ffn_width": "intermediate_size",
     "max_positions": "max_position_embeddings",
 }
-_SCALING = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_max_positions": "original_max_position_embeddings",
-}
+_FACTORS = ("factor", "low_freq_factor", "high_freq_factor")  # of Llama 3's scaling, ours alike
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def read_config(directory: str | os.PathLike) -> DecoderConfig:
@@ -81,8 +77,9 @@ def plain_config(config: DecoderConfig) -> dict:
     """The content of a config.json, spelled as transformers 4, 5 and vLLM all read it."""
     scaling = None
     if config.rope_scaling is not None:
-        values = {name: getattr(config.rope_scaling, ours) for ours, name in _SCALING.items()}
-        scaling = {"rope_type": "llama3", **values}
+        values = {name: getattr(config.rope_scaling, name) for name in _FACTORS}
+        original = config.rope_scaling.original_max_positions
+        scaling = {"rope_type": "llama3", **values, _ORIGINAL: original}
     return {
         "architectures": [ARCHITECTURES[config.architecture]],
         "model_type": config.architecture,
@@ -137,46 +134,32 @@ def what_it_is(path: pathlib.Path, error: Exception) -> str:
 
 def _check_supported(raw: dict, where: pathlib.Path) -> None:
     kind = raw.get("model_type")
-    if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        raise InputError(
-            f"{where}: model_type {kind!r} is not supported; it can be {', '.join(ARCHITECTURES)}"
-        )
-    wanted = [ARCHITECTURES[kind]]
-    if (raw.get("architectures") or wanted) != wanted:
-        raise InputError(
-            f"{where}: architectures {raw['architectures']!r} is not supported; "
-            f"for model_type {kind} it can be {wanted!r}"
-        )
-    if raw.get("hidden_act", "silu") != "silu":
-        raise InputError(
-            f"{where}: hidden_act {raw['hidden_act']!r} is not supported; it can be 'silu'"
-        )
-    if raw.get("quantization_config"):
-        raise InputError(f"{where}: quantization_config is not supported; use unquantized weights")
+    _only(where, "model_type", kind, list(ARCHITECTURES))
+    wanted = [ARCHITECTURES[str(kind)]]
+    _only(where, f"{kind}'s architectures", raw.get("architectures") or wanted, [wanted])
+    _only(where, "hidden_act", raw.get("hidden_act", "silu"), ["silu"])
+    _only(where, "quantization_config", raw.get("quantization_config") or None, [None])
     # Qwen2 has its biases on q, k and v whatever these fields say.
     for field in () if kind == "qwen2" else ("attention_bias", "mlp_bias"):
-        if _flag(raw, field, where):
-            raise InputError(f"{where}: {field} true is not supported for {kind}; it can be false")
-    _check_full_attention(raw, where)
-
-
-def _check_full_attention(raw: dict, where: pathlib.Path) -> None:
-    """Refuses windows that are in use; the fields alone are in every Qwen2 file."""
+        _only(where, f"{kind}'s {field}", _flag(raw, field, where), [False])
+    # Windows that are in use; the fields alone are in every Qwen2 file.
     types = raw.get("layer_types")
     if types is not None:
-        if not isinstance(types, list) or any(kind != "full_attention" for kind in types):
-            raise InputError(
-                f"{where}: layer_types {str(types)[:80]} is not supported; "
-                "every layer can be 'full_attention'"
-            )
-        return
-    if not _flag(raw, "use_sliding_window", where) or raw.get("sliding_window") is None:
-        return
-    full_layers = raw.get("max_window_layers")
-    if not isinstance(full_layers, int) or full_layers < _number(raw, "num_hidden_layers", where):
+        for layer in types if isinstance(types, list) else [types]:
+            _only(where, "layer_types", layer, ["full_attention"])
+    elif _flag(raw, "use_sliding_window", where) and raw.get("sliding_window") is not None:
+        full, layers = raw.get("max_window_layers"), _number(raw, "num_hidden_layers", where)
+        windowed = not isinstance(full, int) or full < layers
+        _only(where, "use_sliding_window", windowed, [False])
+
+
+def _only(where: pathlib.Path, name: str, value: Any, supported: list) -> None:
+    """Refuses a value that is not supported."""
+    if value not in supported:
+        spelled = (each if isinstance(each, str) else json.dumps(each) for each in supported)
         raise InputError(
-            f"{where}: use_sliding_window true (sliding_window {raw['sliding_window']!r}) is not "
-            "supported; it can be false"
+            f"{where}: {name} {json.dumps(value)[:80]} is not supported; "
+            f"it can be {', '.join(spelled)}"
         )
 
 
@@ -187,30 +170,18 @@ def _rope(raw: dict, where: pathlib.Path) -> tuple[float, RopeScaling | None]:
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
         raise InputError(f"{where}: {field} is not supported; it can be one object for all layers")
     for scope in (raw, rope):
-        if scope.get("partial_rotary_factor") not in (None, 1):
-            raise InputError(
-                f"{where}: partial_rotary_factor {scope['partial_rotary_factor']!r} is not "
-                "supported; it can be 1"
-            )
+        _only(where, "partial_rotary_factor", scope.get("partial_rotary_factor"), [1, None])
     scope = raw if rope.get("rope_theta") is None else rope
     theta = _number(scope, "rope_theta", where, float, default=1e4)
     kind = rope.get("rope_type") or rope.get("type") or "default"
+    _only(where, f"{field}: rope_type", kind, ["default", "llama3"])
     if kind == "default":
         return theta, None
-    if kind != "llama3":
-        raise InputError(
-            f"{where}: {field} has rope_type {kind!r}, which is not supported; "
-            "it can be 'default' or 'llama3'"
-        )
     inside = f"{where}: {field}"
-    original = raw.get("original_max_position_embeddings") or raw.get("max_position_embeddings")
+    original = raw.get(_ORIGINAL) or raw.get("max_position_embeddings")
     scaling = RopeScaling(
-        factor=_number(rope, "factor", inside, float),
-        low_freq_factor=_number(rope, "low_freq_factor", inside, float),
-        high_freq_factor=_number(rope, "high_freq_factor", inside, float),
-        original_max_positions=_number(
-            rope, "original_max_position_embeddings", inside, default=original
-        ),
+        **{name: _number(rope, name, inside, float) for name in _FACTORS},
+        original_max_positions=_number(rope, _ORIGINAL, inside, default=original),
     )
     if scaling.high_freq_factor <= scaling.low_freq_factor:
         raise InputError(f"{inside}: high_freq_factor must be greater than low_freq_factor")

@@ -81,9 +81,9 @@ def eos_ids(directory: str | os.PathLike, tokenizer: "PreTrainedTokenizerFast") 
         content = read_json(root / name) if (root / name).is_file() else {}
         value = content.get("eos_token_id")
         found = value if isinstance(value, list) else [] if value is None else [value]
-        rows = read_json(root / CONFIG).get("vocab_size") if (root / CONFIG).is_file() else None
+        rows = _vocab_size(root)
         for i in found:
-            if type(i) is not int or i < 0 or (isinstance(rows, int) and i >= rows):
+            if type(i) is not int or i < 0 or (rows is not None and i >= rows):
                 raise InputError(
                     f"{root / name}: eos_token_id is {value!r}; it must be a token id or a list of "
                     f"them{f', below vocab_size {rows}' if rows else ''}"
@@ -130,12 +130,16 @@ def _check_template(tokenizer: Any, root: pathlib.Path) -> None:
 
 
 def _check_vocabulary(tokenizer: Any, root: pathlib.Path) -> None:
-    if not (root / CONFIG).is_file():
-        return
-    rows = read_json(root / CONFIG).get("vocab_size")
+    rows = _vocab_size(root)
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
-    if isinstance(rows, int) and largest >= rows:
+    if rows is not None and largest >= rows:
         raise InputError(
             f"{root}: token {token!r} has id {largest}, but the model's vocab_size is {rows}; "
             "ids must be below it"
         )
+
+
+def _vocab_size(root: pathlib.Path) -> int | None:
+    """Of the model, where there is one beside the tokenizer."""
+    rows = read_json(root / CONFIG).get("vocab_size") if (root / CONFIG).is_file() else None
+    return rows if isinstance(rows, int) else None

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from huggingface_hub import split_state_dict_into_shards_factory
 from jax.experimental import multihost_utils
 
 from remix_jax.errors import InputError
@@ -300,7 +301,9 @@ def save(
         _write_json(scratch / CONFIG, config)
         _write_weights(scratch, tensors, dtype)
         if like is not None:
-            _copy_tokenizer(pathlib.Path(like).expanduser(), scratch)
+            sources = (pathlib.Path(like).expanduser() / name for name in TOKENIZER_FILES)
+            for source in filter(pathlib.Path.is_file, sources):
+                shutil.copyfile(source, scratch / source.name)
         _swap(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -369,27 +372,20 @@ def _config_json(config: DecoderConfig, dtype: str, like: str | os.PathLike | No
 def _write_weights(
     folder: pathlib.Path, tensors: dict[str, tuple[ParamPath, jax.Array]], dtype: str
 ) -> None:
-    shards: list[list[str]] = [[]]
-    size = total = 0
-    for name, (_, x) in tensors.items():
-        stored = x.size * jnp.dtype(dtype).itemsize
-        if shards[-1] and size + stored > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size, total = size + stored, total + stored
-    weight_map: dict[str, str] = {}
-    for i, names in enumerate(shards):
-        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else WEIGHTS
-        weight_map.update(dict.fromkeys(names, file))
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda tensor: tensor[1].size * jnp.dtype(dtype).itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    for file, names in split.filename_to_tensors.items():
         values = {name: _fetch(*tensors[name]).astype(dtype, copy=False) for name in names}
         # One key only: the order of several would differ between runs, and so would the bytes.
         safetensors.numpy.save_file(values, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / CONFIG, folder / file)  # safetensors writes for the owner alone
-    if len(shards) > 1:
-        weight_map = dict(sorted(weight_map.items()))
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder / WEIGHTS_INDEX, index)
+    if split.is_sharded:
+        weight_map = dict(sorted(split.tensor_to_filename.items()))
+        _write_json(folder / WEIGHTS_INDEX, {"metadata": split.metadata, "weight_map": weight_map})
 
 
 def _fetch(path: ParamPath, x: jax.Array) -> np.ndarray:
@@ -402,12 +398,6 @@ def _fetch(path: ParamPath, x: jax.Array) -> np.ndarray:
 
 def _write_json(path: pathlib.Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
 
 
 def _swap(scratch: pathlib.Path, target: pathlib.Path) -> None:

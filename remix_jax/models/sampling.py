@@ -81,6 +81,11 @@ class Task:
         """B."""
         return self.prompts * self.group_size
 
+    @property
+    def slots(self) -> int:
+        """S, of a row: prompt and response."""
+        return self.prompt_slots + self.response_slots
+
 
 class _Loop(NamedTuple):
     """The carry of the decode loop: t tokens a row are drawn, and all but the last are cached."""
@@ -113,7 +118,7 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     waves = in_waves(
         task.prompts,
         task.group_size,
-        slots=task.prompt_slots + task.response_slots,
+        slots=task.slots,
         budget=model.config.execution.decode_tokens,
         shards=row_shards(in_use()),
     )

@@ -36,11 +36,6 @@ def prompt_batch(prompts: list[list[int]], slots: int, width: int, pad_id: int):
     return pad_left(filled, width, pad_id)
 
 
-def decode(vocabulary: Vocabulary, sampled: Sampled, rows: int) -> list[str]:
-    """The text of the first `rows` responses: see `texts_of`."""
-    return texts_of(vocabulary, response_ids(sampled, rows))
-
-
 def response_ids(sampled: Sampled, rows: int) -> list[list[int]]:
     """The token ids of the first `rows` responses, end token included."""
     tokens_BS, length_B = jax.device_get((sampled.tokens_BS, sampled.response_len_B))

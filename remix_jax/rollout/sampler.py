@@ -137,8 +137,8 @@ def _checked(
     where = f"sampling.engine = {engine!r}"
     if not isinstance(sampled, Sampled):
         raise InputError(f"{where}: gives {type(sampled).__name__}, not a models.sampling.Sampled")
-    B, P, T = task.rows, task.prompt_slots, task.response_slots
-    shapes = {"B": (B,), "BS": (B, P + T), "BT": (B, T), "steps": ()}
+    B = task.rows
+    shapes = {"B": (B,), "BS": (B, task.slots), "BT": (B, task.response_slots), "steps": ()}
     placed = {}
     for name, value in sampled._asdict().items():
         letters = name.rpartition("_")[2]

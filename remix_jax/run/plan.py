@@ -14,7 +14,7 @@ from remix_jax.learner.state import TrainState
 from remix_jax.models.waves import Waves, in_waves
 from remix_jax.rl import family
 from remix_jax.rollout.prefixed import prefix_plan
-from remix_jax.rollout.sampler import Samplers, memory_of
+from remix_jax.rollout.sampler import Samplers, evaluation_task, memory_of, rollout_task
 from remix_jax.run.setup import Setup
 from remix_jax.text import size_text
 
@@ -69,17 +69,16 @@ def method_plan(c: Config) -> dict[str, object]:
 
 def waves(config: Config, mesh: Mesh | AbstractMesh | None) -> dict[str, Waves]:
     """What is decoded at once in the sampling of each stage, and in evaluation."""
-    e, data = config.evaluation, config.data
-    asked = {
-        f"sampling, {name} stage": (stage.fresh_groups, config.own_rows, config.prompt_slots)
+    tasks = {
+        f"sampling, {name} stage": rollout_task(config, stage, (), 0)
         for name, stage in schedule.stages(config).items()
         if config.own_rows
     }
-    asked["evaluation"] = max(e.batch_size // e.samples, 1), e.samples, data.prompt_tokens
+    tasks["evaluation"] = evaluation_task(config, (), 0)
     budget, shards = config.memory.decode_tokens, sharding.row_shards(mesh)
     return {
-        phase: in_waves(groups, size, prompt + data.response_tokens, budget, shards)
-        for phase, (groups, size, prompt) in asked.items()
+        phase: in_waves(task.prompts, task.group_size, task.slots, budget, shards)
+        for phase, task in tasks.items()
     }
 
 
