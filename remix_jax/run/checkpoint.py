@@ -15,6 +15,7 @@ import json
 import math
 import pathlib
 import shutil
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ from remix_jax.text import one_line, size_text
 STATE, HOST = "state", "host"
 WRITING = "*.orbax-checkpoint-tmp*"  # what is being written, or was when the process was killed
 _REFUSED, _PROBE = "refused-", ".probe"
+_TRIES = 20  # at removing what was written in part
 _CHUNK = 1 << 20  # elements that are summed at once on the host
 _OVERHEAD = 1 << 20  # bytes of a checkpoint that are no array, at most
 
@@ -98,7 +100,11 @@ class Checkpoints:
         """Says that the checkpoint of a step cannot be made; what is there of it is removed."""
         if processes.is_first() and isinstance(self._directory, pathlib.Path):
             for left in self._directory.glob(f"{step}{WRITING[1:]}"):
-                shutil.rmtree(left, ignore_errors=True)
+                for _ in range(_TRIES):  # orbax's other threads may still be writing there
+                    shutil.rmtree(left, ignore_errors=True)
+                    if not left.exists():
+                        break
+                    time.sleep(0.1)
         self._manager.reload()
         good = self._manager.latest_step()
         kept = "there is none yet" if good is None else f"the last good one is of step {good}"
@@ -174,14 +180,9 @@ class Checkpoints:
             return f"{STATE} cannot be read ({one_line(error)})"
         found = sums(state)
         bad = [path for path, sum_ in content["sums"].items() if found[path] != sum_]
-        return (
-            f"{STATE}: {bad[0]} has other content than was written"
-            if bad
-            else (
-                state,
-                content["host"],
-            )
-        )
+        if bad:
+            return f"{STATE}: {bad[0]} has other content than was written"
+        return state, content["host"]
 
     def _host(self, step: int) -> dict[str, Any]:
         part = ocp.args.Composite(**{HOST: ocp.args.JsonRestore()})

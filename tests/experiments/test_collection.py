@@ -14,6 +14,7 @@ from experiments.arithmetic import task
 from experiments.collection import Effort, collect
 from experiments.configs import arithmetic_prefix_reinforce
 from experiments.evaluate import replaced
+from remix_jax import streams
 from remix_jax.config import Config, Data, Model
 from remix_jax.data import traces
 from remix_jax.errors import InputError
@@ -95,7 +96,7 @@ def test_the_trace_is_the_first_verified_attempt(config, collected):
         ids.reshape(-1).astype(np.int32),
         np.ones(n * CAP, bool),
     )
-    sampled = compiled(model, many)(params, asked, collection.jax.random.key(SEED))
+    sampled = compiled(model, many)(params, asked, streams.key(SEED, "collection"))
     responses = response_ids(sampled, n * CAP)
     for place, trace in enumerate(bank.traces):
         own = responses[place * CAP : (place + 1) * CAP]

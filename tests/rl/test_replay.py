@@ -243,7 +243,7 @@ def test_priorities_weigh_the_draw(sampler):
     rows = make_rows(range(3 * G), version=1)
     size_B1 = jnp.repeat(jnp.asarray([0.0, 1.0, 8.0], jnp.float32), G)[:, None]
     sign_T1 = jnp.asarray([1.0, -1.0, 1.0, -1.0], jnp.float32)[None, :]
-    state, _ = replay.add(ring(with_advantage=True), rows.replace(adv_BT=size_B1 * sign_T1))
+    state, _ = replay.add(ring(with_advantage=True), rows.replace(stored_adv_BT=size_B1 * sign_T1))
     hits = np.zeros(3)
     for seed in range(300):
         hits[drawn_groups(state, sampler, 1, seed)[0]] += 1
