@@ -15,7 +15,6 @@ import json
 import math
 import pathlib
 import shutil
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +33,6 @@ from remix_jax.text import one_line, size_text
 STATE, HOST = "state", "host"
 WRITING = "*.orbax-checkpoint-tmp*"  # what is being written, or was when the process was killed
 _REFUSED, _PROBE = "refused-", ".probe"
-_TRIES = 20  # at removing what was written in part
 _CHUNK = 1 << 20  # elements that are summed at once on the host
 _OVERHEAD = 1 << 20  # bytes of a checkpoint that are no array, at most
 
@@ -98,14 +96,10 @@ class Checkpoints:
 
     def refuse(self, step: int, error: Exception) -> None:
         """Says that the checkpoint of a step cannot be made; what is there of it is removed."""
+        self._manager.reload()  # which may finish writing in part, so what is left goes after it
         if processes.is_first() and isinstance(self._directory, pathlib.Path):
             for left in self._directory.glob(f"{step}{WRITING[1:]}"):
-                for _ in range(_TRIES):  # orbax's other threads may still be writing there
-                    shutil.rmtree(left, ignore_errors=True)
-                    if not left.exists():
-                        break
-                    time.sleep(0.1)
-        self._manager.reload()
+                shutil.rmtree(left, ignore_errors=True)
         good = self._manager.latest_step()
         kept = "there is none yet" if good is None else f"the last good one is of step {good}"
         why = one_line(error)
