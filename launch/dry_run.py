@@ -33,7 +33,6 @@ from remix_jax.run.plan import (
     method_plan,
     parameters,
     state_bytes,
-    tree_bytes,
     wave_plan,
     waves,
 )
@@ -144,7 +143,7 @@ def memory_plan(
         extra.append(cache_bytes(sizes, wave.rows // shards, config) // tensor)
         lines[f"{phase}: cache of {wave.rows:,} rows"] = size_text(extra[-1])
     trained = {"params": state.params, "critic_params": state.critic_params}
-    gradients = sharding.device_bytes(trained, mesh)
+    gradients = sharding.tree_bytes(trained, mesh)
     micro = learner.static.micro_rows(shards)
     added_up = config.mini_batch_size > micro
     gradients *= 2 if added_up else 1  # the sum so far, and those of one micro-batch
@@ -191,7 +190,7 @@ def backward_bytes(learner: Learner, state: TrainState, micro: int) -> int:
     layers = learner.policy.config.layers
     stacked = {((layers, *shape), dtype): n for (shape, dtype), n in of_params.items()}
     own = found - of_params - collections.Counter(stacked)  # the latter where layers are scanned
-    return sum(n * tree_bytes(jax.ShapeDtypeStruct(*leaf)) for leaf, n in own.items())
+    return sum(n * sharding.tree_bytes(jax.ShapeDtypeStruct(*leaf)) for leaf, n in own.items())
 
 
 def _described(path: str, architectures: pathlib.Path) -> pathlib.Path:

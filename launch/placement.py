@@ -1,19 +1,31 @@
 """Where every array of a run lies, for people: what `--show_sharding` prints."""
 
 import pathlib
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from launch import dry_run
 from remix_jax import sharding
 from remix_jax.config import Config
 from remix_jax.learner.state import TrainState, static_of
-from remix_jax.run.plan import tree_bytes
 from remix_jax.run.setup import check_mesh
 from remix_jax.sinks.console import Console
 from remix_jax.text import size_text
 from remix_jax.types import empty_rows, kept_rows
+
+
+class Placed(NamedTuple):
+    """One array of a tree, or several alike."""
+
+    path: str
+    copies: int
+    shape: tuple[int, ...]
+    dtype: str
+    spec: PartitionSpec
+    device_bytes: int  # of all `copies`, on the device that holds most
 
 
 def print_placement(config: Config, console: Console, architectures: pathlib.Path) -> None:
@@ -30,11 +42,11 @@ def print_placement(config: Config, console: Console, architectures: pathlib.Pat
     check_mesh(config, learner.policy.config, mesh)
     total, everywhere = 0, 0
     for title, tree in parts(config, state).items():
-        placed = sharding.placed(tree, mesh)
-        own = sum(part.device_bytes for part in placed)
-        console.print(_table(f"{title}: {size_text(own)} on a device", placed))
+        table = placed(tree, mesh)
+        own = sum(part.device_bytes for part in table)
+        console.print(_table(f"{title}: {size_text(own)} on a device", table))
         total += own
-        everywhere += tree_bytes(tree)
+        everywhere += sharding.tree_bytes(tree)
     console.print_plan(
         {
             "mesh": sharding.axes_text(mesh),
@@ -69,7 +81,21 @@ def parts(config: Config, state: TrainState) -> dict[str, Any]:
     return {title: tree for title, tree in found.items() if jax.tree.leaves(tree)}
 
 
-def _table(title: str, placed: list[sharding.Placed]) -> str:
+def placed(tree: Any, mesh: AbstractMesh) -> list[Placed]:
+    """Every array of a tree, those of equal layers in one line, in the tree's order."""
+    found: dict[tuple, Placed] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        text = sharding.path_text(path)
+        spec = sharding.spec_of(text, x.shape, mesh)
+        shown = re.sub(r"layers_\d+", "layers_*", text)
+        key = (shown, x.shape, x.dtype, spec)
+        before = found.get(key, Placed(shown, 0, x.shape, str(x.dtype), spec, 0))
+        size = before.device_bytes + sharding.tree_bytes({text: x}, mesh)
+        found[key] = before._replace(copies=before.copies + 1, device_bytes=size)
+    return list(found.values())
+
+
+def _table(title: str, placed: list[Placed]) -> str:
     rows = [("array", "shape", "dtype", "axes", "bytes of a device")]
     for part in placed:
         times = f" x {part.copies}" if part.copies > 1 else ""

@@ -118,7 +118,7 @@ def compiled_programs(
         config.model.attention = "splash"
     _, learner, state = dry_run.described_run(config, ARCHITECTURES)
     setup.check_mesh(config, learner.policy.config, mesh)
-    state_bytes = sharding.device_bytes(state, mesh)
+    state_bytes = sharding.tree_bytes(state, mesh)
     for part in parts:
         name, traced, trips, taken = _MAKERS[part](config, learner, state, mesh)
         try:
@@ -132,7 +132,7 @@ def compiled_programs(
         if dump:
             pathlib.Path(dump).mkdir(parents=True, exist_ok=True)
             (pathlib.Path(dump) / f"{part}.hlo").write_text(compiled.as_text())
-        beside = state_bytes - sharding.device_bytes(taken, mesh)
+        beside = state_bytes - sharding.tree_bytes(taken, mesh)
         yield _figures(name, traced, compiled, trips, mesh.size, beside)
 
 
@@ -248,7 +248,7 @@ def find(config: Config, kind: str) -> str | None:
             mesh = slice_mesh(topology, wanted)
             chip = cost.chip(mesh.devices.flat[0].device_kind)
             trial = dataclasses.replace(config, mesh=configs.Mesh(*wanted))
-            if chip is None or sharding.device_bytes(state, mesh) > 0.9 * chip.memory_bytes:
+            if chip is None or sharding.tree_bytes(state, mesh) > 0.9 * chip.memory_bytes:
                 continue
             if report(trial, topology, ["learning", "sampling"], None):
                 return topology

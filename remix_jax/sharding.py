@@ -43,17 +43,6 @@ rules: tuple[tuple[str, P], ...] = (
 )
 
 
-class Placed(NamedTuple):
-    """One array of a tree, or several alike."""
-
-    path: str
-    copies: int
-    shape: tuple[int, ...]
-    dtype: str
-    spec: P
-    device_bytes: int  # of all `copies`, on the device that holds most
-
-
 # --- the mesh --------------------------------------------------------------------------------
 
 
@@ -275,36 +264,14 @@ def axes_text(mesh: Mesh | AbstractMesh) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
 
 
-def placed(tree: Any, mesh: Mesh | AbstractMesh) -> list[Placed]:
-    """Every array of a tree, those of equal layers in one line, in the tree's order."""
-    found: dict[tuple, Placed] = {}
+def tree_bytes(tree: Any, mesh: Mesh | AbstractMesh | None = None) -> int:
+    """Of the arrays of a tree, or of their shapes; with a mesh what one device holds of them."""
+    total = 0
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        text = path_text(path)
-        spec = spec_of(text, x.shape, mesh)
-        shown = re.sub(r"layers_\d+", "layers_*", text)
-        key = (shown, x.shape, x.dtype, spec)
-        bytes_ = math.prod(part_shape(x.shape, spec, mesh)) * _item_bytes(x.dtype)
-        before = found.get(key, Placed(shown, 0, x.shape, str(x.dtype), spec, 0))
-        found[key] = before._replace(
-            copies=before.copies + 1, device_bytes=before.device_bytes + bytes_
-        )
-    return list(found.values())
-
-
-def part_shape(shape: Sequence[int], spec: P, mesh: Mesh | AbstractMesh) -> tuple[int, ...]:
-    """What one device holds of an array."""
-    by_dimension = (*map(_names, spec), *[()] * (len(shape) - len(spec)))
-    return tuple(
-        -(-n // math.prod(mesh.shape[axis] for axis in axes))
-        for n, axes in zip(shape, by_dimension, strict=True)
-    )
-
-
-def device_bytes(tree: Any, mesh: Mesh | AbstractMesh) -> int:
-    """What one device holds of a tree."""
-    return sum(part.device_bytes for part in placed(tree, mesh))
-
-
-def _item_bytes(dtype: Any) -> int:
-    is_key = jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
-    return 0 if is_key else dtype.itemsize
+        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            shape = x.shape
+            if mesh is not None:
+                spec = spec_of(path_text(path), shape, mesh)
+                shape = NamedSharding(mesh, spec).shard_shape(shape)
+            total += math.prod(shape) * x.dtype.itemsize
+    return total

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from launch.placement import placed
 from remix_jax import sharding
 from remix_jax.errors import InputError
 from remix_jax.run.setup import check_mesh
-from remix_jax.sharding import make_mesh, mesh_shape, placed, planned_mesh, shardings, spec_of
+from remix_jax.sharding import make_mesh, mesh_shape, planned_mesh, shardings, spec_of
 from tests.learner.tiny import POLICY, grouped, make_config, start
 
 PARAMETERS = re.compile(r"^(?:\w+_)?(?:params|opt_state/0/[mn]u)/")
@@ -63,7 +64,6 @@ def test_an_axis_that_does_not_divide_is_left_out():
     assert spec_of("rows/reward_B", (6,), mesh) == P("data")
     assert spec_of("layers/q/kernel", (5, 8, 3), mesh) == P(None, "fsdp", "tensor"), "stacked"
     assert spec_of("params/q/kernel", (8, 3), planned_mesh((1, 4, 1))) == P("fsdp", None)
-    assert sharding.part_shape((10, 8), P(None, ("data", "fsdp")), mesh) == (10, 1)
 
 
 def test_an_array_without_a_rule_is_an_error():

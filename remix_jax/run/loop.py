@@ -31,13 +31,13 @@ from remix_jax.rollout.rollouts import Rollouts, grade_rollouts, prompt_batch
 from remix_jax.rollout.sampler import Prompts, Samplers
 from remix_jax.run import figures, report, resume
 from remix_jax.run.checkpoint import Checkpoints, SaveError, check_room
-from remix_jax.run.plan import memory_plan, peak, plan, state_bytes, tree_bytes
+from remix_jax.run.plan import memory_plan, peak, plan, state_bytes
 from remix_jax.run.profiler import Profiler, Window
 from remix_jax.run.record import StepLog
 from remix_jax.run.setup import Setup, prepare
 from remix_jax.run.stop import Preempted, Stop, watch
 from remix_jax.schedule import Stage
-from remix_jax.sharding import put, whole
+from remix_jax.sharding import put, tree_bytes, whole
 from remix_jax.sinks import sink
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.metrics import Record, read_metrics

@@ -105,10 +105,7 @@ def state_bytes(state: TrainState, mesh: Mesh | AbstractMesh | None = None) -> d
         "anchors": (state.base_params, state.prev_params),
         "replay": state.replay,
     }
-    held = {
-        name: sharding.device_bytes(part, mesh) if mesh else tree_bytes(part)
-        for name, part in parts.items()
-    }
+    held = {name: sharding.tree_bytes(part, mesh) for name, part in parts.items()}
     return {name: bytes_ for name, bytes_ in held.items() if bytes_}
 
 
@@ -180,11 +177,3 @@ def _passes(c: Config) -> str:
 
 def _epochs(setup: Setup, prompts: int) -> str:
     return f"{prompts / len(setup.train.problems):.2f} epochs"
-
-
-def tree_bytes(tree) -> int:
-    """Of the arrays, or of their shapes."""
-    leaves = (
-        x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    )
-    return sum(x.size * x.dtype.itemsize for x in leaves)
