@@ -11,7 +11,9 @@ device of the mesh that the config asks for, whose devices need not be here.
 import collections
 import dataclasses
 import functools
+import math
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +64,7 @@ def print_plans(config: Config, console: Console, architectures: pathlib.Path) -
     plan = method_plan(config) | {"parameters": parameters(state), "model": config.model.path}
     if directory != pathlib.Path(config.model.path):
         plan["architecture, from"] = directory / MODEL_CONFIG
-    mesh = sharding.planned_mesh(config.mesh.sizes)
+    mesh = planned_mesh(config.mesh.sizes)
     check_mesh(config, learner.policy.config, mesh)
     plan["mesh"] = sharding.axes_text(mesh)
     plan |= wave_plan(config, mesh) | problems
@@ -70,6 +72,16 @@ def print_plans(config: Config, console: Console, architectures: pathlib.Path) -
     console.print_plan(memory_plan(config, learner, state, mesh), title="Memory of a device")
     for path in _missing(config):
         console.event(f"not there yet: {path}")
+
+
+def planned_mesh(wanted: Sequence[int]) -> AbstractMesh:
+    """The mesh's sizes without its devices: to plan on a laptop what a pod will hold.
+
+    Raises:
+      InputError: as `mesh_shape`, where `sharding.REST` asks for the devices that are here.
+    """
+    here = jax.device_count() if sharding.REST in wanted else math.prod(wanted)
+    return AbstractMesh(sharding.mesh_shape(wanted, here), sharding.AXES)
 
 
 def problem_plan(config: Config) -> dict[str, object]:

@@ -38,7 +38,7 @@ def print_placement(config: Config, console: Console, architectures: pathlib.Pat
       InputError: as `dry_run.print_plans`, or the mesh does not suit config, model or devices.
     """
     _, learner, state = dry_run.described_run(config, architectures)
-    mesh = sharding.planned_mesh(config.mesh.sizes)
+    mesh = dry_run.planned_mesh(config.mesh.sizes)
     check_mesh(config, learner.policy.config, mesh)
     total, everywhere = 0, 0
     for title, tree in parts(config, state).items():
@@ -63,7 +63,7 @@ def parts(config: Config, state: TrainState) -> dict[str, Any]:
     Gradients and micro-batches live only while the learning phase runs.
     """
     slots = (config.prompt_slots, config.data.response_tokens)
-    shards = sharding.row_shards(sharding.planned_mesh(config.mesh.sizes))
+    shards = sharding.row_shards(dry_run.planned_mesh(config.mesh.sizes))
     micro_rows = static_of(config).micro_rows(shards)
     micro = jax.eval_shape(lambda: kept_rows(empty_rows(micro_rows, *slots)))
     found: dict[str, Any] = {

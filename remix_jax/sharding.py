@@ -91,16 +91,6 @@ def make_mesh(wanted: Sequence[int]) -> Mesh | None:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:size])
 
 
-def planned_mesh(wanted: Sequence[int]) -> AbstractMesh:
-    """The mesh's sizes without its devices: to plan on a laptop what a pod will hold.
-
-    Raises:
-      InputError: as `mesh_shape`, where `REST` asks for the devices that are here.
-    """
-    here = jax.device_count() if REST in wanted else math.prod(wanted)
-    return AbstractMesh(mesh_shape(wanted, here), AXES)
-
-
 def row_shards(mesh: Mesh | AbstractMesh | None) -> int:
     """Into how many parts rows are divided."""
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROWS)

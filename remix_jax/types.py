@@ -33,6 +33,14 @@ class FreshRows(flax.struct.PyTreeNode):
         """T, static."""
         return self.loss_mask_BT.shape[1]
 
+    @property
+    def mask_BT(self) -> jax.Array:
+        """The loss mask: 1.0 at the response tokens of valid rows that the loss counts."""
+        slot_T = jnp.arange(self.response_slots)
+        inside_BT = slot_T[None, :] < self.response_len_B[:, None]
+        counted_BT = inside_BT & self.valid_B[:, None] & (self.loss_mask_BT > 0)
+        return counted_BT.astype(jnp.float32)
+
 
 class Rows(FreshRows):
     """Rows of the replay ring: what learning from them, now or later, needs."""
@@ -43,6 +51,12 @@ class Rows(FreshRows):
     signal_B: jax.Array  # bool, some row of its group has an advantage (always true for PPO)
     expert_B: jax.Array  # bool, an expert wrote it: behaviour log-probs are unknown, NaN
     stored_adv_BT: jax.Array | None  # at its collection, where a method or sampler reads it
+
+    @property
+    def own_BT(self) -> jax.Array:
+        """The loss mask of the rows that a policy of ours sampled."""
+        mask_BT = self.mask_BT
+        return jnp.where(self.expert_B[:, None], jnp.zeros_like(mask_BT), mask_BT)
 
 
 class Batch(Rows):
@@ -60,16 +74,6 @@ class Batch(Rows):
     value_BT: jax.Array  # V_k
     return_BT: jax.Array
     per_row_B: jax.Array | None = None  # what the method found of each row in its mini-batch
-
-    @property
-    def mask_BT(self) -> jax.Array:
-        """The loss mask."""
-        return response_mask(self)
-
-    @property
-    def own_BT(self) -> jax.Array:
-        """The loss mask of the rows that a policy of ours sampled."""
-        return own_mask(self)
 
 
 def empty_rows(n: int, prompt_slots: int, response_slots: int) -> FreshRows:
@@ -118,20 +122,6 @@ def batch_of(rows: Rows, **known) -> Batch:
         "return_BT": zero_BT,
     }
     return Batch(**vars(rows) | filled | known)
-
-
-def response_mask(rows: FreshRows) -> jax.Array:
-    """1.0 at the response tokens of valid rows that the loss counts [B, T]."""
-    slot_T = jnp.arange(rows.response_slots)
-    inside_BT = slot_T[None, :] < rows.response_len_B[:, None]
-    counted_BT = inside_BT & rows.valid_B[:, None] & (rows.loss_mask_BT > 0)
-    return counted_BT.astype(jnp.float32)
-
-
-def own_mask(rows: Rows) -> jax.Array:
-    """`response_mask` without the rows that an expert wrote."""
-    mask_BT = response_mask(rows)
-    return jnp.where(rows.expert_B[:, None], jnp.zeros_like(mask_BT), mask_BT)
 
 
 def token_mask(rows: FreshRows) -> jax.Array:

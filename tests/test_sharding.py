@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from launch.dry_run import planned_mesh
 from launch.placement import placed
 from remix_jax import sharding
 from remix_jax.errors import InputError
 from remix_jax.run.setup import check_mesh
-from remix_jax.sharding import make_mesh, mesh_shape, planned_mesh, shardings, spec_of
+from remix_jax.sharding import make_mesh, mesh_shape, shardings, spec_of
 from tests.learner.tiny import POLICY, grouped, make_config, start
 
 PARAMETERS = re.compile(r"^(?:\w+_)?(?:params|opt_state/0/[mn]u)/")

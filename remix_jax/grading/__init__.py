@@ -10,12 +10,4 @@ processes that may hang, crash or grow. docs/grading.md says what counts as equa
 from remix_jax.grading.pool import GraderPool, WorkerPool, process_pool
 from remix_jax.grading.verdicts import Verdict, grade, grade_many, version
 
-__all__ = [
-    "GraderPool",
-    "Verdict",
-    "WorkerPool",
-    "grade",
-    "grade_many",
-    "process_pool",
-    "version",
-]
+__all__ = ["GraderPool", "Verdict", "WorkerPool", "grade", "grade_many", "process_pool", "version"]

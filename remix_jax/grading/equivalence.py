@@ -187,10 +187,7 @@ def _parse(text: str, real: bool) -> sympy.Expr | MatrixBase:
     text = _FRACTIONS.sub(r"\1\\cdot ", _FACTOR.sub(r"\\cdot ", text))
     text = normalize_latex(text, _NORMALIZATION)
     value = latex2sympy(
-        text,
-        is_real=real,
-        normalization_config=None,
-        conversion_config=_CONVERSION,
+        text, is_real=real, normalization_config=None, conversion_config=_CONVERSION
     )
     if not isinstance(value, sympy.Expr | MatrixBase):
         raise ValueError("no scalar and no matrix")

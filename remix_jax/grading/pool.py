@@ -269,7 +269,10 @@ class GraderPool(WorkerPool):
         Raises:
           RuntimeError: the workers do not start.
         """
-        keys = {pair: _key(pair) for pair in pairs}
+        keys = {
+            pair: hashlib.blake2b(json.dumps(pair).encode(), digest_size=16).digest()
+            for pair in pairs
+        }
         known = {pair: self._verdicts[key] for pair, key in keys.items() if key in self._verdicts}
         for pair in known:
             self._verdicts.move_to_end(keys[pair])
@@ -283,11 +286,6 @@ class GraderPool(WorkerPool):
         while len(self._verdicts) > _CACHED:
             self._verdicts.popitem(last=False)
         return [known[pair] for pair in pairs]
-
-
-def _key(pair: Pair) -> bytes:
-    """What a verdict is kept under: a digest of both texts."""
-    return hashlib.blake2b(json.dumps(pair).encode(), digest_size=16).digest()
 
 
 @functools.cache

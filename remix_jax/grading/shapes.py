@@ -25,6 +25,8 @@ class Shape(NamedTuple):
     name: str = ""  # of the variable that an inequality bounds, where it has been made an interval
 
 
+Equal = Callable[[Shape, Shape], bool]
+
 _AND_OR = re.compile(r"(?<![A-Za-z\\]),?\s*(?:and|or)\s*(?![A-Za-z])")
 _GROUPED = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _TOKEN = re.compile(
@@ -39,36 +41,36 @@ _NAMES = re.compile(rf"\((?:{_NAME.pattern})(?:, ?(?:{_NAME.pattern}))+\)")  # (
 _LESS = {"<": "(", r"\lt": "(", r"\le": "[", r"\leq": "[", r"\leqslant": "[", "<=": "["}
 _MORE = {">": "(", r"\gt": "(", r"\ge": "[", r"\geq": "[", r"\geqslant": "[", ">=": "["}
 _CLOSING = {"(": ")", "[": "]"}
-_INVERSE = {"(": ")", "[": "]", ")": "(", "]": "["}
 _CONSTANTS = frozenset(("e", "i", r"\pi", r"\infty"))
 _MAX_ITEMS = 64
 
 
 def read(text: str) -> Shape:
     """The structure of a cleaned answer without its unit."""
-    text = text.strip()
-    text = _AND_OR.sub(",", text)
+    text = _AND_OR.sub(",", text.strip())
     ungrouped = _GROUPED.sub(lambda group: group[0].replace(",", ""), text)
     if not re.search(r"[,(\[]", ungrouped):  # x = 1,234
         text = ungrouped
-    pieces, operators = _split(text, {",", ";"})
+    pieces, _ = _split(text, {",", ";"})
     if len(pieces) > _MAX_ITEMS:
         return Shape("long", text=text)
     if len(pieces) > 1 and all(pieces):
-        return Shape("list", tuple(read(piece) for piece in pieces), text)
+        return Shape("list", tuple(map(read, pieces)), text)
     member = _split(text, {r"\in"})[0]
     if len(member) == 2 and _NAME.fullmatch(member[0]):
         return read(member[1])
     pieces, operators = _split(text, {"="})
     if operators and all(pieces):
-        sides = tuple(Shape("scalar", text=piece) for piece in pieces)
-        return Shape("equation", sides, text)
-    pieces, operators = _split(
-        text, {r"\cup"} | ({"U"} if re.search(r"[\])]\s*U", text) else set())
-    )
+        return Shape("equation", _scalars(pieces), text)
+    unions = {r"\cup", "U"} if re.search(r"[\])]\s*U", text) else {r"\cup"}
+    pieces, operators = _split(text, unions)
     if operators and all(pieces):
-        return Shape("union", tuple(read(piece) for piece in pieces), text)
+        return Shape("union", tuple(map(read, pieces)), text)
     return _bounds(text) or _bracketed(text) or _signs(text) or Shape("scalar", text=text)
+
+
+def _scalars(texts: Sequence[str]) -> tuple[Shape, ...]:
+    return tuple(Shape("scalar", text=text.strip()) for text in texts)
 
 
 def _bounds(text: str) -> Shape | None:
@@ -84,10 +86,8 @@ def _bounds(text: str) -> Shape | None:
     if len(sides) == 3 and _NAME.fullmatch(sides[1]) and sides[1] not in _CONSTANTS:
         low, name, high = sides
         opening, closing = _LESS[operators[0]], _CLOSING[_LESS[operators[1]]]
-        ends = (Shape("scalar", text=low), Shape("scalar", text=high))
-        return Shape(opening + closing, ends, text, name)
-    parts = tuple(Shape("scalar", text=side) for side in sides)
-    return Shape("relation", parts, text, " ".join(_LESS[op] for op in operators))
+        return Shape(opening + closing, _scalars((low, high)), text, name)
+    return Shape("relation", _scalars(sides), text, " ".join(_LESS[op] for op in operators))
 
 
 def _bracketed(text: str) -> Shape | None:
@@ -103,7 +103,7 @@ def _bracketed(text: str) -> Shape | None:
         if len(pieces) > _MAX_ITEMS:
             return Shape("long", text=text)
         if len(pieces) > 1 and all(pieces):
-            return Shape(kind, tuple(read(piece) for piece in pieces), text)
+            return Shape(kind, tuple(map(read, pieces)), text)
         if kind in ("()", "[]", "{}"):
             return read(inner)
     return None
@@ -115,7 +115,7 @@ def _signs(text: str) -> Shape | None:
         return None
     before, after = text.split(r"\pm")
     both = (f"{before}+{after}" if before.strip() else after, f"{before}-{after}")
-    return Shape("list", tuple(Shape("scalar", text=value.strip()) for value in both), text)
+    return Shape("list", _scalars(both), text)
 
 
 def _closes(text: str) -> bool:
@@ -176,9 +176,7 @@ def compare(answer: Shape, gold: Shape, same: Same, same_equation: SameEquation)
     return equal(answer, gold)
 
 
-def _equal_equations(
-    a: Shape, g: Shape, equal: Callable[[Shape, Shape], bool], same_equation: SameEquation
-) -> bool:
+def _equal_equations(a: Shape, g: Shape, equal: Equal, same_equation: SameEquation) -> bool:
     (a_name, a_values), (g_name, g_values) = _assigned(a), _assigned(g)
     if a.kind != "equation":
         return bool(g_name) and len(g_values) == 1 and equal(a, g_values[0])
@@ -204,15 +202,11 @@ def _assigned(shape: Shape) -> tuple[str, list[Shape]]:
     return "", [read(side) for side in sides]
 
 
-def _in_order(
-    a: Sequence[Shape], g: Sequence[Shape], equal: Callable[[Shape, Shape], bool]
-) -> bool:
+def _in_order(a: Sequence[Shape], g: Sequence[Shape], equal: Equal) -> bool:
     return len(a) == len(g) and all(equal(x, y) for x, y in zip(a, g, strict=True))
 
 
-def _in_any_order(
-    a: Sequence[Shape], g: Sequence[Shape], equal: Callable[[Shape, Shape], bool]
-) -> bool:
+def _in_any_order(a: Sequence[Shape], g: Sequence[Shape], equal: Equal) -> bool:
     left = list(g)
     if len(a) != len(left):
         return False

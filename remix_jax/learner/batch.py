@@ -14,7 +14,7 @@ from remix_jax.learner.state import Learner, Static, TrainState
 from remix_jax.models import scoring
 from remix_jax.rl import advantages, family, masked, objectives, replay
 from remix_jax.schedule import Stage
-from remix_jax.types import Batch, FreshRows, Rows, batch_of, kept_rows, response_mask
+from remix_jax.types import Batch, FreshRows, Rows, batch_of, kept_rows
 
 
 def complete(
@@ -44,15 +44,16 @@ def complete(
 
 
 def _join(stage: Stage, fresh: FreshRows | None, expert: FreshRows | None) -> Rows:
-    sources = [(rows, by) for rows, by in ((fresh, False), (expert, True)) if rows is not None]
-    marked = [kept_rows(rows, expert_B=jnp.full(rows.valid_B.shape, by)) for rows, by in sources]
     # A token that the policy did not write has no log-prob of it; 0 is finite in any formula.
     marked = [
-        rows.replace(
+        kept_rows(
+            rows,
+            expert_B=jnp.full(rows.valid_B.shape, by_expert),
             behav_logp_BT=masked.zero_masked(rows.behav_logp_BT, rows.loss_mask_BT),
             sampled_logp_BT=masked.zero_masked(rows.sampled_logp_BT, rows.loss_mask_BT),
         )
-        for rows in marked
+        for rows, by_expert in ((fresh, False), (expert, True))
+        if rows is not None
     ]
 
     def joined(*parts):
@@ -102,7 +103,7 @@ def sampler_gap(learner: Learner, params, fresh: FreshRows) -> dict:
     s, shards = learner.static, sharding.row_shards(sharding.in_use())
     n = min(s.micro_rows(shards), s.score_rows(shards), fresh.valid_B.shape[0])
     some = jax.tree.map(lambda x: x[:n], fresh)
-    mask_BT = response_mask(some)
+    mask_BT = some.mask_BT
     gap_BT = masked.zero_masked(some.behav_logp_BT - logps(learner, params, some), mask_BT)
     return {
         "sampler_gap": masked.mean(gap_BT, mask_BT),

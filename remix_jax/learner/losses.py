@@ -16,7 +16,7 @@ from remix_jax.learner.state import Learner, Static
 from remix_jax.models import scoring
 from remix_jax.rl import constraints, family, masked, objectives
 from remix_jax.rl.family import Terms
-from remix_jax.types import Batch, Rows, response_mask
+from remix_jax.types import Batch, Rows
 
 
 def minibatch_terms(
@@ -24,9 +24,8 @@ def minibatch_terms(
 ) -> tuple[Terms, Batch]:
     """The numbers that the method's loss reads, its statistics of the whole mini-batch among them.
 
-    Args:
-      params: of the policy, before the update; scored for methods whose statistics read that.
-      mini: the mini-batch, also returned, with what the method found of each row.
+    `params` are those before the update. The mini-batch comes back with what the method found of
+    each row.
     """
     s, method = learner.static, family.METHODS[learner.static.method]
     terms = Terms(
@@ -56,10 +55,8 @@ def policy_loss(
     are of the rows that a policy of ours sampled: on an expert's they would estimate nothing.
 
     Args:
-      params: of the policy, differentiated.
-      terms: of the whole mini-batch.
       kl_weight: lambda of this step.
-      count: denominator of the whole mini-batch (`masked.count`).
+      count: denominator of the whole mini-batch (`masked.count`); `terms` are of it too.
       ages: length of the metrics by age (static).
 
     Returns:
@@ -149,7 +146,7 @@ def imitation_loss(params: dict, learner: Learner, rows: Rows, count: jax.Array)
     """
     s = learner.static
     scores = scoring.score_responses(learner.policy, params, rows, s.temperature)
-    total, _ = masked.sum_and_count(-scores.logp_BT, response_mask(rows), s.aggregation)
+    total, _ = masked.sum_and_count(-scores.logp_BT, rows.mask_BT, s.aggregation)
     return s.imitation_weight * total / count
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from remix_jax.learner.state import Static
 from remix_jax.rl import masked
-from remix_jax.types import Batch, FreshRows, response_mask
+from remix_jax.types import Batch, FreshRows
 
 
 def of_batch(batch: Batch, with_expert: bool) -> dict:
@@ -22,7 +22,7 @@ def of_batch(batch: Batch, with_expert: bool) -> dict:
 def of_sampler(fresh: FreshRows) -> dict:
     """How far top_k, top_p and min_p move the sampler from the full vocabulary."""
     gap_BT = fresh.sampled_logp_BT - fresh.behav_logp_BT
-    return {"truncation_gap": masked.mean(gap_BT, response_mask(fresh))}
+    return {"truncation_gap": masked.mean(gap_BT, fresh.mask_BT)}
 
 
 def of_updates(static: Static, sums: dict, has_precedent: bool) -> dict:

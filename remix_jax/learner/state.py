@@ -284,20 +284,15 @@ def anchor(learner: Learner, params: dict) -> dict:
     return jax.tree.map(lambda x: jnp.array(x, dtype or x.dtype, copy=True), params)
 
 
-def offload_anchors(config: Config, state: TrainState) -> TrainState:
-    """The anchors in the host's pinned memory, if the config wants them there between uses.
+def move_anchors(config: Config, state: TrainState, kind: str) -> TrainState:
+    """The anchors in "pinned_host" memory, or on the "device" where programs read them.
 
-    Their device memory is freed: the state that was given must not be used again.
+    The state as it was, unless the config wants them on the host between uses. What they took
+    before is freed: the state that was given must not be used again.
     """
-    return _move_anchors(state, "pinned_host") if config.memory.anchors_on_host else state
+    if not config.memory.anchors_on_host:
+        return state
 
-
-def load_anchors(config: Config, state: TrainState) -> TrainState:
-    """The anchors back where programs read them; likewise."""
-    return _move_anchors(state, "device") if config.memory.anchors_on_host else state
-
-
-def _move_anchors(state: TrainState, kind: str) -> TrainState:
     def moved(tree):
         there = jax.tree.map(lambda x: x.sharding.with_memory_kind(kind), tree)
         copies = jax.device_put(tree, there)
@@ -305,9 +300,7 @@ def _move_anchors(state: TrainState, kind: str) -> TrainState:
             x.delete()
         return copies
 
-    anchors = state.base_params, state.prev_params
-    base, prev = (None if tree is None else moved(tree) for tree in anchors)
-    return state.replace(base_params=base, prev_params=prev)
+    return state.replace(base_params=moved(state.base_params), prev_params=moved(state.prev_params))
 
 
 def copy(tree: dict) -> dict:
@@ -316,5 +309,4 @@ def copy(tree: dict) -> dict:
 
 
 def _paths(tree) -> list[str]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    return [sharding.path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]

@@ -25,7 +25,7 @@ from remix_jax.learner import losses, metrics
 from remix_jax.learner.state import Learner, Static, TrainState
 from remix_jax.rl import family, masked, replay, schedules
 from remix_jax.schedule import Stage, fresh_groups, learning_rates, method_params
-from remix_jax.types import Batch, FreshRows, response_mask
+from remix_jax.types import Batch, FreshRows
 
 
 class StepInputs(NamedTuple):
@@ -51,20 +51,15 @@ class _Shared(NamedTuple):
     ring: replay.ReplayState
     step: jax.Array  # from 1
     kl_weight: jax.Array  # of the base anchor
-    rate: jax.Array  # learning rates: of the policy,
-    critic_rate: jax.Array  # of the critic
+    inputs: StepInputs
 
 
 class _Carry(NamedTuple):
     """What a mini-batch changes."""
 
-    params: dict
-    opt_state: optax.OptState
-    critic_params: dict | None
-    critic_opt_state: optax.OptState | None
+    state: TrainState  # without the parts that no mini-batch changes
     used_R: jax.Array  # gradient passes over each row of the ring
     row_ratio_R: jax.Array  # mean ratio of each row of the ring, in its last pass
-    fault_F: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("learner", "stage"), donate_argnames=("state",))
@@ -83,9 +78,7 @@ def learn(
       state: donated.
       fresh: rows of stage.fresh_groups groups, sampled by `state.params`; None where all are an
         expert's.
-      inputs: `step_inputs`.
       expert: an expert's rows of the same groups, None without.
-      learner, stage: static.
 
     Returns:
       The next state, and metrics: scalars, and `row_ratio_B` of the fresh rows. Where a loss or a
@@ -95,7 +88,9 @@ def learn(
     key_replay, key_shuffle = jax.random.split(jax.random.fold_in(state.key, step))
     rows = batches.complete(learner, stage, state, fresh, expert, first_param)
     ring, fresh_slots = replay.add(state.replay, rows)
-    kl_weight = _kl_weight(s, step)
+    kl_weight: Any = jnp.ones(())
+    if s.kl_schedule is not None:
+        kl_weight = schedules.kl_convex_weight(step, *s.kl_schedule)
     batch = batches.assemble(
         s, stage, ring, rows, fresh_slots, step, key_replay, inputs.replayed_groups
     )
@@ -105,11 +100,12 @@ def learn(
     batch = batches.without_equal_groups(s, batch)
     # Small, and read at random by every mini-batch: whole on each device of a mesh.
     batch = jax.tree.map(sharding.constrain, batch)
-    rates = inputs.learning_rate, inputs.critic_learning_rate
-    shared = _Shared(batch, ring, step, kl_weight, *rates)
+    shared = _Shared(batch, ring, step, kl_weight, inputs)
     drawn = _draw_updates(s, stage, key_shuffle, inputs.method_param_M)
     update = functools.partial(_update, learner, stage, shared)
-    carry, sums = jax.lax.scan(update, _begin(state, ring), drawn)
+    changing = state.replace(base_params=None, prev_params=None, replay=None, key=None, step=None)
+    begin = _Carry(changing, ring.rows.used_B, jnp.ones_like(ring.rows.reward_B))
+    carry, sums = jax.lax.scan(update, begin, drawn)
     found = metrics.of_updates(s, sums, state.prev_params is not None) | of_critic
     found |= metrics.of_batch(batch, expert is not None)
     found |= {"kl_weight": kl_weight, "learning_rate": inputs.learning_rate}
@@ -120,40 +116,18 @@ def learn(
     return sharding.by_rules(state), jax.tree.map(sharding.constrain, found)
 
 
-def _begin(state: TrainState, ring: replay.ReplayState) -> _Carry:
-    """What the first mini-batch finds."""
-    return _Carry(
-        state.params,
-        state.opt_state,
-        state.critic_params,
-        state.critic_opt_state,
-        ring.rows.used_B,
-        jnp.ones_like(ring.rows.reward_B),
-        state.fault_F,
-    )
-
-
 def _end(static: Static, state: TrainState, ring, carry: _Carry, step) -> TrainState:
     """The state after the step, from that before it and what the last mini-batch left."""
     dtype, prev_params = static.anchors_dtype, None
     if state.prev_params is not None:
         prev_params = jax.tree.map(lambda x: x.astype(dtype or x.dtype), state.params)
-    return state.replace(
-        params=carry.params,
-        opt_state=carry.opt_state,
-        critic_params=carry.critic_params,
-        critic_opt_state=carry.critic_opt_state,
+    return carry.state.replace(
+        base_params=state.base_params,
         prev_params=prev_params,
         replay=ring.replace(rows=ring.rows.replace(used_B=carry.used_R)),
+        key=state.key,
         step=step,
-        fault_F=carry.fault_F,
     )
-
-
-def _kl_weight(static: Static, step):
-    if static.kl_schedule is None:
-        return jnp.ones(())
-    return schedules.kl_convex_weight(step, *static.kl_schedule)
 
 
 def _draw_updates(static: Static, stage: Stage, key, method_param_M):
@@ -184,17 +158,17 @@ def _update(learner: Learner, stage: Stage, shared: _Shared, carry: _Carry, draw
     mini = jax.tree.map(lambda x: x[index.reshape(-1)], shared.batch)
     count = masked.count(mini.mask_BT, s.aggregation)
     count = jnp.where(count > 0, count, 1.0)
-    terms, mini = losses.minibatch_terms(learner, carry.params, mini, method_param)
+    terms, mini = losses.minibatch_terms(learner, carry.state.params, mini, method_param)
     ages = s.window + 1 if stage.replay_groups > 0 else 1
 
     def backward(micro: Batch):
         grads, sums = jax.grad(losses.policy_loss, has_aux=True)(
-            carry.params, learner, micro, terms, shared.kl_weight, count, ages
+            carry.state.params, learner, micro, terms, shared.kl_weight, count, ages
         )
         critic_grads = None
         if learner.critic is not None:
             loss, critic_grads = jax.value_and_grad(losses.critic_loss)(
-                carry.critic_params, learner, micro, count
+                carry.state.critic_params, learner, micro, count
             )
             sums["loss_value"] = loss
         return sharding.by_rules((grads, critic_grads)), sums
@@ -205,7 +179,7 @@ def _update(learner: Learner, stage: Stage, shared: _Shared, carry: _Carry, draw
         imitation, sums["loss_imitation"] = _imitate(learner, shared, carry, index.shape, key)
         grads = (jax.tree.map(jnp.add, grads[0], imitation), grads[1])
     carry, norms = _apply(learner, shared, carry, grads, sums)
-    trained_B = (mini.valid_B & ~carry.fault_F.any()).astype(jnp.int32)
+    trained_B = (mini.valid_B & ~carry.state.fault_F.any()).astype(jnp.int32)
     # An index of the batch that no row fills points at some row's slot all the same.
     own_slots_B = jnp.where(mini.valid_B, mini.slots_B, carry.row_ratio_R.shape[0])
     carry = carry._replace(
@@ -218,17 +192,17 @@ def _update(learner: Learner, stage: Stage, shared: _Shared, carry: _Carry, draw
 def _imitate(learner: Learner, shared: _Shared, carry: _Carry, shape: tuple[int, int], key):
     """Gradient and value of the imitation loss on a mini-batch of successes; zeros without one.
 
-    Args:
-      shape: micro-batches and rows of each, as of the mini-batch it is added to.
+    `shape`: micro-batches, and rows of each, of the mini-batch that it is added to.
     """
     s = learner.static
     n = shape[0] * shape[1]
     slots_B, found = replay.draw_successes(shared.ring, key, shared.step, s.imitation_window, n)
     rows = replay.take(shared.ring, slots_B)
-    count = jnp.maximum(masked.count(response_mask(rows), s.aggregation), 1.0)
+    count = jnp.maximum(masked.count(rows.mask_BT, s.aggregation), 1.0)
 
     def backward(micro):
-        loss, grads = jax.value_and_grad(losses.imitation_loss)(carry.params, learner, micro, count)
+        value_and_grad = jax.value_and_grad(losses.imitation_loss)
+        loss, grads = value_and_grad(carry.state.params, learner, micro, count)
         return sharding.by_rules(grads), {"loss": loss}
 
     grads, sums = _accumulate(backward, rows, shape)
@@ -263,28 +237,28 @@ def _accumulate(backward, rows, shape: tuple[int, int]):
 
 def _apply(learner: Learner, shared: _Shared, carry: _Carry, grads, sums):
     """Both optimizers' steps, unless something is not finite, now or before."""
-    s = learner.static
+    s, inputs, state = learner.static, shared.inputs, carry.state
     grads, critic_grads = grads
     squares, critic_squares = _squares(grads), _squares(critic_grads)
     value_loss = sums.get("loss_value", jnp.zeros(()))
     observed_F = jnp.stack([sums["loss"], value_loss, *squares, *critic_squares])
-    fault_F = jnp.where(carry.fault_F.any(), carry.fault_F, ~jnp.isfinite(observed_F))
+    fault_F = jnp.where(state.fault_F.any(), state.fault_F, ~jnp.isfinite(observed_F))
     healthy = ~fault_F.any()
-    norms = {"grad_norm": jnp.sqrt(sum(squares))}
-    of_policy = (carry.params, carry.opt_state)
-    params, opt_state = _optimize(
-        learner.optimizer, shared.rate, of_policy, grads, norms["grad_norm"], s.grad_clip, healthy
-    )
-    carry = carry._replace(params=params, opt_state=opt_state, fault_F=fault_F)
+    norms = {"grad_norm": (norm := jnp.sqrt(sum(squares)))}
+    optimizer, rate = learner.optimizer, inputs.learning_rate
+    of_policy = (state.params, state.opt_state)
+    params, opt_state = _optimize(optimizer, rate, of_policy, grads, norm, s.grad_clip, healthy)
+    new = state.replace(params=params, opt_state=opt_state, fault_F=fault_F)
     if learner.critic is None:
-        return carry, norms
+        return carry._replace(state=new), norms
     norms["critic_grad_norm"] = norm = jnp.sqrt(sum(critic_squares))
-    optimizer, rate = learner.critic_optimizer, shared.critic_rate
-    of_critic = (carry.critic_params, carry.critic_opt_state)
+    optimizer, rate = learner.critic_optimizer, inputs.critic_learning_rate
+    of_critic = (state.critic_params, state.critic_opt_state)
     params, opt_state = _optimize(
         optimizer, rate, of_critic, critic_grads, norm, s.critic_grad_clip, healthy
     )
-    return carry._replace(critic_params=params, critic_opt_state=opt_state), norms
+    new = new.replace(critic_params=params, critic_opt_state=opt_state)
+    return carry._replace(state=new), norms
 
 
 def _squares(grads):

@@ -71,9 +71,8 @@ def attend(
     """softmax(q k^T) v over what each query may see, float32 [B, K, M, T, E].
 
     Args:
-      kind: of `execution.ATTENTIONS` (static).
       q_BKMTE: scaled by 1 / sqrt(E) already.
-      visible: as `visibility` gives it.
+      visible: as `visibility` gives it, for that kind (of `execution.ATTENTIONS`).
       first: slot of the first query (static).
       dtype: of the operands; sums are float32.
     """

@@ -52,10 +52,8 @@ def logp_and_entropy(
     dH / dl = -p (log p + H).
 
     Args:
-      x_BTD: final hidden states, float32.
-      head_DV: output projection.
-      tokens_BT: whose log-probs.
-      temperature, dtype: of the softmax; of the operands of the products. Sums are float32.
+      x_BTD: final hidden states, float32; so are all sums.
+      dtype: of the operands of the products.
       pieces: at most B * pieces.slots * pieces.entries logits exist at once.
     """
     return _forward(x_BTD, head_DV, tokens_BT, temperature, dtype, pieces)[0]

@@ -31,36 +31,13 @@ def gae(
     With gamma = lam = 1, ReMix's setting, A_t = R - V(s_t).
 
     Args:
-      reward_BT: reward given at each token (an outcome reward sits on the last one).
+      reward_BT: at each token (an outcome reward sits on the last one).
       value_BT: V(s_t), s_t being everything before token t.
-      mask_BT: 0 / 1.
-      gamma, lam: discount and trace decay, in [0, 1].
 
     Returns:
       adv_BT and return_BT, 0 where mask is 0; no gradient flows through either.
     """
-    chex.assert_rank([reward_BT, value_BT, mask_BT], 2)
-    chex.assert_equal_shape([reward_BT, value_BT, mask_BT])
-    reward_BT = masked.zero_masked(reward_BT, mask_BT)
-    value_BT = masked.zero_masked(value_BT, mask_BT)
-
-    def step_back(carry, inputs):
-        next_value_B, next_adv_B = carry
-        reward_B, value_B, mask_B = inputs
-        delta_B = reward_B + gamma * next_value_B - value_B
-        adv_B = delta_B + gamma * lam * next_adv_B
-        real_B = mask_B > 0
-        carry = (
-            jnp.where(real_B, value_B, next_value_B),
-            jnp.where(real_B, adv_B, next_adv_B),
-        )
-        return carry, jnp.where(real_B, adv_B, jnp.zeros_like(adv_B))
-
-    zeros_B = jnp.zeros_like(value_BT[:, 0])
-    inputs_TB = (reward_BT.T, value_BT.T, mask_BT.T)
-    _, adv_TB = jax.lax.scan(step_back, (zeros_B, zeros_B), inputs_TB, reverse=True)
-    adv_BT = jax.lax.stop_gradient(adv_TB.T)
-    return adv_BT, jax.lax.stop_gradient(adv_BT + value_BT)
+    return vtrace(reward_BT, value_BT, jnp.ones_like(reward_BT), mask_BT, gamma, lam)
 
 
 def vtrace(
@@ -80,10 +57,7 @@ def vtrace(
     With ratios of 1 it is `gae`. Holes in the mask are carried over, V after the last token is 0.
 
     Args:
-      ratio_BT: pi_k / mu; the others as in `gae`.
-
-    Returns:
-      adv_BT and return_BT, 0 where mask is 0; no gradient flows through either.
+      ratio_BT: pi_k / mu; the others as in `gae`, and so are the results.
     """
     chex.assert_rank([reward_BT, value_BT, ratio_BT, mask_BT], 2)
     chex.assert_equal_shape([reward_BT, value_BT, ratio_BT, mask_BT])

@@ -46,9 +46,8 @@ def bapo_bounds(
       target: rho_0, the share of the loss that tokens of A >= 0 should have.
       low, high: first and last value of c_low and of c_high.
     """
-    chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT, mask_BT])
-    adv_BT = masked.zero_masked(adv_BT, mask_BT)
-    ratio_BT = objectives.ratio(*masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT))
+    logp_BT, behav_logp_BT, adv_BT = masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT, adv_BT)
+    ratio_BT = objectives.ratio(logp_BT, behav_logp_BT)
     high_steps, low_steps = _steps_between(*high, high_step), _steps_between(*low, low_step)
 
     def after(steps):
@@ -80,7 +79,6 @@ def m2po_threshold(
     lies midway between the largest that is kept and the smallest that is dropped, where the
     rounding of another forward pass does not matter; inf if none is dropped.
     """
-    chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT, mask_BT])
     logp_BT, behav_logp_BT, adv_BT = masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT, adv_BT)
     log_ratio_BT = logp_BT - behav_logp_BT
     concerned_BT = jnp.sign(adv_BT) * log_ratio_BT > 0
@@ -102,7 +100,6 @@ def effective_sample_size(
     1 when all ratios are equal, 1 / n when one outweighs the rest, 1 without a token. P3O's clip
     (arXiv 1905.01756) is ESS, its KL weight 1 - ESS.
     """
-    chex.assert_equal_shape([logp_BT, behav_logp_BT, mask_BT])
     log_ratio_BT = jnp.clip(
         jnp.subtract(*masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT)),
         -objectives.LOG_RATIO_BOUND,

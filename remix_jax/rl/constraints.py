@@ -51,15 +51,9 @@ def kl_convex(
 
         lam KL(pi_theta || pi_base) + (1 - lam) KL(pi_theta || pi_{t-1})
 
-    Stability from the base, freedom to move from the precedent policy. lam = 1 and 0 give the two
-    plain terms exactly.
-
-    Args:
-      logp_BT: log pi_theta.
-      base_logp_BT: log-probs under the base anchor (after reincarnation: under pi_T).
-      prev_logp_BT: log-probs under the precedent, the policy at the start of the previous step.
-      lam: weight of the base in [0, 1]; see `schedules.kl_convex_weight`.
-      estimator: key of ESTIMATORS.
+    Stability from the base (after reincarnation: pi_T), freedom to move from the precedent policy,
+    that at the start of the previous step. lam (`schedules.kl_convex_weight`) = 1 and 0 give the
+    two plain terms exactly. `estimator` is a key of ESTIMATORS.
     """
     kl = ESTIMATORS[estimator]
     return lam * kl(logp_BT, base_logp_BT) + (1 - lam) * kl(logp_BT, prev_logp_BT)

@@ -24,14 +24,10 @@ def luffy(
 
     The expert's behaviour probability is 1 by definition, so p is its ratio; the shaping gives
     tokens of small p a larger gradient than p A would. A: `advantages.asymre` with shift 0 over the
-    union of expert and own rows of a prompt.
+    union of expert and own rows of a prompt. g is `gamma`.
 
-    Args:
-      behav_logp_BT: log-probs under mu; of an expert row never read, so NaN may stand there.
-      expert_B: true for the rows of an expert.
-      gamma: g.
+    Of an expert row `behav_logp_BT` is never read, so NaN may stand there.
     """
-    chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT, mask_BT])
     chex.assert_shape(expert_B, (logp_BT.shape[0],))
     expert_B1 = expert_B[:, None]
     own_BT = jnp.where(expert_B1, jnp.zeros_like(mask_BT), mask_BT)

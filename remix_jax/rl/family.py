@@ -95,6 +95,16 @@ def method_params(
 # ---------------------------------------------------------------------------- losses
 
 
+def _by_param(function) -> Loss:
+    """function(log pi_theta, log mu, A, mask, the method's parameter) as a loss."""
+    return lambda logp_BT, b, t: function(logp_BT, b.behav_logp_BT, b.adv_BT, b.mask_BT, t.param)
+
+
+def _number(function) -> Stats:
+    """The same as a statistic that is no row's own."""
+    return lambda logp_BT, b, t: (_by_param(function)(logp_BT, b, t), None)
+
+
 def _mix_ppg(logp_BT, b: Batch, t: Terms):
     return objectives.mix_ppg(
         logp_BT, b.behav_logp_BT, b.prox_logp_BT, b.adv_BT, t.clip, t.dual_clip, t.clip_high
@@ -142,11 +152,6 @@ def _age_weights(logp_BT, b: Batch, t: Terms):
 
 def _topr(logp_BT, b: Batch, t: Terms):
     return sequence.topr(logp_BT, b.behav_logp_BT, b.adv_BT, b.mask_BT)
-
-
-def _bapo_bounds(logp_BT, b: Batch, t: Terms):
-    found = bounds.bapo_bounds(logp_BT, b.behav_logp_BT, b.adv_BT, b.mask_BT, t.param)
-    return found, None
 
 
 def _bapo(logp_BT, b: Batch, t: Terms):
@@ -220,21 +225,8 @@ def _gspo(logp_BT, b: Batch, t: Terms):
     return sequence.gspo(*arguments, clip_low=t.param, clip_high=high)
 
 
-def _cispo(logp_BT, b: Batch, t: Terms):
-    return off_policy.cispo(logp_BT, b.behav_logp_BT, b.adv_BT, b.mask_BT, t.param)
-
-
-def _m2po_threshold(logp_BT, b: Batch, t: Terms):
-    found = bounds.m2po_threshold(logp_BT, b.behav_logp_BT, b.adv_BT, b.mask_BT, t.param)
-    return found, None
-
-
 def _m2po(logp_BT, b: Batch, t: Terms):
     return off_policy.m2po(logp_BT, b.behav_logp_BT, b.adv_BT, b.mask_BT, t.stats)
-
-
-def _opmd(logp_BT, b: Batch, t: Terms):
-    return sequence.opmd(logp_BT, b.behav_logp_BT, b.adv_BT, b.mask_BT, t.param)
 
 
 def _ess_of_old_rows(logp_BT, b: Batch, t: Terms):
@@ -304,7 +296,7 @@ METHODS: dict[str, Method] = {
     ),
     "bapo": Method(
         "BAPO", _bapo, param=Param("target share of A >= 0", 0.4, 0, 1),
-        stats=_bapo_bounds, forward=True,
+        stats=_number(bounds.bapo_bounds), forward=True,
     ),
     "luffy": Method(
         "LUFFY", _luffy, advantage="mean_baseline",
@@ -341,13 +333,17 @@ METHODS: dict[str, Method] = {
         "GSPO", _gspo, aggregation="seq-mean-token-mean",
         param=Param("lower half-width of the clip", 3e-4, 0, 1),
     ),
-    "cispo": Method("CISPO", _cispo, param=Param("upper clip of the weight", 0.2, 0, math.inf)),
+    "cispo": Method(
+        "CISPO", _by_param(off_policy.cispo),
+        param=Param("upper clip of the weight", 0.2, 0, math.inf),
+    ),
     "m2po": Method(
         "M2PO", _m2po, param=Param("largest mean of (log r)^2", 0.04, 0, math.inf),
-        stats=_m2po_threshold, forward=True,
+        stats=_number(bounds.m2po_threshold), forward=True,
     ),
     "opmd": Method(
-        "OPMD (Kimi)", _opmd, advantage="mean_baseline", param=Param("tau", 0.1, 0, math.inf)
+        "OPMD (Kimi)", _by_param(sequence.opmd), advantage="mean_baseline",
+        param=Param("tau", 0.1, 0, math.inf),
     ),
     "p3o": Method("P3O", _p3o, stats=_ess_of_old_rows, forward=True),
     "toppo": Method("ToPPO", _ppo, advantage="gae", stored_advantage=True),

@@ -24,7 +24,11 @@ def zero_masked(x_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
 
 
 def zero_masked_all(mask_BT: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
-    """Zero masked entries before a formula is applied; otherwise 0 * NaN leaks into gradients."""
+    """Zero masked entries before a formula is applied; otherwise 0 * NaN leaks into gradients.
+
+    All shapes must be equal.
+    """
+    chex.assert_equal_shape([mask_BT, *arrays])
     return [zero_masked(x_BT, mask_BT) for x_BT in arrays]
 
 
@@ -53,10 +57,7 @@ def sum_and_count(
     divide by the number of rows, as in verl. Its count is a constant of the shapes; the others'
     counts of micro-batches add up.
 
-    Args:
-      x_BT: any float array; values under mask 0 are ignored, also NaN.
-      mask_BT: 0 / 1, the dtype of x.
-      mode: one of AGGREGATIONS.
+    Values under mask 0 are ignored, also NaN. The mask has the dtype of x.
 
     Raises:
       ValueError: unknown mode.

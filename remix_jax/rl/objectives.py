@@ -1,7 +1,9 @@
 """Policy-gradient objectives: one function per method, token losses out.
 
 Every function returns `loss_BT`, the loss of each token to be *minimised*; reduce it with
-`masked.aggregate`. Gradients flow through `logp_BT` (and the critic's `value_BT`) only.
+`masked.aggregate`. `logp_BT` is log pi_theta, `behav_logp_BT` that of the policy which sampled the
+tokens, `prox_logp_BT` log pi_k of the policy at the start of the step; natural logs. Gradients flow
+through `logp_BT` (and the critic's `value_BT`) only.
 """
 
 import chex
@@ -37,11 +39,7 @@ def ppo(
     dual_clip c > 1 (Ye et al. 2020, eq. 5) bounds the loss of a token with A < 0 by -c A.
 
     Args:
-      logp_BT: log pi_theta of the tokens, natural log; the only input with a gradient.
-      behav_logp_BT: log-probs under the policy that sampled them.
-      adv_BT: advantages.
       clip_low, clip_high: half-widths of the trust region (DAPO: 0.2, 0.28).
-      dual_clip: c, or None.
     """
     chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT])
     centre_BT = jnp.ones_like(logp_BT)
@@ -69,10 +67,8 @@ def mix_ppg(
     row has pi_k = pi_{k-i}, hence c = 1 and exactly `ppo`. The lower bound is clamped at 0.
 
     Args:
-      logp_BT: log pi_theta; the only input with a gradient.
       behav_logp_BT: log pi_{k-i}, stored with the row when it was sampled.
-      prox_logp_BT: log pi_k, the policy at the start of the step.
-      adv_BT: advantages of pi_k.
+      adv_BT: of pi_k.
       clip: eps, a scalar or an array that broadcasts to [B, T] (one per row: [B, 1]).
       dual_clip: as in `ppo`.
       clip_high: eps of the upper bound, where it is another.
@@ -115,11 +111,8 @@ def value_loss(
 
         0.5 max((V - G)^2, (clip(V, V_k - clip, V_k + clip) - G)^2)
 
-    Args:
-      value_BT: V(s_t) now; the only input with a gradient.
-      old_value_BT: V_k(s_t) at the start of the step.
-      return_BT: the target G_t.
-      clip: largest move from V_k that still earns, in units of return.
+    V_k is the value at the start of the step, G the return; `clip`, the largest move from V_k that
+    still earns, is in units of return.
     """
     chex.assert_equal_shape([value_BT, old_value_BT, return_BT])
     old_value_BT, return_BT = jax.lax.stop_gradient((old_value_BT, return_BT))

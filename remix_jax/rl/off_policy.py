@@ -6,7 +6,6 @@ its docstring names; gradients flow through `logp_BT` only. Every function takes
 under 0, NaN included, has neither a loss nor a gradient.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -19,7 +18,6 @@ def reinforce(logp_BT: jax.Array, adv_BT: jax.Array, mask_BT: jax.Array) -> jax.
     No ratio: rows of any policy, also those whose sampler is unknown. With `advantages.asymre` it
     is AsymRE, with A = 1 on expert rows the negative log-likelihood.
     """
-    chex.assert_equal_shape([logp_BT, adv_BT, mask_BT])
     logp_BT, adv_BT = masked.zero_masked_all(mask_BT, logp_BT, adv_BT)
     return -jax.lax.stop_gradient(adv_BT) * logp_BT
 
@@ -38,10 +36,8 @@ def cispo(
 
     clip_low = 1 is no lower bound, the paper's setting.
     """
-    chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT, mask_BT])
     logp_BT, behav_logp_BT, adv_BT = masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT, adv_BT)
-    ratio_BT = objectives.ratio(logp_BT, behav_logp_BT)
-    weight_BT = jnp.clip(ratio_BT, 1 - clip_low, 1 + clip_high)
+    weight_BT = jnp.clip(objectives.ratio(logp_BT, behav_logp_BT), 1 - clip_low, 1 + clip_high)
     return -jax.lax.stop_gradient(weight_BT * adv_BT) * logp_BT
 
 
@@ -85,7 +81,6 @@ def decoupled_ppo(
     The trust region lies around pi_prox, the policy at the start of the step; what separates that
     from the sampler is a weight, not a ratio to be clipped.
     """
-    chex.assert_equal_shape([logp_BT, behav_logp_BT, prox_logp_BT, adv_BT, mask_BT])
     weight_BT = truncated_weight(prox_logp_BT, behav_logp_BT, mask_BT, cap)
     logp_BT, prox_logp_BT, adv_BT = masked.zero_masked_all(mask_BT, logp_BT, prox_logp_BT, adv_BT)
     return weight_BT * objectives.ppo(logp_BT, prox_logp_BT, adv_BT, clip_low, clip_high)
@@ -106,7 +101,6 @@ def m2po(
     Args:
       threshold: `bounds.m2po_threshold` of the whole mini-batch, at the same parameters.
     """
-    chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT, mask_BT])
     logp_BT, behav_logp_BT, adv_BT = masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT, adv_BT)
     log_ratio_BT = jax.lax.stop_gradient(logp_BT - behav_logp_BT)
     dropped_BT = (jnp.sign(adv_BT) * log_ratio_BT > 0) & (jnp.square(log_ratio_BT) > threshold)
@@ -132,7 +126,6 @@ def p3o(
     Args:
       ess: `bounds.effective_sample_size` of the whole mini-batch's off-policy rows, in (0, 1].
     """
-    chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT, mask_BT])
     ess = jax.lax.stop_gradient(ess)
     surrogate_BT = cispo(logp_BT, behav_logp_BT, adv_BT, mask_BT, clip_high=ess - 1)
     logp_BT, behav_logp_BT = masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT)
@@ -141,6 +134,5 @@ def p3o(
 
 def _weight(logp_BT, behav_logp_BT, mask_BT):
     """pi / mu without a gradient, 0 under mask 0."""
-    chex.assert_equal_shape([logp_BT, behav_logp_BT, mask_BT])
     ratio_BT = objectives.ratio(*masked.zero_masked_all(mask_BT, logp_BT, behav_logp_BT))
     return jax.lax.stop_gradient(masked.zero_masked(ratio_BT, mask_BT))

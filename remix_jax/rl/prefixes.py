@@ -65,9 +65,7 @@ def prefixed_units(before: int, after: int, share: float) -> int:
 
     Fractions are carried over: of the first n groups of a run floor(n s) are prefixed.
 
-    Args:
-      before, after: groups generated in the run so far, and with the step's own.
-      share: s in [0, 1], taken as the decimal that it is written as.
+    s is taken as the decimal that it is written as.
     """
     exact = Fraction(str(share))
     return int(after * exact) - int(before * exact)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from remix_jax.rl import masked
-from remix_jax.types import Rows, response_mask
+from remix_jax.types import Rows
 
 EXPONENT = 0.6
 """alpha of PTR-PPO's samplers: Schaul et al. 2016, for proportional priorities."""
@@ -53,12 +53,7 @@ def draw_probabilities(priority_B: jax.Array, valid_B: jax.Array, exponent: floa
     """P(b) = p_b^alpha / sum p^alpha over the rows that count (Schaul et al. 2016, eq. 1), [B].
 
     Uniform with alpha = 0, and also when no row that counts has a priority above 0. Without a row
-    that counts all are 0: there is nothing to draw.
-
-    Args:
-      priority_B: p >= 0.
-      valid_B: rows that may be drawn.
-      exponent: alpha >= 0.
+    that counts all are 0: there is nothing to draw. p and alpha, the exponent, are >= 0.
     """
     chex.assert_equal_shape([priority_B, valid_B])
     real_B = valid_B > 0
@@ -102,14 +97,14 @@ class Sampler(NamedTuple):
     stored_advantage: bool = False
 
 
-def _max_advantage(rows: Rows) -> jax.Array:
-    assert rows.stored_adv_BT is not None, "Config.stores_advantage"
-    return max_advantage(rows.stored_adv_BT, response_mask(rows))
+def _stored(priority: Callable[[jax.Array, jax.Array], jax.Array]) -> Sampler:
+    """A sampler by the advantages that rows were collected with."""
 
+    def of_rows(rows: Rows) -> jax.Array:
+        assert rows.stored_adv_BT is not None, "Config.stores_advantage"
+        return priority(rows.stored_adv_BT, rows.mask_BT)
 
-def _mean_advantage(rows: Rows) -> jax.Array:
-    assert rows.stored_adv_BT is not None, "Config.stores_advantage"
-    return mean_advantage(rows.stored_adv_BT, response_mask(rows))
+    return Sampler(of_rows, proportional, stored_advantage=True)
 
 
 def _reward(rows: Rows) -> jax.Array:
@@ -119,8 +114,8 @@ def _reward(rows: Rows) -> jax.Array:
 
 SAMPLERS: dict[str, Sampler] = {
     "uniform": Sampler(None, uniform),
-    "max_advantage": Sampler(_max_advantage, proportional, stored_advantage=True),
-    "mean_advantage": Sampler(_mean_advantage, proportional, stored_advantage=True),
+    "max_advantage": _stored(max_advantage),
+    "mean_advantage": _stored(mean_advantage),
     "reward": Sampler(_reward, proportional),
     "highlights": Sampler(_reward, highest_first),
 }

@@ -87,9 +87,6 @@ def sample(
     With fewer eligible groups than asked for all of them come: nothing is duplicated.
 
     Args:
-      key: randomness of this draw.
-      step: the current step.
-      window: N, oldest age allowed.
       slots: groups that the result has room for (static).
       groups: groups wanted, at most `slots` (may be traced).
       sampler: a key of `priorities.SAMPLERS`; a group's priority is the mean of its valid rows'.

@@ -19,15 +19,8 @@ def kl_convex_weight(
 
         lambda(t) = max(1 - 0.1 ceil(max(t - 50, 0) / 10), 0.5)
 
-    1 up to step 50, 0.9 for 51..60, ..., 0.5 from 91 on. Steps count from 1 and are not restarted
-    by reincarnation.
-
-    Args:
-      step: t, an integer or an integer array.
-      start: last step of weight 1.
-      every: steps between drops.
-      drop: size of a drop.
-      floor: the lowest weight.
+    1 up to step 50 (`start`), 0.9 for 51..60, ..., 0.5 from 91 on. Steps count from 1 and are not
+    restarted by reincarnation.
     """
     # A traced step gives a float32 array, a Python or NumPy one exact float64.
     xp = jnp if isinstance(step, jax.Array) else np
@@ -64,12 +57,8 @@ def fresh_units(step: int, units: int, share: float) -> int:
         fresh_k = floor(k f) - floor((k - 1) f),     f = (1 - p) B
 
     f is no integer in general (0.6 x 256 = 153.6): the fraction is carried over, so that the sum
-    over steps is floor(S f), the paper's published totals.
-
-    Args:
-      step: k, from 1.
-      units: B, rows or whole groups a step.
-      share: p, the replayed share in [0, 1).
+    over steps is floor(S f), the paper's published totals. k is counted from 1, p = `share` in
+    [0, 1), B = `units` rows or whole groups a step.
     """
     per_step = (1 - Fraction(str(share))) * units
     return int(step * per_step) - int((step - 1) * per_step)

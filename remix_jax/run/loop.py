@@ -20,7 +20,7 @@ from remix_jax.device_memory import OutOfMemoryError
 from remix_jax.evaluation import held_out
 from remix_jax.learner import programs as compiled
 from remix_jax.learner.programs import Programs
-from remix_jax.learner.state import TrainState, fault_names, load_anchors, offload_anchors
+from remix_jax.learner.state import TrainState, fault_names, move_anchors
 from remix_jax.learner.step import step_inputs
 from remix_jax.models import huggingface
 from remix_jax.rl import replay
@@ -233,8 +233,8 @@ def _steps(run: _Run) -> str | None:
             break
         if step == config.reincarnation_step + 1 and config.reincarnation_step > 0:
             run.console.event(f"step {step}: reincarnation, base anchor <- policy, on-policy now")
-            state = run.programs.reincarnate.call(load_anchors(config, run.state))
-            run.state = offload_anchors(config, state)
+            state = run.programs.reincarnate.call(move_anchors(config, run.state, "device"))
+            run.state = move_anchors(config, state, "pinned_host")
         run.profiler.before(step)
         try:
             fault = _step(run, step)
@@ -319,9 +319,9 @@ def _learn(run: _Run, step: int, stage: Stage, rollouts: Rollouts) -> tuple[dict
     inputs = jax.tree.map(lambda x: put(x, run.setup.mesh), step_inputs(config, step))
     learn = run.programs.learn[stage.name].call
     with device_memory.phase("learning"):
-        state = load_anchors(config, run.state)
+        state = move_anchors(config, run.state, "device")
         state, device = learn(state, rollouts.rows, inputs, rollouts.expert)
-        run.state = offload_anchors(config, state)
+        run.state = move_anchors(config, state, "pinned_host")
         dispatched = time.perf_counter()
         run.log.flush()  # the step before, while the device learns
         logging = time.perf_counter() - dispatched

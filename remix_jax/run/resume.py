@@ -15,7 +15,7 @@ from remix_jax import files, processes
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.grading import verdicts as grading
-from remix_jax.learner.state import TrainState, has_precedent, offload_anchors
+from remix_jax.learner.state import TrainState, has_precedent, move_anchors
 from remix_jax.rollout.draws import check_continued, first_cursors
 from remix_jax.run.checkpoint import Checkpoints
 from remix_jax.run.setup import Setup
@@ -100,7 +100,7 @@ def start(
         files.write_durably(workdir / CONFIG_FILE, configs.to_json(setup.config))
         for note in cut(workdir, counters["offsets"], step):
             log(note)
-    return offload_anchors(setup.config, state), counters
+    return move_anchors(setup.config, state, "pinned_host"), counters
 
 
 def abstract(state: TrainState) -> TrainState:

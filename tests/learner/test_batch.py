@@ -8,7 +8,7 @@ import pytest
 from remix_jax.learner import batch as batches
 from remix_jax.learner import metrics
 from remix_jax.learner.state import static_of
-from remix_jax.types import batch_of, empty_rows, kept_rows, own_mask, response_mask
+from remix_jax.types import batch_of, empty_rows, kept_rows
 from tests.learner.tiny import P, T, fresh_rows, grouped, make_config, stage_of, start
 
 
@@ -49,7 +49,7 @@ def test_advantages_skip_the_tokens_that_the_policy_did_not_write():
     batch = some_batch(rng, value_BT=jnp.asarray(value_BT))
     static = static_of(make_config(objective__gamma=0.9, objective__lam=0.8))
     adv_BT, return_BT = batches._critic_advantage(static, batch)
-    mask_BT = np.asarray(response_mask(batch))
+    mask_BT = np.asarray(batch.mask_BT)
     assert 0 < mask_BT[0].sum() < T, "a hole"
     assert not mask_BT[4].any()
     for b in range(5):
@@ -70,8 +70,8 @@ def test_masks_are_valid_rows_in_length_where_the_loss_counts():
     mask_BT, counted_BT = np.asarray(batch.mask_BT), np.asarray(batch.loss_mask_BT)
     for b, length in enumerate([T, T, 3, 1, 0]):
         np.testing.assert_array_equal(mask_BT[b], counted_BT[b] * (np.arange(T) < length))
-    assert not own_mask(batch)[0].any()
-    np.testing.assert_array_equal(own_mask(batch)[1:], mask_BT[1:])
+    assert not batch.own_BT[0].any()
+    np.testing.assert_array_equal(batch.own_BT[1:], mask_BT[1:])
 
 
 def test_gaps_of_the_sampler():
@@ -87,7 +87,7 @@ def test_gaps_of_the_sampler():
     shifted_BT = rows.behav_logp_BT + jnp.where(jnp.arange(T) == 0, 0.3, -0.1)[None]
     found = gap(rows.replace(behav_logp_BT=shifted_BT))
     n = config.micro_batch_size
-    tokens = np.asarray(response_mask(rows))[:n].sum()
+    tokens = np.asarray(rows.mask_BT)[:n].sum()
     mean = (0.3 * n - 0.1 * (tokens - n)) / tokens
     error = (np.exp(0.3) * n + np.exp(0.1) * (tokens - n)) / tokens
     assert found["sampler_gap"] == pytest.approx(mean, abs=1e-5)

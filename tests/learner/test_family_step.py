@@ -11,7 +11,6 @@ from remix_jax.learner import step
 from remix_jax.rl import family, replay
 from remix_jax.rollout.draws import Draw
 from remix_jax.rollout.experts import Written, expert_rows
-from remix_jax.types import response_mask
 from tests.learner.tiny import (
     P,
     T,
@@ -124,7 +123,7 @@ def test_stored_advantages_are_those_of_the_collection():
     first = host(state)
     rows = first.replay.rows
     new_B = rows.version_B == 1
-    mask_BT = np.asarray(response_mask(jax.tree.map(jnp.asarray, rows)))[new_B] == 1
+    mask_BT = np.asarray(jax.tree.map(jnp.asarray, rows).mask_BT)[new_B] == 1
     reward_BT = np.repeat(rows.reward_B[new_B][:, None], T, axis=1)
     assert np.any(rows.stored_adv_BT[new_B][mask_BT] != reward_BT[mask_BT]), (
         "the critic has a value"

@@ -8,7 +8,7 @@ import pytest
 from remix_jax import config_rules, sharding
 from remix_jax.errors import InputError
 from remix_jax.learner import step
-from remix_jax.learner.state import load_anchors, offload_anchors, place_state, static_of
+from remix_jax.learner.state import move_anchors, place_state, static_of
 from tests.learner.tiny import (
     P,
     T,
@@ -80,18 +80,19 @@ def test_anchors_rest_in_host_memory(wanted):
     before = host(state)
     anchors = jax.tree.leaves((state.base_params, state.prev_params))
     size, on_device = sum(x.nbytes for x in anchors), live_bytes("device")
-    resting = offload_anchors(config, state)  # `state` is still there, as a run's first one is
+    # `state` is still there, as a run's first one is.
+    resting = move_anchors(config, state, "pinned_host")
     assert live_bytes("device") <= on_device - size, "their device memory is free"
     assert live_bytes("pinned_host") == size
     for x in jax.tree.leaves((resting.base_params, resting.prev_params)):
         assert x.sharding.memory_kind == "pinned_host"
     assert {x.sharding.memory_kind for x in jax.tree.leaves(resting.params)} == {"device"}
-    back = load_anchors(config, resting)
+    back = move_anchors(config, resting, "device")
     assert live_bytes("pinned_host") == 0
     for x, y in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
         assert x.sharding == y.sharding
     jax.tree.map(np.testing.assert_array_equal, host(back), before)
-    assert offload_anchors(make_config(), state) is state
+    assert move_anchors(make_config(), state, "pinned_host") is state
 
 
 def live_bytes(kind):

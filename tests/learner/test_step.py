@@ -11,7 +11,7 @@ import pytest
 
 from remix_jax.learner.state import fault_names, reincarnate
 from remix_jax.rl import replay, schedules
-from remix_jax.types import positions, response_mask, token_mask
+from remix_jax.types import positions, token_mask
 from tests.learner.tiny import (
     POLICY,
     P,
@@ -48,7 +48,7 @@ def k3(logp, anchor):
 
 def plain_step(learner, config, before, rows, age, step):
     """One pass, one mini-batch of the given rows: new policy and critic, from the equations."""
-    mask = np.asarray(response_mask(rows))
+    mask = np.asarray(rows.mask_BT)
     count = mask.sum()
     lam = float(schedules.kl_convex_weight(step, config.kl.start, config.kl.every))
     prox, _ = plain_logps(before.params, rows)
@@ -156,7 +156,7 @@ def test_imitation_adds_the_log_likelihood_of_successes(micro):
     expected, _ = plain_step(learner, config, before, stored, np.zeros(8), 1)
     chex.assert_trees_all_close(state.params, expected, atol=2e-4)
     logp, _ = plain_logps(before.params, rows)
-    mask = np.asarray(response_mask(rows))[3]
+    mask = np.asarray(rows.mask_BT)[3]
     assert float(metrics["loss_imitation"]) == pytest.approx(
         -0.7 * float((logp[3] * mask).sum() / mask.sum()), rel=1e-4
     )

@@ -101,7 +101,7 @@ def fresh_rows(config: Config, state: TrainState, step: int, wider: tuple[int, i
         valid_B=jnp.asarray(np.arange(n) < real),
     )
     scores = _score(state.params, rows, config.sampling.temperature)
-    logp_BT = jnp.where(types.response_mask(rows) > 0, scores.logp_BT, 0.0)
+    logp_BT = jnp.where(rows.mask_BT > 0, scores.logp_BT, 0.0)
     return rows.replace(behav_logp_BT=logp_BT, sampled_logp_BT=logp_BT - 0.01)
 
 

@@ -115,7 +115,7 @@ def some_rows(B=3, prompt=5, T=7, V=60):
 
 
 def score_and_gradient(model, params, rows):
-    mask_BT = types.response_mask(rows)
+    mask_BT = rows.mask_BT
 
     def total(params):
         scores = scoring.score_responses(model, params, rows, 1.0)
