@@ -102,6 +102,9 @@ def grade_rollouts(
         }
     )
     metrics |= prefix_metrics(reward_B[:n], prefix_B)
+    if group_size > 1:
+        spread_Q = np.ptp(reward_B[:n].reshape(-1, group_size), axis=1)
+        metrics["zero_variance"] = float((spread_Q == 0).mean())
     texts = texts_of(vocabulary, ids[:shown])
     samples = [
         _sample(vocabulary, *each) for each in zip(items, scores, texts, prefix_B, strict=False)

@@ -66,7 +66,11 @@ PANELS = (
     Panel(
         "Responses",
         "share of fresh rows",
-        {"truncated_rate": "truncated", "format_rate": "answer could be read"},
+        {
+            "truncated_rate": "truncated",
+            "format_rate": "answer could be read",
+            "zero_variance": "groups of one reward",
+        },
         "share",
     ),
     Panel("Entropy of the policy", "nats a token", {"entropy": ""}),

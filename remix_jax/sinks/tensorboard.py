@@ -12,8 +12,7 @@ from remix_jax.sinks import tags
 from remix_jax.sinks.sink import Metrics, Run
 
 FOLDER = "tensorboard"
-_FLUSH_SECONDS = 30.0
-_SHOWN = 2  # samples of a step
+_FLUSH_SECONDS, _SHOWN = 30.0, 2  # between flushes; samples of a step
 
 
 class TensorBoard:
@@ -23,19 +22,15 @@ class TensorBoard:
     """
 
     def __init__(self, run: Run) -> None:
-        shutil.rmtree(run.workdir / FOLDER, ignore_errors=True)
-        # Its own thread neither flushes nor holds up this one: where the disk is full, `flush` says
-        # so here, instead of a queue that nobody empties any more.
-        self._writer = tensorboardX.SummaryWriter(
-            str(run.workdir / FOLDER), max_queue=1 << 20, flush_secs=86400
-        )
+        folder = run.workdir / FOLDER
+        shutil.rmtree(folder, ignore_errors=True)
+        # Flushed by `write`: a full disk is seen there, not lost in the writer's own thread.
+        self._writer = tensorboardX.SummaryWriter(str(folder), max_queue=1 << 20, flush_secs=86400)
         self._flushed = time.monotonic()
         self._writer.add_text("config", f"```\n{json.dumps(run.config, indent=1)}\n```", 0)
-        last = run.history[-1].get("seconds", 0.0) if run.history else 0.0
+        start = time.time() - (run.history[-1].get("seconds", 0.0) if run.history else 0.0)
         for record in run.history:  # at the moments of a run without pauses
-            at = time.time() - last + record.get("seconds", 0.0)
-            self._add(record["step"], record, at)
-        self._writer.flush()
+            self._add(record["step"], record, start + record.get("seconds", 0.0))
 
     def write(self, step: int, metrics: Metrics) -> None:
         """Scalars; flushed twice a minute."""
@@ -60,5 +55,5 @@ class TensorBoard:
             if name != "step":
                 self._writer.add_scalar(tags.tag(name), value, step, at)
             if name in tags.BY_ROLLOUTS and "rollouts" in metrics:
-                axis = int(metrics["rollouts"])
-                self._writer.add_scalar(f"by_rollouts/{name.replace('/', '_')}", value, axis, at)
+                tag, rollouts = f"by_rollouts/{name.replace('/', '_')}", int(metrics["rollouts"])
+                self._writer.add_scalar(tag, value, rollouts, at)

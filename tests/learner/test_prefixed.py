@@ -238,6 +238,7 @@ def test_grading_sees_prefix_and_response_and_two_cuts_are_two_groups(vocabulary
     assert graded.rows.group_B.tolist() == [40, 40, 41, 41, 42, 42]
     assert graded.rows.prompt_len_B.tolist() == [6, 6, 9, 9, 3, 3]
     assert graded.metrics["format_rate"] == 1.0
+    assert graded.metrics["zero_variance"] == pytest.approx(2 / 3)
     assert graded.metrics["reward/math"] == graded.metrics["accuracy"] == pytest.approx(5 / 6)
     assert graded.metrics["reward/prefixed"] == 0.75
     assert graded.metrics["reward/unprefixed"] == 1.0
