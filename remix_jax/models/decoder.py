@@ -159,6 +159,7 @@ class Layer(nn.Module):
     config: DecoderConfig
 
     def setup(self):
+        """The parts that hold parameters; their names are those of the tree."""
         c = self.config
         q_width, kv_width = c.heads * c.head_dim, c.kv_heads * c.head_dim
         self.attn_norm = Norm(c.width, c.norm_eps)
@@ -246,6 +247,7 @@ class Decoder(nn.Module):
     head: str = "lm"
 
     def setup(self):
+        """As of `Layer`; the head is "lm", tied or of its own, or "value"."""
         c = self.config
         self.embed = Embedding(c.vocab_size, c.width, c.dtype)
         self.layers = [Layer(c) for _ in range(c.layers)]

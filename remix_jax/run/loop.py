@@ -23,13 +23,13 @@ from remix_jax.learner.programs import Programs
 from remix_jax.learner.state import TrainState, fault_names, move_anchors
 from remix_jax.learner.step import step_inputs
 from remix_jax.models import huggingface
-from remix_jax.rl import replay
 from remix_jax.rollout import sampler as sampling
 from remix_jax.rollout.draws import draw_problems
 from remix_jax.rollout.experts import expert_rows
 from remix_jax.rollout.rollouts import Rollouts, grade_rollouts, prompt_batch
 from remix_jax.rollout.sampler import Prompts, Samplers
-from remix_jax.run import figures, report, resume
+from remix_jax.run import resume
+from remix_jax.run.artifacts import EXPORT, leave
 from remix_jax.run.checkpoint import Checkpoints, SaveError, check_room
 from remix_jax.run.plan import memory_plan, peak, plan, state_bytes
 from remix_jax.run.profiler import Profiler, Window
@@ -37,13 +37,13 @@ from remix_jax.run.record import StepLog
 from remix_jax.run.setup import Setup, prepare
 from remix_jax.run.stop import Preempted, Stop, watch
 from remix_jax.schedule import Stage
-from remix_jax.sharding import put, tree_bytes, whole
+from remix_jax.sharding import put, tree_bytes
 from remix_jax.sinks import sink
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.metrics import Record, read_metrics
 from remix_jax.text import size_text
 
-TRACE, EXPORT = "profile", "export"  # directories of a run
+TRACE = "profile"  # directory of a run
 
 
 class FaultError(RuntimeError):
@@ -437,7 +437,7 @@ def _finish(run: _Run, fault: str | None, artifacts: bool) -> Outcome:
     _report_errors(run)
     done, steps = int(run.state.step), run.setup.config.steps
     if done > 0 and artifacts and not run.stop.preempted:
-        _leave(run, export=fault is None)
+        leave(run.setup, run.state, run.mirror, run.console, export=fault is None)
     elif done == 0:
         run.console.event("ended before the first step; the same command begins anew")
     if fault is not None:
@@ -453,37 +453,3 @@ def _finish(run: _Run, fault: str | None, artifacts: bool) -> Outcome:
     stopped = done < steps or run.stop.preempted
     written = read_metrics(run.mirror.local) if processes.is_first() else []
     return Outcome(written, stopped, run.stop.preempted)
-
-
-def _leave(run: _Run, export: bool) -> None:
-    """Figures, ledger and tables for people, the policy for other programs."""
-    setup, console, workdir = run.setup, run.console, run.mirror.local
-    ledger = _ledger(run.state, setup)
-    if processes.is_first():
-        files.write_durably(workdir / "ledger.json", json.dumps(ledger, indent=2) + "\n")
-        metrics = read_metrics(workdir)
-        figures.draw(metrics, workdir / "figures")
-        console.close()
-        console.print(report.final_table(metrics))
-        console.print(report.ledger_table(ledger))
-    if export:
-        base, policy = setup.config.model, setup.learner.policy
-        dtype = base.export_dtype or None
-        huggingface.save(policy, run.state.params, workdir / EXPORT, like=base.path, dtype=dtype)
-    what = "figures, ledger.json and the policy (export)" if export else "figures and ledger.json"
-    console.event(f"{what} are in {run.mirror.root}")
-
-
-def _ledger(state: TrainState, setup: Setup) -> list[dict[str, Any]]:
-    """What became of every row generated: the fates of those that left and of those still held."""
-    everywhere = None if setup.mesh is None else whole(setup.mesh)
-    count = jax.jit(lambda ring: replay.clear(ring).fates_U, out_shardings=everywhere)
-    fates_U = np.asarray(count(state.replay))
-    names = ["zero signal: all rewards of its group equal", "not trained on"]
-    names += [f"trained on in {u} pass{'es' if u > 1 else ''}" for u in range(1, len(fates_U) - 1)]
-    total = int(fates_U.sum())
-    return [
-        {"fate": name, "rows": int(rows), "share": int(rows) / total}
-        for name, rows in zip(names, fates_U, strict=True)
-        if rows
-    ]
