@@ -5,9 +5,9 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+from tests.compiling import on_devices, shared_programs
+
+os.environ.update(on_devices(8) | shared_programs())
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -15,8 +15,6 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The suite runs hundreds of small programs once each: compiling them is most of its time.
-jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,7 @@
 
 from remix_jax.models.huggingface import Vocabulary, load_vocabulary
 from remix_jax.models.sampling import Sampled, SamplerSettings
-from remix_jax.rollout.rollouts import prompt_batch
+from remix_jax.rollout.rollouts import prompt_batch, response_ids, texts_of
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, compiled
 
 __all__ = [
@@ -22,4 +22,6 @@ __all__ = [
     "compiled",
     "load_vocabulary",
     "prompt_batch",
+    "response_ids",
+    "texts_of",
 ]

@@ -22,6 +22,7 @@ from remix_jax.errors import InputError
 from remix_jax.evaluation import evaluate, results, run
 from remix_jax.evaluation.run import row_id
 from remix_jax.sinks.console import Console
+from tests.compiling import on_devices
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 FIXTURES = ROOT / "tests" / "fixtures" / "benchmarks"
@@ -338,7 +339,7 @@ def test_wrong_input_of_the_main_is_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.evaluate", *flags, "--benchmarks=minerva"],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | on_devices(1),
         capture_output=True,
         text=True,
         timeout=200,

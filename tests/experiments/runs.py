@@ -10,13 +10,14 @@ import sys
 from experiments.configs import arithmetic_remix_grpo, arithmetic_remix_ppo
 from remix_jax.config import Config
 from remix_jax.sinks.console import Console
+from tests.compiling import on_devices
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def run_main(*flags, module="experiments.train"):
     """Runs an experiment's main as a user does."""
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = os.environ | on_devices(1)
     return subprocess.run(
         [sys.executable, "-m", module, *flags],
         cwd=ROOT,

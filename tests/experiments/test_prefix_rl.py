@@ -101,7 +101,8 @@ def test_interrupted_and_continued_is_uninterrupted(finished, tmp_path):
     assert figures(workdir) == figures(whole)
     for name in ("samples.jsonl", "ledger.json", "export/model.safetensors"):
         assert (workdir / name).read_bytes() == (whole / name).read_bytes()
-    saved = json.loads((workdir / "checkpoints" / "4" / "host.json").read_text())
+    written = json.loads((workdir / "checkpoints" / "4" / "host" / "metadata").read_text())
+    saved = json.loads(written["text"])["host"]
     assert saved["prefix_cursor"] == {"seed": 0, "epoch": 0, "position": 6}
     assert saved["cursor"] == {"seed": 0, "epoch": 0, "position": 3}
     setup, told = prepare(config), []

@@ -15,6 +15,7 @@ import pytest
 from remix_jax import processes
 from remix_jax.errors import InputError
 from remix_jax.run import loop
+from tests.compiling import on_devices
 from tests.experiments.runs import figures, quiet, small_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -43,12 +44,14 @@ main.run(experiment)
 
 def launch(arguments, devices, log):
     """A process that writes to log.out and log.err: a pipe that nobody reads would stop it."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-    }
+    environment = (
+        os.environ
+        | on_devices(devices)
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+        }
+    )
     with log.with_suffix(".out").open("w") as out, log.with_suffix(".err").open("w") as err:
         return subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=out, stderr=err

@@ -58,6 +58,7 @@ def finished(tmp_path_factory):
     slots = config.data.prompt_tokens + config.data.response_tokens
     config.memory.decode_tokens = 4 * slots  # rows are decoded in waves
     count = 0
+    kept = jax.config.jax_compilation_cache_dir
     cache = tmp_path_factory.mktemp("cache")  # for the processes of the test that kills
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -77,7 +78,7 @@ def finished(tmp_path_factory):
         patch.setattr(grading, "process_pool", grader_pool.GraderPool)  # none that has some already
         outcome = loop.run(config, directory / "run", console)
     assert not outcome.stopped
-    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_compilation_cache_dir", kept)
     compilation_cache.reset_cache()
     return config, directory / "run", compilations
 

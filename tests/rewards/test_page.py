@@ -8,6 +8,7 @@ import sys
 import zlib
 
 from tests import doc_pages
+from tests.compiling import on_devices
 
 PAGE = "docs/rewards.md"
 
@@ -35,7 +36,7 @@ def test_the_example_trains_beside_a_function_that_hangs(tmp_path):
     flags += ["--config.evaluation.limit=4", "--config.data.validation="]
     done = subprocess.run(
         [sys.executable, *flags], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(doc_pages.ROOT), "XLA_FLAGS": ""},
+        env=os.environ | on_devices(1) | {"PYTHONPATH": str(doc_pages.ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "reward hangs: TimeoutError: took more than 0.3 s" in done.stdout
