@@ -101,7 +101,7 @@ def ours(sizes: DecoderConfig, config: Config, repeats: int) -> dict[str, Any]:
         state, _ = jax.block_until_ready(learn(state, rows, inputs, None))
         seconds.append(time.perf_counter() - begin)
     tokens = config.batch_size * slots[1]
-    flops = cost.step_flops(learner, config, stage, tokens, 1.0)
+    flops = cost.step_flops(learner, config, stage, tokens, step=1)
     return {"decode": decode[1:], "learn": seconds[1:], "flops": flops.learning}
 
 

@@ -27,7 +27,7 @@ from experiments.report import files, prefix
 from experiments.trials import Trial
 from remix_jax import config_rules, schedule
 from remix_jax.config import Config
-from remix_jax.cost import kl_weight, step_flops
+from remix_jax.cost import step_flops
 from remix_jax.data import traces
 from remix_jax.errors import InputError
 from remix_jax.learner.state import make_learner
@@ -205,7 +205,7 @@ def steps_within(config: Config, model: str, budget: float) -> int:
         one = dataclasses.replace(config, steps=step)
         stage = schedule.stages(one)[schedule.stage_at(one, step)]
         tokens = TOKENS * schedule.fresh_groups(config, step) * config.group_size
-        spent += step_flops(learner, config, stage, tokens, kl_weight(config, step)).total
+        spent += sum(step_flops(learner, config, stage, tokens, step))
     return step
 
 

@@ -11,10 +11,12 @@ docs/python.md is the tour. Names are imported when they are first used: the gra
 this package as well, and need no JAX.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from etils import epy as _epy
 
-if TYPE_CHECKING:
+__all__ = ["Config", "InputError", "Item", "Sampler", "Score", "Scorer"]
+__all__ += ["evaluate", "grade", "load", "save", "train"]
+
+with _epy.lazy_api_imports(globals()):
     from remix_jax.config import Config
     from remix_jax.errors import InputError
     from remix_jax.evaluation import evaluate
@@ -23,43 +25,3 @@ if TYPE_CHECKING:
     from remix_jax.rewards import Item, Score, Scorer
     from remix_jax.rollout.sampler import Sampler
     from remix_jax.run.loop import run as train
-
-_HOMES = {
-    "Config": ("config", "Config"),
-    "InputError": ("errors", "InputError"),
-    "Item": ("rewards", "Item"),
-    "Sampler": ("rollout.sampler", "Sampler"),
-    "Score": ("rewards", "Score"),
-    "Scorer": ("rewards", "Scorer"),
-    "evaluate": ("evaluation", "evaluate"),
-    "grade": ("grading", "grade"),
-    "load": ("models.huggingface", "load"),
-    "save": ("models.huggingface", "save"),
-    "train": ("run.loop", "run"),
-}
-__all__ = [
-    "Config",
-    "InputError",
-    "Item",
-    "Sampler",
-    "Score",
-    "Scorer",
-    "evaluate",
-    "grade",
-    "load",
-    "save",
-    "train",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'remix_jax' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    found = getattr(importlib.import_module(f"remix_jax.{module}"), attribute)
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])

@@ -16,6 +16,13 @@ from remix_jax.rl.schedules import kl_convex_weight
 from remix_jax.schedule import Stage
 
 
+def _layer_flops(c: DecoderConfig, slots: float, asked: float, seen: float) -> float:
+    """Of one layer: keys and values of `slots`; queries, attention to `seen` and MLP of `asked`."""
+    heads = c.heads * c.head_dim
+    query = 2 * c.width * heads + 2 * heads * seen + 3 * c.width * c.ffn_width
+    return 2.0 * (slots * 2 * c.width * c.kv_heads * c.head_dim + asked * query)
+
+
 def forward_flops(c: DecoderConfig, rows: int, prompt: int, response: int, head: str) -> float:
     """One pass over rows of `prompt` + `response` slots, for log-probs or values of the response.
 
@@ -23,9 +30,9 @@ def forward_flops(c: DecoderConfig, rows: int, prompt: int, response: int, head:
     alone: logits over the vocabulary (head "token") or one number (head "value").
     """
     slots, outputs = prompt + response, c.vocab_size if head == "token" else 1
-    full = _keys_and_values(c) * slots + _queries(c, slots) * slots
-    last = _keys_and_values(c) * slots + _queries(c, slots) * response
-    return rows * ((c.layers - 1) * full + last + 2.0 * c.width * outputs * response)
+    layers = (c.layers - 1) * _layer_flops(c, slots, slots, slots)
+    layers += _layer_flops(c, slots, response, slots)
+    return rows * (layers + 2.0 * c.width * outputs * response)
 
 
 def decode_flops(c: DecoderConfig, prompts: int, rows: int, prompt: int, tokens: float) -> float:
@@ -34,63 +41,36 @@ def decode_flops(c: DecoderConfig, prompts: int, rows: int, prompt: int, tokens:
     Attention of a decoded token is taken at the middle of its response.
     """
     prefill = prompts * forward_flops(c, 1, prompt - 1, 1, "token")
-    layer = _keys_and_values(c) + _queries(c, prompt + tokens / max(rows, 1) / 2)
+    layer = _layer_flops(c, 1, 1, prompt + tokens / max(rows, 1) / 2)
     return prefill + tokens * (c.layers * layer + 2.0 * c.width * c.vocab_size)
-
-
-def _keys_and_values(c: DecoderConfig) -> float:  # of one layer and one slot
-    return 2.0 * c.width * 2 * c.kv_heads * c.head_dim
-
-
-def _queries(c: DecoderConfig, seen: float) -> float:
-    """Of one layer and one slot that is asked: query, attention to `seen` slots, output, MLP."""
-    heads = c.heads * c.head_dim
-    return 2.0 * (2 * c.width * heads + 2 * heads * seen + 3 * c.width * c.ffn_width)
 
 
 class StepFlops(NamedTuple):
     """Of one step on all devices, without evaluation."""
 
-    total: float
     sampling: float
-
-    @property
-    def learning(self) -> float:
-        """Scoring under every policy that the step asks, and all passes."""
-        return self.total - self.sampling
+    learning: float  # scoring under every policy that the step asks, and all passes
 
 
 def step_flops(
-    learner: Learner, config: Config, stage: Stage, new_tokens: float, kl_weight: float
+    learner: Learner, config: Config, stage: Stage, new_tokens: float, step: int
 ) -> StepFlops:
-    """What a step of `stage` multiplies.
-
-    Args:
-      new_tokens: decoded, of all rows.
-      kl_weight: lambda of the step; below 1 the precedent is scored as well.
-    """
+    """What a step (from 1) of `stage` multiplies, with `new_tokens` decoded in all rows."""
     policy, slots = learner.policy.config, (config.prompt_slots, config.data.response_tokens)
-    groups, own = stage.fresh_groups, stage.fresh_groups * config.own_rows
+    groups, own, kl = stage.fresh_groups, stage.fresh_groups * config.own_rows, config.kl
     sampling = decode_flops(policy, groups, own, slots[0], new_tokens) if own else 0.0
     trained = stage.passes * config.batch_size
     scored = (stage.replay_groups + groups * config.has_base) * config.group_size
-    if config.kl.coef > 0 and kl_weight < 1:
+    weight = kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor) if kl.convex else 1.0
+    if kl.coef > 0 and weight < 1:  # the precedent
         scored += config.batch_size
     if family.METHODS[config.objective.method].forward:  # once more before each mini-batch
         scored += trained
     of_policy = scored + 3 * trained * (2 if config.imitation.weight > 0 else 1)
-    total = sampling + forward_flops(policy, of_policy, *slots, "token")
+    learning = forward_flops(policy, of_policy, *slots, "token")
     if learner.critic is not None:
-        total += forward_flops(policy, config.batch_size + 3 * trained, *slots, "value")
-    return StepFlops(total, sampling)
-
-
-def kl_weight(config: Config, step: int) -> float:
-    """lambda of a step (from 1): the weight of the base anchor's KL; 1 without KL-Convex."""
-    kl = config.kl
-    if not kl.convex:
-        return 1.0
-    return float(kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor))
+        learning += forward_flops(policy, config.batch_size + 3 * trained, *slots, "value")
+    return StepFlops(sampling, learning)
 
 
 class Chip(NamedTuple):

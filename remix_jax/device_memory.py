@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 
 import jax
@@ -17,7 +16,6 @@ REMEDIES = {
     "sampling": "memory.decode_tokens, memory.anchors_on_host, model.compute_dtype, mesh.fsdp",
     "evaluation": "evaluation.batch_size, memory.decode_tokens, memory.anchors_on_host",
 }
-_BYTES = re.compile(r"alloc\w*(?: of size)? ([\d.]+) ?(bytes|[KMGT]i?B)", re.IGNORECASE)
 
 
 class OutOfMemoryError(RuntimeError):
@@ -37,8 +35,8 @@ def phase(name: str, remedies: str | None = None) -> Iterator[None]:
     """Turns running out of memory in a phase into one line: what was asked, what helps.
 
     Args:
-      name: "learning", "compiling: sampling, mix stage", ...
-      remedies: a key of REMEDIES; by default the one that `name` ends or begins with.
+      name: "learning", "compiling for sampling and evaluation", ...
+      remedies: a key of REMEDIES; `name` by default.
 
     Raises:
       OutOfMemoryError: instead of XLA's error or a MemoryError.
@@ -48,23 +46,13 @@ def phase(name: str, remedies: str | None = None) -> Iterator[None]:
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise OutOfMemoryError(_message(name, remedies, error)) from None
-
-
-def _message(name: str, remedies: str | None, error: BaseException) -> str:
-    found = _BYTES.search(str(error))
-    asked = f"{_size(*found.groups())} more were asked for" if found else one_line(error)
-    stats = jax.local_devices()[0].memory_stats() or {}
-    most = limit()
-    if "bytes_in_use" in stats and most is not None:
-        free = size_text(max(most - stats["bytes_in_use"], 0))
-        asked += f", {free} of {size_text(most)} are free on a device"
-    elif most is not None:
-        asked += f", a device has {size_text(most)}"
-    key = remedies or next((key for key in REMEDIES if key in name), "learning")
-    return f"out of memory in {name}: {asked}; what needs less: {REMEDIES[key]} (docs/scaling.md)"
-
-
-def _size(number: str, unit: str) -> str:
-    power = {"B": 0, "K": 1, "M": 2, "G": 3, "T": 4}[unit[0].upper()]
-    return size_text(float(number) * 1024**power)
+        said, most = one_line(error).removeprefix("RESOURCE_EXHAUSTED: "), limit()
+        if most is not None:
+            said += f", a device has {size_text(most)}"
+        used = (jax.local_devices()[0].memory_stats() or {}).get("bytes_in_use")
+        if used is not None:
+            said += f" ({size_text(used)} in use)"
+        raise OutOfMemoryError(
+            f"out of memory in {name}: {said}; what needs less: {REMEDIES[remedies or name]} "
+            "(docs/scaling.md)"
+        ) from None

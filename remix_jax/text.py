@@ -1,60 +1,46 @@
-"""Values as text for people: one definition of each format."""
+"""Values as text for people: one definition of each format. None is "-" everywhere."""
 
+import datetime
 import math
-from collections.abc import Callable
 
 MISSING = "-"
 
 
 def number(value: float | None) -> str:
-    """Three significant digits without an exponent where that is readable; '-' for None."""
+    """Three significant digits, without an exponent where that is readable."""
     if value is None:
         return MISSING
-    if not math.isfinite(value):
-        return str(float(value))
-    if value == 0:
-        return "0"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
     if abs(value) >= 1e5 or abs(value) < 1e-4:
         return f"{value:.1e}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{digits}f}"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def fine(value: float | None) -> str:
-    """Four decimals, for a ratio whose drift from 1 matters; '-' for None."""
+    """Four decimals, for a ratio whose drift from 1 matters."""
     return MISSING if value is None else f"{value:.4f}"
 
 
 def percent(value: float | None) -> str:
-    """A share in [0, 1] as a percentage with one decimal; '-' for None."""
-    if value is None:
-        return MISSING
-    return f"{100 * value:.1f} %" if math.isfinite(value) else str(float(value))
+    """A share in [0, 1] with one decimal."""
+    return MISSING if value is None else f"{100 * value:.1f} %"
 
 
 def count(value: float | None) -> str:
-    """A whole number with thousands separated; '-' for None."""
-    if value is None:
-        return MISSING
-    return f"{value:,.0f}" if math.isfinite(value) else str(float(value))
+    """A whole number with thousands separated."""
+    return MISSING if value is None else f"{value:,.0f}"
 
 
 def duration(seconds: float | None) -> str:
-    """h:mm:ss, or m:ss below an hour; '-' for None."""
-    if seconds is None:
-        return MISSING
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    """h:mm:ss, after the days if there are any."""
+    return MISSING if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
 
 
 def size_text(n: float) -> str:
     """Bytes in the largest binary unit that they fill."""
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB"):
-        if n >= 1024:
-            n, unit = n / 1024, larger
-    return f"{n:,.0f} {unit}" if unit == "B" else f"{n:,.1f} {unit}"
+    unit = min(max(0, int(n).bit_length() - 1) // 10, 3)
+    return f"{n / 1024**unit:,.{min(unit, 1)}f} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
@@ -65,11 +51,3 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     elif isinstance(error, KeyError) and error.args:
         text = error.args[0]
     return " ".join(str(text).split())[:limit] or type(error).__name__
-
-
-FORMATS: dict[str, Callable[[float | None], str]] = {
-    "number": number,
-    "fine": fine,
-    "percent": percent,
-    "count": count,
-}

@@ -10,8 +10,8 @@ from remix_jax import device_memory
 from remix_jax.device_memory import OutOfMemoryError, phase
 
 MESSAGES = {
-    "RESOURCE_EXHAUSTED: Out of memory allocating 26954065672 bytes.": "25.1 GiB more were",
-    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 2.50GiB.": "2.5 GiB more were",
+    "RESOURCE_EXHAUSTED: Out of memory allocating 26954065672 bytes.": "26954065672 bytes",
+    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 2.50GiB.": "2.50GiB",
     "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.1G of 15.48G hbm.\n x": (
         "Used 20.1G of 15.48G hbm"
     ),
@@ -33,7 +33,7 @@ def test_other_errors_stay_what_they_are():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), phase("learning"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
     with (
-        pytest.raises(OutOfMemoryError, match=r"in compiling: .*remat"),
+        pytest.raises(OutOfMemoryError, match=r"in compiling: MemoryError, .*remat"),
         phase("compiling", "learning"),
     ):
         raise MemoryError
@@ -65,5 +65,7 @@ except OutOfMemoryError as error:
 
 def test_a_real_allocation_that_does_not_fit():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
-    assert done.stdout.startswith("out of memory in learning: 32.0 GiB more were asked for"), done
+    assert done.stdout.startswith(
+        "out of memory in learning: Out of memory allocating 34359738368 bytes"
+    ), done
     assert len(done.stdout.splitlines()) == 1

@@ -10,10 +10,10 @@ def test_numbers_are_readable():
     assert [number(v) for v in (None, 0.0, 1.0042, 0.01234, 12345.0, 1e-6, -math.inf)] == [
         *("-", "0", "1.00", "0.0123", "12,345", "1.0e-06", "-inf")
     ]
-    assert (percent(0.4321), percent(None), percent(math.nan)) == ("43.2 %", "-", "nan")
+    assert (percent(0.4321), percent(None), percent(math.nan)) == ("43.2 %", "-", "nan %")
     assert (count(79360.0), count(None)) == ("79,360", "-")
     assert (fine(1.00421), fine(None)) == ("1.0042", "-")
-    assert [duration(v) for v in (None, 59.6, 3725)] == ["-", "1:00", "1:02:05"]
+    assert [duration(v) for v in (None, 59.6, 3725)] == ["-", "0:01:00", "1:02:05"]
     assert [size_text(n) for n in (1023, 1024, 3 * 2**30)] == ["1,023 B", "1.0 KiB", "3.0 GiB"]
 
 

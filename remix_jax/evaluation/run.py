@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import pathlib
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,7 +35,7 @@ from remix_jax.models.huggingface import Vocabulary, load_vocabulary
 from remix_jax.rewards import Item, Score, Scorer
 from remix_jax.rollout.sampler import evaluation_task, make
 from remix_jax.sinks.console import Console
-from remix_jax.sinks.progress import Progress
+from remix_jax.text import duration
 
 SETTINGS, GENERATIONS = "settings.json", "generations.jsonl"
 SAMPLE_BITS, PLACE_BITS = 10, 14  # of a response's number: see `row_id`
@@ -108,8 +109,9 @@ class _Record(contextlib.ExitStack):
         self.enter_context(
             files.claimed(directory, SETTINGS, settings, what="evaluation", flag="--out")
         )
-        self._lines = self.enter_context(files.JsonLines(directory / GENERATIONS))
-        self.rows = files.read_json_lines(directory / GENERATIONS)
+        self._lines = files.JsonLines(directory / GENERATIONS)
+        self.callback(self._lines.close)
+        self.rows = [row for _, row in files.json_lines(directory / GENERATIONS)]
 
     def done(self) -> set[tuple]:
         """(set, place, sample) of the responses that are there; equal on all processes."""
@@ -247,13 +249,21 @@ def _generate(
     widths = sorted({width for width, _ in batches})
     wanted = {width: dataclasses.replace(alone, prompt_slots=width) for width in widths}
     samplers = {width: make(config, policy, task, mesh) for width, task in wanted.items()}
-    progress = Progress(len(batches), len(missing), console)
     key = streams.key(config.seed, "evaluation")
-    for width, batch in batches:
+    console.event(f"{len(missing):,} responses to generate in {len(batches):,} batches")
+    begin, responses, tokens = time.monotonic(), 0, 0
+    for number, (width, batch) in enumerate(batches, start=1):
         ids = [row_id(q.set, q.place, q.sample) for q in batch]
         said = respond(samplers[width], wanted[width], params, batch, ids, vocabulary, key, scorer)
         record.add([_row(q, *found) for q, found in zip(batch, said, strict=True)])
-        progress.advance(len(batch), sum(len(item.completion_ids) for item, _ in said))
+        responses += len(batch)
+        tokens += sum(len(item.completion_ids) for item, _ in said)
+        spent = max(time.monotonic() - begin, 1e-9)
+        left = spent / responses * (len(missing) - responses)
+        console.print(
+            f"batch {number:,}/{len(batches):,} | responses {responses:,}/{len(missing):,} | "
+            f"{tokens / spent:,.0f} tokens/s | {duration(spent)}, left {duration(left)}"
+        )
 
 
 def _batches(config: Config, asked: Sequence[Question]) -> list[tuple[int, list[Question]]]:

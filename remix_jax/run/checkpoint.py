@@ -1,7 +1,7 @@
 """The states of a run on disk or in a bucket, by orbax: whole or absent, checked when read.
 
     checkpoints/50/state/   every array of the TrainState
-    checkpoints/50/host/    JSON: counters, offsets in files, the config; a sum of every array
+    checkpoints/50/host/    JSON: counters, the config; a sum of every array
 
 Orbax writes a checkpoint under another name and renames it when all of it is there (in a bucket a
 marker is written last), so that a number names a whole checkpoint wherever the process was killed.

@@ -15,7 +15,7 @@ import numpy as np
 from remix_jax import config as configs
 from remix_jax import device_memory, files, processes, schedule, streams
 from remix_jax.config import Config
-from remix_jax.cost import kl_weight, speeds, step_flops
+from remix_jax.cost import speeds, step_flops
 from remix_jax.device_memory import OutOfMemoryError
 from remix_jax.evaluation import held_out
 from remix_jax.learner import programs as compiled
@@ -295,10 +295,10 @@ def _step(run: _Run, step: int) -> str | None:
         "seconds/log": logging,
     }
     new_tokens = own.pop("new_tokens")
-    flops = step_flops(run.setup.learner, config, stage, new_tokens, kl_weight(config, step))
+    flops = step_flops(run.setup.learner, config, stage, new_tokens, step)
     totals = {
         "tokens": before["tokens"] + new_tokens,
-        "flops": before["flops"] + flops.total,
+        "flops": before["flops"] + flops.sampling + flops.learning,
         "seconds": before["seconds"] + end - begin,
     }
     run.counters = counters | {"totals": totals}
@@ -391,9 +391,9 @@ def _evaluate(run: _Run) -> dict[str, float]:
 
 def _save(run: _Run) -> None:
     """A checkpoint, after which not a line of its step is missing in the files."""
-    step, offsets, missing = int(run.state.step), {}, None
+    step, missing = int(run.state.step), None
     try:
-        offsets = run.log.sync()
+        run.log.sync()
         run.mirror.push()
         missing = run.mirror.error
     except OSError as error:
@@ -403,7 +403,7 @@ def _save(run: _Run) -> None:
         run.checkpoints.wait()
         run.checkpoints.refuse(step, OSError(missing))
         return
-    host = run.counters | {"step": step, "offsets": offsets} | resume.identity(run.setup)
+    host = run.counters | {"step": step} | resume.identity(run.setup)
     run.checkpoints.save(step, run.state, host)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from remix_jax.sinks.metrics import FILES, Record
+from remix_jax.sinks.metrics import Record
 from remix_jax.sinks.sink import Sinks
 
 
@@ -54,14 +54,11 @@ class StepLog:
                 sink.samples(step, rows)
                 sink.write(step, figures)
 
-    def sync(self) -> dict[str, int]:
-        """Brings everything to the disk; the lengths of the files, offsets to continue from.
-
-        Raises:
-          OSError: the file system does not take it.
-        """
+    def sync(self) -> None:
+        """Brings everything to the disk. Raises OSError if the file system does not take it."""
         self.flush()
-        return dict.fromkeys(FILES, 0) if self._record is None else self._record.sync()
+        if self._record is not None:
+            self._record.sync()
 
     def errors(self) -> list[str]:
         """What the file system does not take, and trackers that failed."""

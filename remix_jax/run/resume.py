@@ -81,7 +81,7 @@ def start(
     """The state and the host's counters that training begins with: restored, or the first ones.
 
     A restored state takes the place of the first one, whose memory is freed. The files of figures
-    are cut to where they were at the checkpoint.
+    are cut to the checkpoint's step.
 
     Raises:
       InputError: the checkpoint belongs to another config or to other problems.
@@ -98,7 +98,8 @@ def start(
         log(f"continuing after step {step}")
     if processes.is_first():
         files.write_durably(workdir / CONFIG_FILE, configs.to_json(setup.config))
-        for note in cut(workdir, counters["offsets"], step):
+        unwritten = step == 0 or "unwritten" in counters  # `step`'s own figures
+        if note := cut(workdir, step - 1 if unwritten else step):
             log(note)
     return move_anchors(setup.config, state, "pinned_host"), counters
 
@@ -163,7 +164,7 @@ def _first_counters(setup: Setup) -> dict[str, Any]:
     traces = 0.0 if setup.prefixes is None else setup.prefixes.flops
     totals = {"tokens": 0, "flops": traces, "seconds": 0.0}
     cursors = first_cursors(setup.config, setup.prefixes)
-    return {"totals": totals, "offsets": dict.fromkeys(FILES, 0)} | cursors
+    return {"totals": totals} | cursors
 
 
 def _check(setup: Setup, step: int, saved: dict[str, Any], log: Callable[[str], None]) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import mlflow
 from mlflow.entities import Metric
 
-from remix_jax.sinks import tags
-from remix_jax.sinks.sink import Metrics, Run
+from remix_jax.sinks.sink import Metrics, Run, numbers
 
 
 class MLflow:
@@ -32,7 +31,7 @@ class MLflow:
     def write(self, step: int, metrics: Metrics) -> None:
         """Numbers."""
         now = int(1000 * time.time())
-        found = tags.numbers(metrics)
+        found = numbers(metrics)
         self._client.log_batch(self._id, [Metric(k, v, now, step) for k, v in found.items()])
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,7 +1,9 @@
 """The interface of what takes the figures of a run, and the list of those that a run writes to."""
 
+import functools
 import importlib.util
 import json
+import math
 import pathlib
 import queue
 import threading
@@ -25,6 +27,18 @@ TRACKERS = {
 DEFAULT = "tensorboard"
 IDS = "trackers.json"  # in the run's directory: what a tracker knows the run by
 _CAPACITY, _PATIENCE = 1000, 60.0  # calls that wait for a tracker; seconds for it to end
+
+# Metrics by the question they answer, for trackers that show a group a section.
+GROUPS = {
+    "1_learning": (
+        *("reward", "accuracy", "format_rate", "zero_variance", "eval/", "validation/"),
+        *("truncated_rate", "response_length", "grader_"),
+    ),
+    "2_stability": ("ratio_", "clip_share", "ess", "kl_", "entropy", "sampler_gap", "truncation_"),
+    "3_optimizer": ("loss", "grad_norm", "critic_", "explained_variance", "learning_rate"),
+    "4_replay": ("rows/", "n_", "rollouts"),
+    "5_cost": ("seconds", "tokens", "flops", "learn_tokens", "mfu/"),
+}
 
 
 class Sink(Protocol):
@@ -76,13 +90,11 @@ def trackers(names: Sequence[str | Tracker]) -> dict[str, Tracker]:
             continue
         spec, package = TRACKERS.get(name, (name, ""))
         if ":" not in spec:
-            raise InputError(
-                f"--trackers={name}: must be {', '.join(TRACKERS)}, or a file.py:function"
-            )
+            known = ", ".join(TRACKERS)
+            raise InputError(f"--trackers={name}: must be {known}, or a file.py:function")
         if package and importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"--trackers={name} needs the package {package}: pip install {package}"
-            )
+            needs = f"needs the package {package}: pip install {package}"
+            raise InputError(f"--trackers={name} {needs}")
         found[name] = plugins.load(spec, "--trackers")
     return found
 
@@ -95,7 +107,7 @@ class Sinks:
 
     def __init__(self, direct: Mapping[str, Sink], made_from: Mapping[str, Tracker], run: Run):
         self.errors: list[str] = []
-        self._sinks = dict(direct)
+        self._sinks: dict[str, Any] = dict(direct)
         for name, make in made_from.items():
             try:
                 self._sinks[name] = _Background(make(run))
@@ -104,21 +116,21 @@ class Sinks:
 
     def write(self, step: int, metrics: Metrics) -> None:
         """To each."""
-        self._each(lambda sink: sink.write(step, metrics))
+        self._each("write", step, metrics)
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """To each."""
-        self._each(lambda sink: sink.samples(step, rows))
+        self._each("samples", step, rows)
 
     def close(self) -> None:
         """Each, also if another fails. Harmless when repeated."""
-        self._each(lambda sink: sink.close())
+        self._each("close")
         self._sinks = {}
 
-    def _each(self, call: Callable[[Sink], None]) -> None:
+    def _each(self, method: str, *arguments: Any) -> None:
         for name, sink in list(self._sinks.items()):
             try:
-                call(sink)
+                getattr(sink, method)(*arguments)
             except Exception as error:  # a sink may raise anything
                 self._drop(name, error)
 
@@ -133,39 +145,47 @@ class _Background:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._error: Exception | None = None
-        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(_CAPACITY)
+        self._calls: queue.Queue[tuple] = queue.Queue(_CAPACITY)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def write(self, step: int, metrics: Metrics) -> None:
-        self._put(lambda: self._sink.write(step, metrics))
-
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._put(lambda: self._sink.samples(step, rows))
-
-    def close(self) -> None:
-        self._put(self._sink.close)
-        self._put(None)
-        self._thread.join(_PATIENCE)
-        if self._thread.is_alive():
-            raise TimeoutError(f"not done {_PATIENCE:.0f} s after the run")
-        self._raise()
-
-    def _put(self, call: Callable[[], None] | None) -> None:
-        self._raise()
+    def _put(self, method: str, *arguments: Any) -> None:
+        if self._error is not None:
+            raise self._error
         try:
-            self._calls.put_nowait(call)
+            self._calls.put_nowait((method, *arguments))
         except queue.Full:
             raise TimeoutError(f"{_CAPACITY} calls behind") from None
 
-    def _raise(self) -> None:
+    write = functools.partialmethod(_put, "write")
+    samples = functools.partialmethod(_put, "samples")
+
+    def close(self) -> None:
+        self._put("close")
+        self._thread.join(_PATIENCE)
+        if self._thread.is_alive():
+            raise TimeoutError(f"not done {_PATIENCE:.0f} s after the run")
         if self._error is not None:
             raise self._error
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
+        method = ""
+        while method != "close":
+            method, *arguments = self._calls.get()
             try:
-                call()
+                getattr(self._sink, method)(*arguments)
             except Exception as error:  # a sink may raise anything
                 self._error = error
                 return
+
+
+def tag(name: str) -> str:
+    """`group/name` of a metric; figures by age of the rows are of the replay's group."""
+    groups = [group for group, starts in GROUPS.items() if name.startswith(starts)]
+    return f"{'4_replay' if '/age' in name else (*groups, '6_other')[0]}/{name}"
+
+
+def numbers(metrics: Metrics) -> dict[str, float]:
+    """The finite numbers among the metrics of a step."""
+    found = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
+    return {name: float(value) for name, value in found.items() if math.isfinite(value)}

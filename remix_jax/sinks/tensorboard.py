@@ -8,10 +8,11 @@ from typing import Any
 
 import tensorboardX
 
-from remix_jax.sinks import tags
-from remix_jax.sinks.sink import Metrics, Run
+from remix_jax.sinks.sink import Metrics, Run, numbers, tag
 
 FOLDER = "tensorboard"
+# Also drawn against fresh rollouts, where steps of two methods cost differently.
+BY_ROLLOUTS = ("reward", "accuracy", "eval/mean")
 _FLUSH_SECONDS, _SHOWN = 30.0, 2  # between flushes; samples of a step
 
 
@@ -51,9 +52,9 @@ class TensorBoard:
         self._writer.close()
 
     def _add(self, step: int, metrics: Metrics, at: float) -> None:
-        for name, value in tags.numbers(metrics).items():
+        for name, value in numbers(metrics).items():
             if name != "step":
-                self._writer.add_scalar(tags.tag(name), value, step, at)
-            if name in tags.BY_ROLLOUTS and "rollouts" in metrics:
-                tag, rollouts = f"by_rollouts/{name.replace('/', '_')}", int(metrics["rollouts"])
-                self._writer.add_scalar(tag, value, rollouts, at)
+                self._writer.add_scalar(tag(name), value, step, at)
+            if name in BY_ROLLOUTS and "rollouts" in metrics:
+                curve, rollouts = f"by_rollouts/{name.replace('/', '_')}", int(metrics["rollouts"])
+                self._writer.add_scalar(curve, value, rollouts, at)

@@ -6,8 +6,7 @@ from typing import Any
 
 import trackio
 
-from remix_jax.sinks import tags
-from remix_jax.sinks.sink import Metrics, Run
+from remix_jax.sinks.sink import Metrics, Run, numbers
 
 
 class Trackio:
@@ -26,7 +25,7 @@ class Trackio:
 
     def write(self, step: int, metrics: Metrics) -> None:
         """Numbers."""
-        self._run.log(tags.numbers(metrics), step=step)
+        self._run.log(numbers(metrics), step=step)
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table."""

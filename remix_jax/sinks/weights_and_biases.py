@@ -6,8 +6,7 @@ from typing import Any
 
 import wandb
 
-from remix_jax.sinks import tags
-from remix_jax.sinks.sink import Metrics, Run
+from remix_jax.sinks.sink import Metrics, Run, numbers, tag
 
 
 class WandB:
@@ -30,7 +29,7 @@ class WandB:
 
     def write(self, step: int, metrics: Metrics) -> None:
         """Numbers, grouped."""
-        figures = {tags.tag(name): value for name, value in tags.numbers(metrics).items()}
+        figures = {tag(name): value for name, value in numbers(metrics).items()}
         self._run.log({"step": step} | figures)
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -55,7 +55,7 @@ def changed(section, config=CONFIG, **values):
 
 def generations(out):
     """By (set, place, sample)."""
-    records = files.read_json_lines(out / run.GENERATIONS)
+    records = [row for _, row in files.json_lines(out / run.GENERATIONS)]
     by_key = {(r["set"], r["place"], r["sample"]): r for r in records}
     assert len(by_key) == len(records), "a response was drawn twice"
     return by_key

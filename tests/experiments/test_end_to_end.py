@@ -92,7 +92,7 @@ def test_real_problems_go_through_training_evaluation_and_export(problems, tmp_p
     assert list(found["sets"]) == list(BENCHMARKS)
     passed = [figures["pass@1"] for figures in found["sets"].values()]
     assert found["mean"]["pass@1"] == pytest.approx(np.mean(passed))
-    generations = files.read_json_lines(tmp_path / "eval" / run.GENERATIONS)
+    generations = [row for _, row in files.json_lines(tmp_path / "eval" / run.GENERATIONS)]
     assert len(generations) == 10
 
     peer = transformers.AutoModelForCausalLM.from_pretrained(export).eval()

@@ -36,10 +36,11 @@ def test_plain_lines_come_by_time_at_evaluations_and_at_the_end():
     ]
     (held_out,) = [line for line in lines if line.startswith("held-out")]
     assert "step 7" in held_out
-    assert "50.0 % (best 50.0 %) | short 70.0 % long 30.0 %" in held_out
+    assert "50.0 % (first 50.0 %, best 50.0 %) | short 70.0 % | long 30.0 %" in held_out
     for figure in ("step 11/40 mix", "reward 0.500", "accuracy 43.2 %", "21.5", "truncated 1.0 %",
-                   "entropy 0.310", "KL 0.0123", "ratio 1.0001/1.0055 max 3.50", "clip 3.1 %",
-                   "ESS 95.0 %", "sample 0.250 learn 0.125", "left 0:29"):  # fmt: skip
+                   "entropy 0.310", "KL to base 0.0123", "ratio by age 1.0001/1.0055", "max 3.50",
+                   "clipped 3.1 %", "ESS 95.0 %", "sample 0.250 learn 0.125",
+                   "left 0:00:29"):  # fmt: skip
         assert figure in lines[2], figure
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", stream.getvalue())
 
@@ -74,7 +75,7 @@ def test_panel_shows_every_figure(monkeypatch, columns):
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
     assert "* saved [1]" in text
     last = text[text.rindex("step 11 / 40") :]
-    for figure in ("847 / 3,080", "0:11 < 0:29", "0.500", "43.2 %", "50.0 %", "21.5", "0.310",
+    for figure in ("847 / 3,080", "0:00:11 < 0:00:29", "0.500", "43.2 %", "50.0 %", "21.5", "0.310",
                    "0.0123", "1.0042", "3.50", "3.1 %", "95.0 %", "-0.00400", "held-out", "ESS",
                    "first 50.0 %, best 50.0 %", "sample 0.250", "learn 0.125", "12,345",
                    "reward 1.0: ...well, so it is 7"):  # fmt: skip

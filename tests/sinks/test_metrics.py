@@ -9,7 +9,7 @@ import pytest
 
 from remix_jax.errors import InputError
 from remix_jax.files import JsonLines
-from remix_jax.sinks.metrics import Record, cut, read_metrics
+from remix_jax.sinks.metrics import FILES, Record, cut, read_metrics
 from tests.sinks.step_figures import step
 
 
@@ -124,42 +124,40 @@ def test_a_resumed_run_reads_as_one(tmp_path):
 
 
 def test_continuing_drops_what_came_after_the_checkpoint(tmp_path):
-    """By the offsets that the checkpoint knows: the first attempt got further, and was killed."""
-    offsets = {}
+    """The first attempt got beyond the checkpoint, and was killed."""
+    known = {}
     with recording(tmp_path) as record:
         for at in (1, 2, 3):
             write(record, step(at, reward=at / 4))
             record.samples(at, [{"i": 0}, {"i": 1}])
-            if at == 2:
-                offsets = record.sync()
-    whole = {name: (tmp_path / name).read_bytes() for name in offsets}
+            record.sync()
+            known[at] = [(tmp_path / name).read_bytes() for name in FILES]
     with (tmp_path / "samples.jsonl").open("a") as file:
         file.write('{"step": 4, "resp')
-    assert cut(tmp_path, offsets, 2) == []
-    for name, offset in offsets.items():
-        assert (tmp_path / name).read_bytes() == whole[name][:offset]
-    assert cut(tmp_path, offsets, 2) == []  # nothing to drop
-    assert cut(tmp_path / "new", dict.fromkeys(offsets, 0), 0) == []  # nothing there
+    for _ in range(2):  # the second time there is nothing to drop
+        assert cut(tmp_path, 2) is None
+        assert [(tmp_path / name).read_bytes() for name in FILES] == known[2]
     with recording(tmp_path) as record:
         write(record, step(3, reward=0.75))
-    assert (tmp_path / "metrics.jsonl").read_bytes() == whole["metrics.jsonl"]
-    assert cut(tmp_path, dict.fromkeys(offsets, 0), 0) == []
-    assert [(tmp_path / name).stat().st_size for name in offsets] == [0, 0]
+        record.samples(3, [{"i": 0}, {"i": 1}])
+    assert [(tmp_path / name).read_bytes() for name in FILES] == known[3]
+    assert cut(tmp_path, -1) is None  # from the beginning
+    assert [(tmp_path / name).stat().st_size for name in FILES] == [0, 0]
+    assert cut(tmp_path / "new", -1) is None  # nothing there
 
 
-def test_continuing_cuts_a_changed_file_by_its_steps_and_says_so(tmp_path):
+def test_continuing_says_what_is_missing_and_leaves_damage(tmp_path):
     metrics, samples = tmp_path / "metrics.jsonl", tmp_path / "samples.jsonl"
-    metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
-    samples.write_text('{"step": 1, "i": 0}\n{"step": 2}\n{"step": 2}\n{"step": 3}\n{"st')
+    metrics.write_text('{"step": 1}\n{"step": 3}\n')
+    samples.write_text('{"step": 1, "i": 0}\n{"step": 2}\n{"step": 2}\n{"st')
     with pytest.warns(UserWarning, match="half-written"):
-        notes = cut(tmp_path, {"metrics.jsonl": 30, "samples.jsonl": 500}, 2)
-    assert metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
+        note = cut(tmp_path, 2)
+    assert metrics.read_text() == '{"step": 1}\n'
     assert samples.read_text() == '{"step": 1, "i": 0}\n{"step": 2}\n{"step": 2}\n'
-    assert ["36 bytes, 30 belong" in notes[0], "500 belong" in notes[1]] == [True, True]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "samples.jsonl"]
+    assert note == f"{metrics} has no line of step 2: what is missing stays missing"
     metrics.write_text('{"step": "x"}\n{"step": 3}\n')
     with pytest.raises(InputError, match="line 1"):
-        cut(tmp_path, {"metrics.jsonl": 3}, 1)
+        cut(tmp_path, 1)
     assert metrics.read_text() == '{"step": "x"}\n{"step": 3}\n'
 
 
@@ -189,7 +187,7 @@ def test_a_full_disk_neither_ends_the_record_nor_leaves_half_a_line(tmp_path, fi
     file_limit(1000)
     lines.write({"step": 4})
     assert lines.error is None
-    assert lines.sync() == 48
+    lines.sync()
     text = (tmp_path / "lines.jsonl").read_text()
     assert text == "".join(f'{{"step": {at}}}\n' for at in (1, 2, 3, 4))
     file_limit(50)

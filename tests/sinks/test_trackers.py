@@ -12,8 +12,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from remix_jax.errors import InputError
-from remix_jax.sinks import sink, tags
-from remix_jax.sinks.sink import Run, Sinks, trackers
+from remix_jax.sinks import sink
+from remix_jax.sinks.sink import Run, Sinks, tag, trackers
 from tests import doc_pages
 from tests.sinks.step_figures import EVALUATED, step
 
@@ -67,7 +67,7 @@ def test_tensorboard_has_steps_and_rollouts_as_axes_and_the_history_once(tmp_pat
 def test_every_metric_of_the_pages_has_a_group():
     wanted = {"reward/format": 1, "kl_base": 2, "grad_norm": 3, "rows/age0": 4, "seconds/eval": 5}
     for name, group in wanted.items():
-        assert tags.tag(name).startswith(f"{group}_")
+        assert tag(name).startswith(f"{group}_")
 
 
 def test_the_page_s_own_tracker(tmp_path, monkeypatch):
