@@ -160,7 +160,7 @@ def _scoring(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
         return scoring.score_responses(learner.policy, anchor["base_params"], rows, temperature)
 
     with sharding.over(mesh):
-        given = sharding.abstract(anchor, mesh), sharding.abstract_whole(batch, mesh)
+        given = sharding.abstract(anchor, mesh), sharding.abstract(batch, mesh, by_rule=False)
         traced = jax.jit(score).trace(*given)
     return f"scoring, {rows} rows", traced, 1.0, anchor
 

@@ -33,19 +33,30 @@ def load(spec: str, what: str) -> Callable[..., Any]:
     Raises:
       InputError: no such file, module or function, it cannot be called, or its import failed.
     """
+    where = f"{what} = {spec!r}"
     source, _, name = spec.rpartition(":")
     if not source or not name.isidentifier():
-        raise InputError(f"{what} = {spec!r}: {_FORMS}")
-    module = _module(source, f"{what} = {spec!r}")
+        raise InputError(f"{where}: {_FORMS}")
+    is_file, path = source.endswith(".py"), pathlib.Path(source).expanduser().resolve()
+    if is_file and not path.is_file():
+        raise InputError(f"{where}: no such file {path}")
+    for directory in (str(pathlib.Path.cwd()), *([str(path.parent)] * is_file)):
+        if directory not in sys.path:
+            sys.path.append(directory)
+    try:
+        module = _from_file(path) if is_file else importlib.import_module(source)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        absent = missing and not is_file and f"{source}.".startswith(f"{missing}.")
+        said = f"no module {missing!r}; {_FORMS}" if absent else error_line(error)
+        raise InputError(f"{where}: {said}") from None
     found = getattr(module, name, None)
     if found is None:
         functions = [n for n, f in vars(module).items() if inspect.isfunction(f) and n[0] != "_"]
-        raise InputError(
-            f"{what} = {spec!r}: {source} has no {name}; its functions: "
-            f"{', '.join(functions) or 'none'}"
-        )
+        known = ", ".join(functions) or "none"
+        raise InputError(f"{where}: {source} has no {name}; its functions: {known}")
     if not callable(found):
-        raise InputError(f"{what} = {spec!r}: {name} is no function but {type(found).__name__}")
+        raise InputError(f"{where}: {name} is no function but {type(found).__name__}")
     return found
 
 
@@ -83,34 +94,13 @@ def digest(function: Callable[..., Any]) -> str:
     return hashlib.sha256(source).hexdigest()[:16]
 
 
-def _module(source: str, where: str) -> ModuleType:
-    is_file = source.endswith(".py")
-    path = pathlib.Path(source).expanduser().resolve()
-    if is_file and not path.is_file():
-        raise InputError(f"{where}: no such file {path}")
-    for directory in dict.fromkeys((str(pathlib.Path.cwd()), *([str(path.parent)] * is_file))):
-        if directory not in sys.path:
-            sys.path.append(directory)
-    try:
-        return _from_file(path) if is_file else importlib.import_module(source)
-    except ModuleNotFoundError as error:
-        if not is_file and error.name and f"{source}.".startswith(f"{error.name}."):
-            raise InputError(f"{where}: no module {error.name!r}; {_FORMS}") from None
-        raise InputError(f"{where}: {error_line(error)}") from None
-    except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise InputError(f"{where}: {error_line(error)}") from None
-
-
 def _from_file(path: pathlib.Path) -> ModuleType:
     """The module of a file, under a name of its own, so that files of one name do not meet."""
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    spec: Any = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -126,11 +116,8 @@ def error_line(error: BaseException) -> str:
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if not f.filename.startswith("<") and f.filename != __file__
-    ]
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in frames if not f.filename.startswith(("<", __file__))]
     libraries = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
     own = [f for f in frames if not f.filename.startswith(libraries)] or frames
     where = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""

@@ -15,11 +15,11 @@ from jax._src import distributed  # its barrier has no public name
 from jax.experimental import multihost_utils
 
 from remix_jax.errors import InputError
+from remix_jax.text import one_line
 
 # Seconds without a sign of life after which a process counts as dead; then all others end.
 HEARTBEAT = 30
 _PATIENCE = 3_600_000  # milliseconds
-_THREADS = 16  # of XLA's pool on CPUs, at least
 _LEAST_MESSAGE = 1024  # bytes; messages are padded to powers of 2, so that few shapes are compiled
 
 
@@ -34,39 +34,37 @@ def start(coordinator: str | None, count: int | None, index: int | None, given: 
     Raises:
       InputError: the numbers do not belong together, or the others cannot be found.
     """
-    if coordinator is not None:
-        if count is None or index is None or not 0 <= index < count:
-            raise InputError(
-                f"--coordinator={coordinator}: needs --num_processes=N and --process_id from 0 to "
-                f"N - 1, not {count} and {index}"
-            )
-    elif count is not None or index is not None:
+    if coordinator is None and (count, index) != (None, None):
         raise InputError("--num_processes and --process_id need --coordinator=HOST:PORT")
-    elif not given and not in_cluster(os.environ):
+    if coordinator and (count is None or index is None or not 0 <= index < count):
+        raise InputError(
+            f"--coordinator={coordinator}: needs --num_processes=N and --process_id from 0 to "
+            f"N - 1, not {count} and {index}"
+        )
+    if not (coordinator or given or in_cluster(os.environ)):
         return
     # On CPUs a collective blocks a thread of XLA's pool until all others are there; with a thread a
     # core, those that wait can leave none to what they wait for, and all processes hang.
-    os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, _THREADS)))
+    os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, 16)))
+    own = None if coordinator else local_devices(os.environ)
     try:
         jax.distributed.initialize(
             coordinator,
             count,
             index,
-            local_devices(os.environ) if coordinator is None else None,
+            own,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=HEARTBEAT,
         )
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"the other processes were not found ({reason})") from None
+        raise InputError(f"the other processes were not found ({one_line(error)})") from None
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
     """Whether the environment tells of other processes: a Slurm step of several, a TPU pod."""
-    if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
-        return True
-    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
-    return "SLURM_PROCID" in environment and tasks.isdecimal() and int(tasks) > 1
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "") if "SLURM_PROCID" in environment else ""
+    several = tasks.isdecimal() and int(tasks) > 1
+    return several or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def local_devices(environment: Mapping[str, str]) -> list[int] | None:
@@ -90,15 +88,8 @@ def wait_for_all(moment: str) -> None:
     Between processes on CPUs the first collective must find all of them within 30 seconds, which
     compilation on a busy machine does not keep; this waits longer.
     """
-    client = distributed.global_state.client
-    if client is not None:
+    if (client := distributed.global_state.client) is not None:
         client.wait_at_barrier(moment, timeout_in_ms=_PATIENCE)
-
-
-def part(n: int) -> slice:
-    """Of n items those that this process takes care of."""
-    index, count = jax.process_index(), jax.process_count()
-    return slice(index * n // count, (index + 1) * n // count)
 
 
 def divided(n: int, work: Callable[[slice], list[Any]]) -> list[Any]:
@@ -107,10 +98,9 @@ def divided(n: int, work: Callable[[slice], list[Any]]) -> list[Any]:
     Args:
       work: gives one result an item; of several processes, results go through JSON.
     """
-    own = work(part(n))
-    if jax.process_count() == 1:
-        return own
-    return [result for results in _exchanged(own) for result in results]
+    index, count = jax.process_index(), jax.process_count()
+    own = work(slice(index * n // count, (index + 1) * n // count))
+    return own if count == 1 else [result for part in _exchanged(own) for result in part]
 
 
 def first_does(work: Callable[[], Any]) -> Any:
@@ -144,7 +134,5 @@ def _exchanged(own: Any) -> list[Any]:
     padded = np.zeros(width, np.uint8)
     padded[: len(text)] = np.frombuffer(text, np.uint8)
     everything = multihost_utils.process_allgather(padded)
-    return [
-        json.loads(bytes(row[:size]))
-        for row, size in zip(np.asarray(everything), sizes.tolist(), strict=True)
-    ]
+    rows = zip(np.asarray(everything), sizes.tolist(), strict=True)
+    return [json.loads(bytes(row[:size])) for row, size in rows]

@@ -39,11 +39,8 @@ rules: tuple[tuple[str, P], ...] = (
     (r"norm/scale$", P()),
     (r"\w_B$", P(ROWS)),  # rows of the ring
     (r"\w_B[ST]$", P(ROWS, None)),
-    (r"(^|/)(fates_U|fault_F)$", P()),
+    (r"/(fates_U|fault_F)$", P()),
 )
-
-
-# --- the mesh --------------------------------------------------------------------------------
 
 
 def mesh_shape(wanted: Sequence[int], devices: int) -> tuple[int, int, int]:
@@ -55,15 +52,11 @@ def mesh_shape(wanted: Sequence[int], devices: int) -> tuple[int, int, int]:
     data, fsdp, tensor = wanted
     known = math.prod(size for size in wanted if size != REST)
     asked = f"a mesh of data {data} x fsdp {fsdp} x tensor {tensor}"
-    if REST in wanted:
-        if devices % known:
-            raise InputError(
-                f"{asked}: {known} does not divide {devices} device{'s' if devices > 1 else ''}"
-            )
-        filled = [devices // known if size == REST else size for size in wanted]
-        return filled[0], filled[1], filled[2]
+    if REST in wanted and devices % known:
+        raise InputError(f"{asked}: {known} does not divide {devices}, the number of devices")
     if known > devices:
         raise InputError(f"{asked} needs {known} devices, there are {devices}; {REST}: the rest")
+    data, fsdp, tensor = (devices // known if size == REST else size for size in wanted)
     return data, fsdp, tensor
 
 
@@ -101,9 +94,6 @@ def over(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-# --- rules -----------------------------------------------------------------------------------
-
-
 def spec_of(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
     """The axes of an array's dimensions.
 
@@ -115,27 +105,19 @@ def spec_of(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
     """
     if not shape:
         return P()
-    known = (spec for expression, spec in rules if re.search(expression, path))
-    spec = next(known, None)
+    spec = next((spec for expression, spec in rules if re.search(expression, f"/{path}")), None)
     if spec is None:
         raise ValueError(f"no sharding rule knows {path} of shape {tuple(shape)}")
-    padded = (None,) * (len(shape) - len(spec)) + tuple(spec) if len(spec) else ()
-    return P(*(_dividing(axes, n, mesh) for axes, n in zip(padded, shape, strict=False)))
-
-
-def _dividing(axes: Any, n: int, mesh: Mesh | AbstractMesh) -> Any:
-    """Of a dimension's axes the first ones, as many as divide it evenly; None for none."""
-    kept: list[str] = []
-    for axis in _names(axes):
-        if n % math.prod(mesh.shape.get(a, 1) for a in (*kept, axis)):
-            break
-        kept += [axis] if mesh.shape.get(axis, 1) > 1 else []
-    return (tuple(kept) if len(kept) > 1 else kept[0]) if kept else None
-
-
-def _names(axes: Any) -> tuple[str, ...]:
-    """The axes of one dimension of a PartitionSpec."""
-    return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+    if not len(spec):
+        return P()
+    kept: list[tuple[str, ...]] = [()] * len(shape)
+    for i, axes in enumerate(spec, start=len(shape) - len(spec)):
+        for axis in (axes,) if isinstance(axes, str) else axes or ():
+            if shape[i] % math.prod(mesh.shape[a] for a in (*kept[i], axis)):
+                break
+            if mesh.shape[axis] > 1:
+                kept[i] += (axis,)
+    return P(*kept)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -145,23 +127,13 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def abstract(tree: Any, mesh: Mesh | None) -> Any:
-    """Shapes and dtypes of a tree, with their shardings if there is a mesh."""
+def abstract(tree: Any, mesh: Mesh | None, *, by_rule: bool = True) -> Any:
+    """Shapes and dtypes of a tree; on a mesh with their shardings, by `rules` or whole."""
     if mesh is None:
         return tree
+    where = shardings(tree, mesh) if by_rule else jax.tree.map(lambda _: whole(mesh), tree)
     return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        tree,
-        shardings(tree, mesh),
-    )
-
-
-def abstract_whole(tree: Any, mesh: Mesh | None) -> Any:
-    """`abstract`, with every array whole on every device."""
-    if mesh is None:
-        return tree
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole(mesh)), tree
+        lambda x, there: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), tree, where
     )
 
 
@@ -173,9 +145,6 @@ def whole(mesh: Mesh) -> NamedSharding:
 def path_text(path: Sequence[Any]) -> str:
     """A tree path with slashes: "opt_state/0/mu/layers_0/q/kernel"."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
-
-
-# --- inside programs -------------------------------------------------------------------------
 
 
 def in_use() -> AbstractMesh | None:
@@ -196,7 +165,7 @@ def places(path: Sequence[str], shape: Sequence[int]) -> Places | None:
     mesh = in_use()
     if mesh is None:
         return None
-    kept = spec_of("/".join(("", *path)), shape, mesh)
+    kept = spec_of("/".join(path), shape, mesh)
     return Places(kept, P(*(None if axes == "fsdp" else axes for axes in kept)))
 
 
@@ -221,11 +190,8 @@ def by_rules(tree: Any) -> Any:
     if mesh is None:
         return tree
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: constrain(x, *spec_of(f"/{path_text(path)}", x.shape, mesh)), tree
+        lambda path, x: constrain(x, *spec_of(path_text(path), x.shape, mesh)), tree
     )
-
-
-# --- between host and devices ----------------------------------------------------------------
 
 
 def put(x: np.ndarray | jax.Array, mesh: Mesh | None) -> jax.Array:
@@ -236,9 +202,6 @@ def put(x: np.ndarray | jax.Array, mesh: Mesh | None) -> jax.Array:
         return jax.random.wrap_key_data(put(np.asarray(jax.random.key_data(x)), mesh))
     value = np.asarray(x)
     return jax.make_array_from_callback(x.shape, whole(mesh), lambda index: value[index])
-
-
-# --- for people ------------------------------------------------------------------------------
 
 
 def devices_text(mesh: Mesh | None) -> str:
@@ -258,10 +221,8 @@ def tree_bytes(tree: Any, mesh: Mesh | AbstractMesh | None = None) -> int:
     """Of the arrays of a tree, or of their shapes; with a mesh what one device holds of them."""
     total = 0
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            shape = x.shape
-            if mesh is not None:
-                spec = spec_of(path_text(path), shape, mesh)
-                shape = NamedSharding(mesh, spec).shard_shape(shape)
-            total += math.prod(shape) * x.dtype.itemsize
+        shape, is_key = x.shape, jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+        if mesh is not None:
+            shape = NamedSharding(mesh, spec_of(path_text(path), shape, mesh)).shard_shape(shape)
+        total += 0 if is_key else math.prod(shape) * x.dtype.itemsize
     return total

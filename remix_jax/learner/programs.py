@@ -71,7 +71,7 @@ def trace_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> jax.stages
     inputs = StepInputs(
         _abstract((), jnp.int32), number, number, _abstract((stage.passes,), jnp.float32)
     )
-    given = sharding.abstract_whole((fresh, inputs, expert), mesh)
+    given = sharding.abstract((fresh, inputs, expert), mesh, by_rule=False)
     with sharding.over(mesh):
         return learn.trace(state, *given, learner=learner, stage=stage)
 

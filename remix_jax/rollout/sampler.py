@@ -167,6 +167,6 @@ def trace(policy: Decoder, task: Task, mesh: Mesh | None = None) -> jax.stages.T
         return sampling.sample.trace(
             policy,
             sharding.abstract(abstract_params(policy), mesh),
-            *sharding.abstract_whole(inputs, mesh),
+            *sharding.abstract(inputs, mesh, by_rule=False),
             task=task,
         )

@@ -29,10 +29,8 @@ NOT_SUITES = (HELD_OUT, "eval/response_length", "eval/grader_timeout_rate")
 FIGURES = (  # metric, label, format
     ("reward", "reward", number),
     ("accuracy", "accuracy", percent),
-    ("zero_variance", "zero variance", percent),
-    ("truncated_rate", "truncated", percent),
-    ("format_rate", "format right", percent),
     ("response_length", "length", number),
+    ("truncated_rate", "truncated", percent),
     ("entropy", "entropy", number),
     ("kl_base", "KL to base", number),
     ("ratio_mean", "ratio mean", fine),
@@ -41,7 +39,10 @@ FIGURES = (  # metric, label, format
     ("ess", "ESS", percent),
     ("loss", "loss", number),
     ("grad_norm", "gradient norm", number),
+    ("format_rate", "format right", percent),
+    ("zero_variance", "zero variance", percent),
 )
+IN_LINE = FIGURES[:10]  # the others are in the panel alone
 # Beyond these, and where they are not finite, figures are red.
 LEAST = {"ess": 0.5}
 MOST = {"zero_variance": 0.9, "truncated_rate": 0.5, "clip_share": 0.3, "ratio_max": 1000.0}
@@ -153,7 +154,7 @@ class Console:
     def _training_line(self) -> str:
         latest = self._latest
         parts = [f"step {latest['step']:,}/{self._total_steps} {latest.get('stage', '')}".strip()]
-        parts += [f"{label} {text(latest[key])}" for key, label, text in FIGURES if key in latest]
+        parts += [f"{label} {text(latest[key])}" for key, label, text in IN_LINE if key in latest]
         if by_age := [fine(latest.get(f"ratio_mean/age{age}")) for age in ages(latest)]:
             parts.append(f"ratio by age {'/'.join(by_age)}")
         return " | ".join([*parts, self._seconds(), f"left {duration(self._remaining())}"])

@@ -5,7 +5,7 @@ that are not finite: they are the strings "NaN", "Infinity" and "-Infinity", whi
 and pandas turn back into floats.
 """
 
-import math
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,19 @@ from remix_jax.errors import InputError
 from remix_jax.files import JsonLines, json_lines
 
 METRICS_FILE, SAMPLES_FILE = FILES = ("metrics.jsonl", "samples.jsonl")
-NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
 Metrics = dict[str, Any]
 
 
-class Record:
+class Record(contextlib.ExitStack):
     """The sink of both files. Lines that a full disk refuses wait in memory: see `JsonLines`."""
 
     def __init__(self, workdir: pathlib.Path) -> None:
+        super().__init__()
         self._metrics, self._samples = self._files = [JsonLines(workdir / name) for name in FILES]
+        for file in self._files:
+            self.callback(file.close)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl."""
@@ -44,13 +47,6 @@ class Record:
     def errors(self) -> list[str]:
         """What the file system does not take now."""
         return [file.error for file in self._files if file.error]
-
-    def close(self) -> None:
-        """Closes the files. Raises OSError if lines are lost by it."""
-        try:
-            self._metrics.close()
-        finally:
-            self._samples.close()
 
 
 def cut(workdir: pathlib.Path, step: int) -> str | None:
@@ -103,7 +99,7 @@ def read_metrics(workdir: str | pathlib.Path) -> list[Metrics]:
     records: list[Metrics] = []
     for number, (_, line) in enumerate(json_lines(path), start=1):
         step = _step(path, number, line)
-        record = {k: NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in line.items()}
+        record = {k: float(v) if v in NOT_FINITE else v for k, v in line.items()}
         while records and records[-1]["step"] > step:
             records.pop()
         if records and records[-1]["step"] == step:

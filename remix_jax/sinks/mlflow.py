@@ -3,13 +3,11 @@
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import mlflow
 from mlflow.entities import Metric
 
-from remix_jax.sinks.sink import Metrics, Run, numbers
+from remix_jax.sinks.sink import Metrics, Rows, Run, numbers
 
 
 class MLflow:
@@ -29,16 +27,13 @@ class MLflow:
         self._client.update_run(known, status="RUNNING")
 
     def write(self, step: int, metrics: Metrics) -> None:
-        """Numbers."""
         now = int(1000 * time.time())
         found = numbers(metrics)
         self._client.log_batch(self._id, [Metric(k, v, now, step) for k, v in found.items()])
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """An artifact of JSON lines."""
+    def samples(self, step: int, rows: Rows) -> None:
         text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
         self._client.log_text(self._id, text, f"samples/step-{step:06d}.jsonl")
 
     def close(self) -> None:
-        """Marks it as finished."""
         self._client.set_terminated(self._id)

@@ -16,6 +16,7 @@ from remix_jax.files import write_durably
 from remix_jax.text import one_line
 
 Metrics = Mapping[str, Any]  # by name: numbers (NaN and inf too) and texts
+Rows = Sequence[Mapping[str, Any]]  # of samples.jsonl
 
 # name -> (the sink, the package it needs)
 TRACKERS = {
@@ -47,7 +48,7 @@ class Sink(Protocol):
     def write(self, step: int, metrics: Metrics) -> None:
         """The figures of a step."""
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def samples(self, step: int, rows: Rows) -> None:
         """Responses of a step, as in samples.jsonl."""
 
     def close(self) -> None:
@@ -118,7 +119,7 @@ class Sinks:
         """To each."""
         self._each("write", step, metrics)
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+    def samples(self, step: int, rows: Rows) -> None:
         """To each."""
         self._each("samples", step, rows)
 

@@ -3,17 +3,15 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import tensorboardX
 
-from remix_jax.sinks.sink import Metrics, Run, numbers, tag
+from remix_jax.sinks.sink import Metrics, Rows, Run, numbers, tag
 
 FOLDER = "tensorboard"
 # Also drawn against fresh rollouts, where steps of two methods cost differently.
 BY_ROLLOUTS = ("reward", "accuracy", "eval/mean")
-_FLUSH_SECONDS, _SHOWN = 30.0, 2  # between flushes; samples of a step
+_FLUSH_SECONDS, _SHOWN = 30.0, 2  # between flushes; samples shown of a step
 
 
 class TensorBoard:
@@ -34,20 +32,17 @@ class TensorBoard:
             self._add(record["step"], record, start + record.get("seconds", 0.0))
 
     def write(self, step: int, metrics: Metrics) -> None:
-        """Scalars; flushed twice a minute."""
         self._add(step, metrics, time.time())
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._writer.flush()
             self._flushed = time.monotonic()
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The first few, as text."""
+    def samples(self, step: int, rows: Rows) -> None:
         for i, row in enumerate(rows[:_SHOWN]):
             lines = "\n".join(f"{name}: {value}" for name, value in row.items())
             self._writer.add_text(f"sample_{i}", f"```\n{lines}\n```", step)
 
     def close(self) -> None:
-        """Writes what is buffered."""
         self._writer.flush()
         self._writer.close()
 

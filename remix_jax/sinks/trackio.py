@@ -1,12 +1,10 @@
 """trackio, local by default; TRACKIO_PROJECT, TRACKIO_SPACE_ID as trackio reads them."""
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import trackio
 
-from remix_jax.sinks.sink import Metrics, Run, numbers
+from remix_jax.sinks.sink import Metrics, Rows, Run, numbers
 
 
 class Trackio:
@@ -24,15 +22,12 @@ class Trackio:
         run.remember("trackio", self._run.name)
 
     def write(self, step: int, metrics: Metrics) -> None:
-        """Numbers."""
         self._run.log(numbers(metrics), step=step)
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table."""
+    def samples(self, step: int, rows: Rows) -> None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
         data = [[str(row.get(name, "")) for name in columns] for row in rows]
         self._run.log({"samples": trackio.Table(columns=columns, data=data)}, step=step)
 
     def close(self) -> None:
-        """Waits until trackio has all."""
         self._run.finish()

@@ -1,12 +1,10 @@
 """Weights & Biases; project, entity and mode by its own variables WANDB_PROJECT and so on."""
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import wandb
 
-from remix_jax.sinks.sink import Metrics, Run, numbers, tag
+from remix_jax.sinks.sink import Metrics, Rows, Run, numbers, tag
 
 
 class WandB:
@@ -28,16 +26,13 @@ class WandB:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, metrics: Metrics) -> None:
-        """Numbers, grouped."""
         figures = {tag(name): value for name, value in numbers(metrics).items()}
         self._run.log({"step": step} | figures)
 
-    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table."""
+    def samples(self, step: int, rows: Rows) -> None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
         data = [[str(row.get(name, "")) for name in columns] for row in rows]
         self._run.log({"step": step, "samples": wandb.Table(columns=columns, data=data)})
 
     def close(self) -> None:
-        """Waits until W&B has all."""
         self._run.finish()

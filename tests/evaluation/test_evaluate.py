@@ -118,7 +118,7 @@ def test_a_kill_costs_at_most_the_running_batch(whole, tmp_path, monkeypatch):
     assert len(generations(out)) == 4
     path = out / "generations.jsonl"
     path.write_bytes(path.read_bytes()[:-20])  # the last line, as a kill may leave it
-    with pytest.warns(UserWarning, match="cut off a half-written last line"):
+    with pytest.warns(UserWarning, match="left out a half-written last line"):
         printed, found = evaluated(out, changed("evaluation", batch_size=3))
     assert "3 responses were there already" in printed
     assert "6 responses to generate in 3 batches" in printed

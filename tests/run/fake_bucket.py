@@ -125,6 +125,7 @@ def bucket(root: pathlib.Path, monkeypatch):
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
     monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", mapped)
+    monkeypatch.setattr(gpath, "_GCS_BACKENDS", (mapped,))
     monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
     for name in ("google.cloud", "google.cloud.storage"):  # named at the start; orbax asks it below
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
