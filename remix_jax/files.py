@@ -57,8 +57,7 @@ def claimed(
 
     Args:
       file: name of the JSON file in it that keeps the settings.
-      what: the work in messages, as "run".
-      flag: that gave the directory, in messages, as "--workdir".
+      what, flag: the work and where the directory was given, for messages: "run", "--workdir".
       check: raises InputError for saved settings that cannot be continued; by default each field
         must be equal.
 

@@ -21,13 +21,12 @@ _FORMS = "expected path/to/file.py:function or package.module:function"
 
 
 def load(spec: str, what: str) -> Callable[..., Any]:
-    """The function (or class) that `spec` names.
+    """The function (or class) that `path/to/file.py:function` or `package.module:function` names.
 
-    A file is looked for from the working directory on and may import what lies beside it; a module
-    is looked for as Python does, the working directory included. Either is imported once a process.
+    Either is looked for from the working directory on, and imported once a process. A file may
+    import what lies beside it.
 
     Args:
-      spec: `path/to/file.py:function` or `package.module:function`.
       what: names the setting in errors, as "config.reward.functions".
 
     Raises:
@@ -88,25 +87,24 @@ def digest(function: Callable[..., Any]) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     try:
-        source = pathlib.Path(inspect.getsourcefile(inspect.unwrap(function)) or "").read_bytes()
+        source = inspect.getsourcefile(inspect.unwrap(function)) or ""
+        return hashlib.sha256(pathlib.Path(source).read_bytes()).hexdigest()[:16]
     except (TypeError, OSError):
         return ""
-    return hashlib.sha256(source).hexdigest()[:16]
 
 
 def _from_file(path: pathlib.Path) -> ModuleType:
     """The module of a file, under a name of its own, so that files of one name do not meet."""
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec: Any = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    if name not in sys.modules:
+        spec: Any = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 def error_line(error: BaseException) -> str:

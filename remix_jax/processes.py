@@ -20,7 +20,6 @@ from remix_jax.text import one_line
 # Seconds without a sign of life after which a process counts as dead; then all others end.
 HEARTBEAT = 30
 _PATIENCE = 3_600_000  # milliseconds
-_LEAST_MESSAGE = 1024  # bytes; messages are padded to powers of 2, so that few shapes are compiled
 
 
 def start(coordinator: str | None, count: int | None, index: int | None, given: bool) -> None:
@@ -93,10 +92,9 @@ def wait_for_all(moment: str) -> None:
 
 
 def divided(n: int, work: Callable[[slice], list[Any]]) -> list[Any]:
-    """work(part) of every process's part of n items, put together in order, on all processes.
+    """work(part), one result an item, of every process's part of n items, in order, on all of them.
 
-    Args:
-      work: gives one result an item; of several processes, results go through JSON.
+    Of several processes results go through JSON.
     """
     index, count = jax.process_index(), jax.process_count()
     own = work(slice(index * n // count, (index + 1) * n // count))
@@ -130,8 +128,8 @@ def _exchanged(own: Any) -> list[Any]:
     """What every process gives, in order of processes."""
     text = json.dumps(own).encode()
     sizes = multihost_utils.process_allgather(np.array(len(text), np.int32))
-    width = max(_LEAST_MESSAGE, 1 << int(sizes.max() - 1).bit_length())
-    padded = np.zeros(width, np.uint8)
+    # Bytes are padded to a power of 2, so that few shapes are compiled.
+    padded = np.zeros(max(1024, 1 << int(sizes.max() - 1).bit_length()), np.uint8)
     padded[: len(text)] = np.frombuffer(text, np.uint8)
     everything = multihost_utils.process_allgather(padded)
     rows = zip(np.asarray(everything), sizes.tolist(), strict=True)

@@ -43,21 +43,19 @@ rules: tuple[tuple[str, P], ...] = (
 )
 
 
-def mesh_shape(wanted: Sequence[int], devices: int) -> tuple[int, int, int]:
+def mesh_shape(wanted: Sequence[int], devices: int) -> tuple[int, ...]:
     """Sizes of the axes data, fsdp, tensor, with REST filled in.
 
     Raises:
       InputError: they do not go into so many devices, or `REST` has no whole number.
     """
-    data, fsdp, tensor = wanted
     known = math.prod(size for size in wanted if size != REST)
-    asked = f"a mesh of data {data} x fsdp {fsdp} x tensor {tensor}"
+    asked = "a mesh of data {} x fsdp {} x tensor {}".format(*wanted)
     if REST in wanted and devices % known:
         raise InputError(f"{asked}: {known} does not divide {devices}, the number of devices")
     if known > devices:
         raise InputError(f"{asked} needs {known} devices, there are {devices}; {REST}: the rest")
-    data, fsdp, tensor = (devices // known if size == REST else size for size in wanted)
-    return data, fsdp, tensor
+    return tuple(devices // known if size == REST else size for size in wanted)
 
 
 def make_mesh(wanted: Sequence[int]) -> Mesh | None:
@@ -71,11 +69,11 @@ def make_mesh(wanted: Sequence[int]) -> Mesh | None:
     """
     devices = jax.devices()
     shape = mesh_shape(wanted, len(devices))
-    size = math.prod(shape)
-    if jax.process_count() > 1 and size < len(devices):
+    size, processes = math.prod(shape), jax.process_count()
+    if processes > 1 and size < len(devices):
         raise InputError(
-            f"a mesh of {' x '.join(map(str, shape))} = {size} devices, but the "
-            f"{jax.process_count()} processes have {len(devices)}: all of them must take part"
+            f"a mesh of {size} devices, but the {processes} processes have {len(devices)}: all of "
+            "them must take part"
         )
     if size == 1:
         return None

@@ -17,11 +17,6 @@ def number(value: float | None) -> str:
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
-def fine(value: float | None) -> str:
-    """Four decimals, for a ratio whose drift from 1 matters."""
-    return MISSING if value is None else f"{value:.4f}"
-
-
 def percent(value: float | None) -> str:
     """A share in [0, 1] with one decimal."""
     return MISSING if value is None else f"{100 * value:.1f} %"

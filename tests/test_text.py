@@ -3,7 +3,7 @@
 import errno
 import math
 
-from remix_jax.text import count, duration, fine, number, one_line, percent, size_text
+from remix_jax.text import count, duration, number, one_line, percent, size_text
 
 
 def test_numbers_are_readable():
@@ -12,7 +12,6 @@ def test_numbers_are_readable():
     ]
     assert (percent(0.4321), percent(None), percent(math.nan)) == ("43.2 %", "-", "nan %")
     assert (count(79360.0), count(None)) == ("79,360", "-")
-    assert (fine(1.00421), fine(None)) == ("1.0042", "-")
     assert [duration(v) for v in (None, 59.6, 3725)] == ["-", "0:01:00", "1:02:05"]
     assert [size_text(n) for n in (1023, 1024, 3 * 2**30)] == ["1,023 B", "1.0 KiB", "3.0 GiB"]
 

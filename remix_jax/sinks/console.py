@@ -21,11 +21,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from remix_jax.text import count, duration, fine, number, percent
+from remix_jax.text import MISSING, count, duration, number, percent
 
 PHASES = ("sample", "grade", "learn", "eval", "log")
 HELD_OUT = "eval/mean"
 NOT_SUITES = (HELD_OUT, "eval/response_length", "eval/grader_timeout_rate")
+RATIO = "{:.4f}".format  # its drift from 1 matters
 FIGURES = (  # metric, label, format
     ("reward", "reward", number),
     ("accuracy", "accuracy", percent),
@@ -33,7 +34,7 @@ FIGURES = (  # metric, label, format
     ("truncated_rate", "truncated", percent),
     ("entropy", "entropy", number),
     ("kl_base", "KL to base", number),
-    ("ratio_mean", "ratio mean", fine),
+    ("ratio_mean", "ratio mean", RATIO),
     ("ratio_max", "ratio max", number),
     ("clip_share", "clipped", percent),
     ("ess", "ESS", percent),
@@ -59,15 +60,12 @@ class Console:
 
     On a terminal: a panel that stays at the bottom, with events printed above it. Elsewhere (a
     pipe, a log file, CI): one line every `every_seconds` and at the last step, and one for every
-    evaluation, without control characters.
+    evaluation; never control characters, whatever FORCE_COLOR and the like say.
 
     Args:
-      total_steps: steps of the run, for the bar and the remaining time.
-      planned_rollouts: fresh rollouts of the whole run; 0 where unknown.
+      total_steps, planned_rollouts: of the whole run; 0 where unknown.
       file: where to write; standard output by default.
-      terminal: force the panel (True) or lines (False); by default what `file` is. Environment
-        variables such as FORCE_COLOR change nothing: a log never receives control characters.
-      every_seconds: the shortest time between two lines of training figures.
+      terminal: force the panel (True) or lines (False); by default what `file` is.
       clock: seconds as a float; tests hand in their own.
     """
 
@@ -89,11 +87,11 @@ class Console:
         self._total_steps, self._planned_rollouts = total_steps, planned_rollouts
         self._every_seconds, self._clock, self._start = every_seconds, clock, clock()
         self._last_line = -math.inf
-        self._latest: dict[str, Any] = {}
+        self._latest: dict[str, Any] = {"step": 0}
         self._held_out: list[float] = []
         self._sample: Mapping[str, Any] = {}
         self._times: deque[tuple[float, int]] = deque(maxlen=21)
-        self._live: Live | None = None
+        self._live = Live(console=self._rich, get_renderable=self._panel, refresh_per_second=2)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Takes the figures of one step: the names are those of metrics.jsonl."""
@@ -102,11 +100,7 @@ class Console:
         if HELD_OUT in metrics:
             self._held_out.append(metrics[HELD_OUT])
         if self._terminal:
-            if self._live is None:
-                self._live = Live(
-                    console=self._rich, get_renderable=self._panel, refresh_per_second=2
-                )
-                self._live.start()
+            self._live.start()
             return
         due = now - self._last_line >= self._every_seconds or step >= self._total_steps
         if "reward" in metrics and due:
@@ -140,23 +134,21 @@ class Console:
 
     def close(self) -> None:
         """Takes the panel down, leaving its last state on the screen. Harmless when repeated."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._live.stop()
 
     def _remaining(self) -> float | None:
         """By the pace of the last twenty steps, so that it follows a change of stage."""
-        (start, first), (end, last) = self._times[0], self._times[-1]
-        if last <= first:
+        if len(self._times) < 2 or self._times[-1][1] <= self._times[0][1]:
             return None
+        (start, first), (end, last) = self._times[0], self._times[-1]
         return max(0, self._total_steps - last) * (end - start) / (last - first)
 
     def _training_line(self) -> str:
         latest = self._latest
         parts = [f"step {latest['step']:,}/{self._total_steps} {latest.get('stage', '')}".strip()]
         parts += [f"{label} {text(latest[key])}" for key, label, text in IN_LINE if key in latest]
-        if by_age := [fine(latest.get(f"ratio_mean/age{age}")) for age in ages(latest)]:
-            parts.append(f"ratio by age {'/'.join(by_age)}")
+        by_age = [latest.get(f"ratio_mean/age{age}", math.nan) for age in ages(latest)]
+        parts += [f"ratio by age {'/'.join(map(RATIO, by_age))}"] if by_age else []
         return " | ".join([*parts, self._seconds(), f"left {duration(self._remaining())}"])
 
     def _held_out_text(self) -> str:
@@ -184,12 +176,11 @@ class Console:
         )
         cells = []
         for key, label, text in FIGURES:
-            value = latest.get(key)
-            bad = value is not None and not (
-                math.isfinite(value) and LEAST.get(key, value) <= value <= MOST.get(key, value)
-            )
-            style = "bold red" if bad else "bold"
-            cells.append(Text.assemble((f"{label} ", "dim"), (text(value), style)))
+            shown, style = MISSING, "bold"
+            if (value := latest.get(key)) is not None:
+                fine = LEAST.get(key, -math.inf) <= value <= MOST.get(key, math.inf)
+                shown, style = text(value), "bold" if fine and math.isfinite(value) else "bold red"
+            cells.append(Text.assemble((f"{label} ", "dim"), (shown, style)))
         rows: list[RenderableType] = [top, Columns(cells, equal=True, expand=True)]
         if self._held_out:
             rows.append(f"held-out {self._held_out_text()}")
