@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -220,7 +221,7 @@ def resolve(text: str | os.PathLike[str], flag: str) -> Path:
     return path
 
 
-class Mirror(contextlib.ExitStack):
+class Mirror:
     """A directory of files: itself where it is local, else a local copy to be pushed to a bucket.
 
     A context manager, at whose end the copy is pushed and removed.
@@ -230,15 +231,12 @@ class Mirror(contextlib.ExitStack):
     """
 
     def __init__(self, root: Path, names: tuple[str, ...]) -> None:
-        super().__init__()
         self.root, self.is_remote = root, not isinstance(root, pathlib.Path)
         self.error: str | None = None
         self._pushed: dict[pathlib.Path, tuple[int, int]] = {}
         self.local: pathlib.Path = root
         if self.is_remote:
-            copy = tempfile.TemporaryDirectory(prefix="remix_jax-", ignore_cleanup_errors=True)
-            self.local = pathlib.Path(self.enter_context(copy))
-            self.callback(self.push)
+            self.local = pathlib.Path(tempfile.mkdtemp(prefix="remix_jax-"))
         for name in names if self.is_remote else ():
             if (root / name).exists():
                 (root / name).copy(self.local / name)
@@ -259,3 +257,11 @@ class Mirror(contextlib.ExitStack):
                 self._pushed[path] = state
             except Exception as error:  # of whatever kind the client library has
                 self.error = f"{target} could not be uploaded ({one_line(error)})"
+
+    def __enter__(self) -> "Mirror":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.push()
+        if self.is_remote:
+            shutil.rmtree(self.local, ignore_errors=True)

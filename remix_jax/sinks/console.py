@@ -146,7 +146,7 @@ class Console:
     def _training_line(self) -> str:
         latest = self._latest
         parts = [f"step {latest['step']:,}/{self._total_steps} {latest.get('stage', '')}".strip()]
-        parts += [f"{label} {text(latest[key])}" for key, label, text in IN_LINE if key in latest]
+        parts += [f"{label} {form(latest[key])}" for key, label, form in IN_LINE if key in latest]
         by_age = [latest.get(f"ratio_mean/age{age}", math.nan) for age in ages(latest)]
         parts += [f"ratio by age {'/'.join(map(RATIO, by_age))}"] if by_age else []
         return " | ".join([*parts, self._seconds(), f"left {duration(self._remaining())}"])
@@ -175,11 +175,11 @@ class Console:
             f"{duration(self._clock() - self._start)} < {duration(self._remaining())}",
         )
         cells = []
-        for key, label, text in FIGURES:
+        for key, label, form in FIGURES:
             shown, style = MISSING, "bold"
             if (value := latest.get(key)) is not None:
                 fine = LEAST.get(key, -math.inf) <= value <= MOST.get(key, math.inf)
-                shown, style = text(value), "bold" if fine and math.isfinite(value) else "bold red"
+                shown, style = form(value), "bold" if fine and math.isfinite(value) else "bold red"
             cells.append(Text.assemble((f"{label} ", "dim"), (shown, style)))
         rows: list[RenderableType] = [top, Columns(cells, equal=True, expand=True)]
         if self._held_out:
