@@ -114,8 +114,8 @@ def error_line(error: BaseException) -> str:
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
-    frames = [f for f in frames if not f.filename.startswith(("<", __file__))]
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in every if not f.filename.startswith(("<", __file__))]
     libraries = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
     own = [f for f in frames if not f.filename.startswith(libraries)] or frames
     where = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""

@@ -309,7 +309,8 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(finished, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     troubles = [line for line in told if "File too large" in line or "could not" in line]
-    assert any("metrics.jsonl: File too large" in line for line in troubles), told
+    full = f"File too large: {tmp_path / 'run' / 'metrics.jsonl'}"
+    assert full in troubles, told
     assert any("checkpoint of step 4 could not be written" in line for line in troubles), told
     assert seen == ["2"]
     assert figures(tmp_path / "run") == figures(whole)
