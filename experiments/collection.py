@@ -30,8 +30,8 @@ from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.digest import model_digest
 from remix_jax.models.huggingface import Vocabulary, load_vocabulary
-from remix_jax.rewards import Item, Scorer
-from remix_jax.rollout.rollouts import prompt_batch, response_ids, texts_of
+from remix_jax.rewards import Scorer
+from remix_jax.rollout.rollouts import prompt_batch, response_ids, score_responses
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, make, sampler_settings
 from remix_jax.sinks.console import Console
 from remix_jax.text import count, duration
@@ -252,17 +252,16 @@ def _right(
     d: Drawing, place_B: np.ndarray, responses: list[list[int]], ended_B: np.ndarray
 ) -> np.ndarray:
     """Which responses are correct by the reward, ended, and accepted."""
-    texts = texts_of(d.vocabulary, responses)
-    seen = d.vocabulary.tokenizer.batch_decode([d.asked.prompts[i] for i in place_B])
-    items = [
-        Item(d.asked.problems[i], seen[b], texts[b], responses[b], bool(ended_B[b]), d.asked.form)
-        for b, i in enumerate(place_B)
-    ]
+    problems = [d.asked.problems[i] for i in place_B]
+    prompts, forms = [d.asked.prompts[i] for i in place_B], [d.asked.form] * len(place_B)
+    said = score_responses(
+        d.scorer, d.vocabulary, problems, prompts, forms, responses, ended_B.tolist()
+    )
     # An empty slot never ends.
-    right_B = np.array([bool(score.correct) for score in d.scorer(items)]) & ended_B
+    right_B = np.array([bool(score.correct) for _, score in said]) & ended_B
     if d.accept is not None:
         for b in np.flatnonzero(right_B):
-            right_B[b] = d.accept(items[b].problem.problem, texts[b])
+            right_B[b] = d.accept(problems[b].problem, said[b][0].completion)
     return right_B
 
 

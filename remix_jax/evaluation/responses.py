@@ -12,7 +12,7 @@ from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.models.huggingface import Vocabulary
 from remix_jax.rewards import Item, Score, Scorer
-from remix_jax.rollout.rollouts import prompt_batch, response_ids, score, texts_of
+from remix_jax.rollout.rollouts import prompt_batch, response_ids, score_responses
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, evaluation_task
 
 
@@ -58,15 +58,15 @@ def respond(
     ids_B[: len(asked)] = row_ids
     active_B = np.arange(task.rows) < len(asked)
     sampled = sampler(params, Prompts(tokens_QP, length_Q, ids_B, active_B), key)
-    ids = response_ids(sampled, len(asked))
-    texts = texts_of(vocabulary, ids)
-    seen = vocabulary.tokenizer.batch_decode([q.prompt for q in asked])
-    ended = jax.device_get(sampled.ended_B)[: len(asked)].tolist()
-    items = [
-        Item(q.problem, prompt, text, own, end, q.form)
-        for q, prompt, text, own, end in zip(asked, seen, texts, ids, ended, strict=True)
-    ]
-    return list(zip(items, score(scorer, items), strict=True))
+    return score_responses(
+        scorer,
+        vocabulary,
+        [q.problem for q in asked],
+        [q.prompt for q in asked],
+        [q.form for q in asked],
+        response_ids(sampled, len(asked)),
+        jax.device_get(sampled.ended_B)[: len(asked)].tolist(),
+    )
 
 
 def held_out(

@@ -1,18 +1,20 @@
 """Functions in processes that may hang, crash or grow: each call has a deadline, each process can
 be replaced.
 
-The processes are started afresh, never forked, so a parent with JAX's threads is safe; they start
-when the first request needs one. A process whose parent dies sees its input end and ends too.
+The processes are started afresh, never forked, so a parent with JAX's threads is safe. They import
+no JAX, hold nothing that would be missed, and end when their input does: with their parent.
 """
 
 import atexit
 import collections
 import contextlib
 import functools
-import hashlib
+import importlib
 import json
+import math
 import os
 import pathlib
+import resource
 import select
 import signal
 import subprocess
@@ -22,19 +24,20 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-Pair = tuple[str, str]  # (answer, gold)
+from remix_jax import plugins
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
+_SERVE = "from remix_jax.grading import pool; pool.serve()"
 _WALL = 5  # a worker may wait for its processor so many times longer than it may use it
 _START_SECONDS = 120.0
 _MAX_WORKERS = 8
 _ATTEMPTS = 2  # a request whose worker died of something else than its deadline is made once more
-_CACHED = 1 << 17  # verdicts kept, 16 bytes of key each
+_CACHED = 1 << 15  # verdicts kept
 _FAILED_STARTS = 3  # in a row
 
 
 class Reply(NamedTuple):
-    """What came of a request: a value, or why there is none.
+    """What came of a request: a value, or why there is none. A line of JSON between processes.
 
     `failure` is "timeout" (the deadline), "memory" (its limit, or a recursion without end), "died"
     or "error" (the function raised; `line` says what and where).
@@ -45,6 +48,47 @@ class Reply(NamedTuple):
     line: str = ""
 
 
+def serve() -> None:
+    """The life of a worker: `FACTORY SECONDS BYTES [ARGUMENT ...]` on its command line.
+
+    What the factory returns answers every line of the input, after an empty reply that says that it
+    is there. What is printed is dropped, so that none of it is taken for a reply.
+    """
+    factory, seconds, size, *arguments = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends its workers
+    resource.setrlimit(resource.RLIMIT_AS, (int(size), int(size)))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    silence = os.open(os.devnull, os.O_RDWR)
+    os.dup2(silence, 0)
+    os.dup2(silence, 1)
+
+    def send(reply: Reply) -> None:
+        left = json.dumps(reply).encode() + b"\n"
+        while left:
+            left = left[os.write(replies, left) :]
+
+    module, _, name = factory.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)(*arguments)
+    except Exception as error:
+        send(Reply(failure="error", line=plugins.error_line(error)))
+        raise
+    send(Reply())
+    for request in requests:
+        # More processor time ends the process by SIGPROF: by the kernel, so also inside a
+        # library's C code, and also when nobody is left to kill it.
+        signal.setitimer(signal.ITIMER_PROF, float(seconds))
+        try:
+            reply = Reply(function(json.loads(request)))
+        except (MemoryError, RecursionError):
+            reply = Reply(failure="memory")
+        except (Exception, SystemExit) as error:  # whatever a user's function, or sympy, raises
+            reply = Reply(failure="error", line=plugins.error_line(error))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        send(reply)
+
+
 class _Worker:
     """One process and what it is doing."""
 
@@ -52,7 +96,7 @@ class _Worker:
         # It finds what this process finds, in the same order.
         path = os.pathsep.join([str(_ROOT), *filter(None, sys.path)])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "remix_jax.grading.worker", *command],
+            [sys.executable, "-c", _SERVE, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -77,17 +121,17 @@ class _Worker:
             while left:
                 left = left[self._input.write(left) :]
 
-    def read(self) -> dict[str, Any] | None:
-        """The message that has come; None while a part of it is missing; {} if there is none."""
+    def read(self) -> Reply | None:
+        """The reply that has come; None while a part of it is missing."""
         part = os.read(self.pipe, 1 << 16)
         self._read += part
         if part and not self._read.endswith(b"\n"):
             return None
         message, self._read = self._read, b""
         try:
-            return json.loads(message)
-        except ValueError:  # it has ended, or a user's function wrote to its pipe
-            return {}
+            return Reply(*json.loads(message))
+        except (ValueError, TypeError):  # it has ended, or a user's function wrote to its pipe
+            return Reply(failure="died")
 
     def end(self) -> int:
         """Kills the process and what it started, and reaps it: its return code."""
@@ -98,13 +142,12 @@ class _Worker:
         return self.process.wait()
 
 
-class WorkerPool:
+class WorkerPool(contextlib.AbstractContextManager):
     """Calls a function in killable processes, started when first needed. Close it, or use `with`.
 
     Args:
-      factory: `module:function`; called in each process with `arguments`, it returns the function
-        that takes a request. Requests and values go through JSON.
-      arguments: texts.
+      factory: `module:function`; called in each process with the texts `arguments`, it returns the
+        function that takes a request. Requests and values go through JSON.
       workers: processes at most; by default one a core, at most 8.
       seconds: processor time of one request. Wall-clock time is limited too, at five times that,
         so that a busy machine does not turn right answers into timeouts.
@@ -126,9 +169,6 @@ class WorkerPool:
         self._failed_starts, self._why = 0, ""
         self._lock, self._owner = threading.Lock(), os.getpid()
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *_exc) -> None:
         self.close()
 
@@ -143,6 +183,10 @@ class WorkerPool:
             with self._lock:
                 self._stop()
 
+    def _stop(self) -> None:
+        while self._workers:
+            self._workers.pop().end()
+
     def start(self) -> None:
         """Waits until a first worker is ready.
 
@@ -150,10 +194,9 @@ class WorkerPool:
           RuntimeError: it does not start; the message says why.
         """
         with self._lock:
-            self._staff(1)
             while not any(worker.ready for worker in self._workers):
-                self._listen()
                 self._staff(1)
+                self._listen()
 
     def map(self, requests: Sequence[Any]) -> list[Reply]:
         """The reply to each request, in order. A worker that dies takes no other request with it.
@@ -163,29 +206,26 @@ class WorkerPool:
         """
         if self._owner != os.getpid():  # forked: the processes are the parent's
             self._workers, self._lock, self._owner = [], threading.Lock(), os.getpid()
-        with self._lock:
-            try:
-                return self._map(requests)
-            except BaseException:  # Ctrl-C: a worker in the middle of a request would reply late
-                self._stop()
-                raise
-
-    def _map(self, requests: Sequence[Any]) -> list[Reply]:
         waiting = collections.deque(range(len(requests)))
         replies: dict[int, Reply] = {}
         deaths: collections.Counter[int] = collections.Counter()
-        while len(replies) < len(requests):
-            self._staff(len(requests) - len(replies))
-            for worker in self._workers:
-                if worker.ready and worker.request is None and waiting:
-                    index = waiting.popleft()
-                    worker.send(index, requests[index], self._seconds * _WALL)
-            for index, reply in self._listen():
-                deaths[index] += reply.failure == "died"
-                if reply.failure == "died" and deaths[index] < _ATTEMPTS:
-                    waiting.appendleft(index)
-                else:
-                    replies[index] = reply
+        with self._lock:
+            try:
+                while len(replies) < len(requests):
+                    self._staff(len(requests) - len(replies))
+                    for worker in self._workers:
+                        if worker.ready and worker.request is None and waiting:
+                            index = waiting.popleft()
+                            worker.send(index, requests[index], self._seconds * _WALL)
+                    for index, reply in self._listen():
+                        deaths[index] += reply.failure == "died"
+                        if reply.failure == "died" and deaths[index] < _ATTEMPTS:
+                            waiting.appendleft(index)
+                        else:
+                            replies[index] = reply
+            except BaseException:  # Ctrl-C: a worker in the middle of a request would reply late
+                self._stop()
+                raise
         return [replies[i] for i in range(len(requests))]
 
     def _staff(self, wanted: int) -> None:
@@ -198,58 +238,33 @@ class WorkerPool:
 
     def _listen(self) -> list[tuple[int, Reply]]:
         """Waits for messages: the requests that ended, and how. Dead workers are removed."""
-        by_pipe = {worker.pipe: worker for worker in self._workers}
-        soonest = min(w.deadline for w in self._workers if w.request is not None or not w.ready)
-        heard, _, _ = select.select(list(by_pipe), [], [], max(soonest - time.monotonic(), 0))
+        soonest = min(worker.deadline for worker in self._workers)
+        pipes = [worker.pipe for worker in self._workers]
+        heard, _, _ = select.select(pipes, [], [], max(soonest - time.monotonic(), 0))
         ended: list[tuple[int, Reply]] = []
-        for pipe, worker in by_pipe.items():
-            message = worker.read() if pipe in heard else None
-            if message is not None and "ready" in message:
-                worker.ready, self._failed_starts = True, 0
+        for worker in list(self._workers):
+            reply = worker.read() if worker.pipe in heard else None
+            if reply is None and time.monotonic() < worker.deadline:
                 continue
-            reply = None if message is None else _reply(message)
-            late = time.monotonic() >= worker.deadline
-            if reply is None and late and (worker.request is not None or not worker.ready):
-                reply = Reply(failure="timeout")
-            if reply is None:
-                continue
+            reply = reply or Reply(failure="timeout")
             # Of a worker without memory what is left may be in pieces.
-            if reply.failure in ("timeout", "died", "memory") or not worker.ready:
-                reply = self._remove(worker, reply)
+            if reply.failure and (reply.failure != "error" or not worker.ready):
+                self._workers.remove(worker)
+                if not worker.ready:
+                    self._failed_starts += 1
+                    self._why = reply.line or f"`{sys.executable} -c '{_SERVE}'` says why"
+                if worker.end() == -signal.SIGPROF:  # by the kernel, before its reply
+                    reply = Reply(failure="timeout")
+            elif not worker.ready:
+                worker.ready, self._failed_starts = True, 0
             if worker.request is not None:
                 ended.append((worker.request, reply))
-                worker.request = None
+            worker.request, worker.deadline = None, math.inf
         return ended
-
-    def _remove(self, worker: _Worker, reply: Reply) -> Reply:
-        """Ends a worker; the reply in its place, for the kernel may have ended it before."""
-        self._workers.remove(worker)
-        if not worker.ready:
-            self._failed_starts += 1
-            self._why = reply.line or f"`{sys.executable} -m remix_jax.grading.worker` says why"
-        code = worker.end()
-        return Reply(failure="timeout") if code == -signal.SIGPROF else reply
-
-    def _stop(self) -> None:
-        while self._workers:
-            self._workers.pop().end()
-
-
-def _reply(message: dict[str, Any]) -> Reply:
-    if "error" in message:
-        return Reply(failure="error", line=message["error"])
-    if "gave_up" in message:
-        return Reply(failure="memory")
-    return Reply(message["value"]) if "value" in message else Reply(failure="died")
 
 
 class GraderPool(WorkerPool):
-    """The workers that compare two answers by algebra (`equivalence`); verdicts are remembered.
-
-    Args:
-      workers, seconds: see `WorkerPool`.
-      factory: makes the comparison (for tests).
-    """
+    """The workers that compare two answers by algebra (`equivalence`); verdicts are remembered."""
 
     def __init__(
         self,
@@ -258,34 +273,28 @@ class GraderPool(WorkerPool):
         factory: str = "remix_jax.grading.equivalence:comparison",
     ) -> None:
         super().__init__(factory, workers=workers, seconds=seconds)
-        self._verdicts: collections.OrderedDict[bytes, bool | None] = collections.OrderedDict()
+        self._verdicts: dict[tuple[str, str], bool | None] = {}  # the last used at the end
 
-    def compare(self, pairs: Sequence[Pair]) -> list[bool | None]:
-        """Whether each answer equals its gold; None where its worker ran out of time or memory.
+    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
+        """Whether each (answer, gold) is equal; None where its worker ran out of time or memory.
 
-        Equal pairs are compared once, and remembered, timeouts too. A pair that the comparison
-        fails on is different.
+        Equal pairs are compared once, and remembered, timeouts too.
 
         Raises:
           RuntimeError: the workers do not start.
         """
-        keys = {
-            pair: hashlib.blake2b(json.dumps(pair).encode(), digest_size=16).digest()
-            for pair in pairs
-        }
-        known = {pair: self._verdicts[key] for pair, key in keys.items() if key in self._verdicts}
-        for pair in known:
-            self._verdicts.move_to_end(keys[pair])
-        missing = [pair for pair in keys if pair not in known]
-        for pair, reply in zip(missing, self.map(missing) if missing else [], strict=True):
-            known[pair] = None if reply.failure else reply.value
-            if reply.failure == "error":  # no expression, or none that sympy knows
-                known[pair] = False
-            if reply.failure != "died":  # perhaps not its fault: not remembered
-                self._verdicts[keys[pair]] = known[pair]
+        distinct = dict.fromkeys(pairs)
+        missing = [pair for pair in distinct if pair not in self._verdicts]
+        replies = dict(zip(missing, self.map(missing), strict=True))
+        found = {pair: self._verdicts.pop(pair) for pair in distinct if pair not in replies}
+        # An error: no expression, or none that sympy knows.
+        found |= {p: False if r.failure == "error" else r.value for p, r in replies.items()}
+        # A process that died did so perhaps by no fault of the pair: that is not remembered.
+        died = {pair for pair, reply in replies.items() if reply.failure == "died"}
+        self._verdicts |= {pair: equal for pair, equal in found.items() if pair not in died}
         while len(self._verdicts) > _CACHED:
-            self._verdicts.popitem(last=False)
-        return [known[pair] for pair in pairs]
+            del self._verdicts[next(iter(self._verdicts))]
+        return [found[pair] for pair in pairs]
 
 
 @functools.cache

@@ -1,9 +1,4 @@
-"""Verdicts on responses: find the boxed answer, compare it with the listed ones.
-
-A response is text from a model under optimisation, so anything may be in it. Equal text and equal
-numbers are decided here, exactly and without evaluating anything; what needs algebra goes to the
-killable processes of a GraderPool, which start only when the first such answer comes.
-"""
+"""Verdicts on responses: find the boxed answer, compare it with the listed ones."""
 
 import functools
 import hashlib
@@ -14,12 +9,10 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from remix_jax.grading import answers as texts
-from remix_jax.grading.pool import GraderPool, Pair, process_pool
+from remix_jax.grading.pool import GraderPool, process_pool
 
 Reason = Literal["match", "wrong", "timeout", "empty-box", "unbalanced-box", "no-box"]
 Answers = str | float | Sequence[str | float]
-
-_THINK_END = "</think>"
 
 
 class Verdict(NamedTuple):
@@ -35,7 +28,7 @@ def grade(response: str, answers: Answers) -> Verdict:
 
     Looked at is the text after the last ``</think>`` if there is one, else the whole response. The
     answer is right if it equals any of `answers`: as text, as a number, or by algebra in a process
-    of its own (one pool per process, ended with it). Never raises on any response.
+    of its own. Never raises on any response.
 
     Returns:
       Verdict with the reason "match", "wrong", "timeout" (comparing took, or would take, more than
@@ -49,40 +42,29 @@ def grade_many(
     responses: Sequence[str], answers: Sequence[Answers], pool: GraderPool
 ) -> list[Verdict]:
     """Verdicts of `grade`, in order; the comparisons that need algebra run side by side."""
-    quick = functools.cache(_quick)  # of one batch: a hostile response may be a megabyte
-    found = functools.cache(_find)
-    boxes = [found(response) for response in responses]
-    decided: list[list[_Quick]] = [
-        [quick(box.answer, gold) for gold in _listed(golds)] if box.answer else []
-        for box, golds in zip(boxes, answers, strict=True)
+    # Of one batch, for equal responses come often; a hostile one may be a megabyte.
+    find, compare = functools.cache(_find), functools.cache(texts.compare)
+    found = [find(response) for response in responses]
+    decided = [
+        [compare(box.answer, gold) for gold in _listed(golds)] if box.answer else []
+        for box, golds in zip(found, answers, strict=True)
     ]
     # Nothing is computed for a response that one of its answers matches already.
     pairs = [d for each in decided if "match" not in each for d in each if isinstance(d, tuple)]
-    compared = dict(zip(pairs, pool.compare(pairs), strict=True)) if pairs else {}
-    return [
-        box if not box.answer else Verdict(*_judge(box.answer, each, compared))
-        for box, each in zip(boxes, decided, strict=True)
-    ]
-
-
-@functools.cache
-def version() -> str:
-    """A key for verdicts: it changes with the grader's code and with the libraries it asks."""
-    digest = hashlib.blake2b(digest_size=8)
-    here = pathlib.Path(__file__).parent
-    for name in ("answers", "equivalence", "shapes", "verdicts", "worker"):
-        digest.update((here / f"{name}.py").read_bytes())
-    for package in ("math-verify", "latex2sympy2_extended", "sympy"):
-        digest.update(f"{package} {importlib.metadata.version(package)}".encode())
-    return digest.hexdigest()
-
-
-_Quick = Literal["match", "wrong", "timeout"] | Pair
+    said = {True: "match", False: "wrong", None: "timeout"}
+    reasons = {pair: said[e] for pair, e in zip(pairs, pool.compare(pairs), strict=True)}
+    verdicts = []
+    for box, each in zip(found, decided, strict=True):
+        outcomes = [reasons.get(d) if isinstance(d, tuple) else d for d in each]
+        # A timeout counts only if no other answer matches.
+        reason = next((r for r in ("match", "timeout") if r in outcomes), box.reason)
+        verdicts.append(Verdict(reason == "match", box.answer, reason))
+    return verdicts
 
 
 def _find(response: str) -> Verdict:
     """The verdict before any comparison: the answer, or why there is none."""
-    answer, opened = texts.last_box(response.rpartition(_THINK_END)[2])
+    answer, opened = texts.last_box(response.rpartition("</think>")[2])
     if answer is None:
         return Verdict(False, None, "unbalanced-box" if opened else "no-box")
     answer = answer.strip()
@@ -96,37 +78,12 @@ def _listed(answers: Answers) -> list[str]:
     return [gold if isinstance(gold, str) else str(gold).replace("e+", "e") for gold in listed]
 
 
-def _quick(answer: str, gold: str) -> _Quick:
-    """Compares as text and as numbers; a pair of expressions if that does not decide."""
-    if len(answer) > texts.MAX_ANSWER:
-        return "match" if answer == gold.strip() else "wrong"
-    if texts.same_text(texts.clean(answer), texts.clean(gold)):
-        return "match"
-    ours, theirs = (texts.clean(texts.without_unit(text)) for text in (answer, gold))
-    if texts.same_text(ours, theirs):
-        return "match"
-    if texts.is_word(gold, theirs):
-        return "match" if texts.same_text(ours.strip("()"), theirs.strip("()")) else "wrong"
-    if texts.is_product(theirs):
-        return "match" if texts.same_product(ours, theirs) else "wrong"
-    a, b = texts.number(ours), texts.number(theirs)
-    if a is not None and b is not None:
-        return "match" if texts.same_number(a, b) else "wrong"
-    pair = texts.spell(ours), texts.spell(theirs)
-    screened = {texts.screen(text) for text in pair}
-    if "text" in screened:
-        return "wrong"
-    return "timeout" if "heavy" in screened else pair
-
-
-def _judge(
-    answer: str, decided: Sequence[_Quick], compared: dict[Pair, bool | None]
-) -> tuple[bool, str, Reason]:
-    """Right if any listed answer matches; a timeout counts only if none does."""
-    outcomes = {
-        {True: "match", False: "wrong", None: "timeout"}[compared[d]] if isinstance(d, tuple) else d
-        for d in ([d for d in decided if d == "match"] or decided)
-    }
-    if "match" in outcomes:
-        return True, answer, "match"
-    return False, answer, "timeout" if "timeout" in outcomes else "wrong"
+@functools.cache
+def version() -> str:
+    """A key for verdicts: it changes with the grader's code and with the libraries it asks."""
+    digest = hashlib.blake2b(digest_size=8)
+    for source in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    for package in ("math-verify", "latex2sympy2_extended", "sympy"):
+        digest.update(f"{package} {importlib.metadata.version(package)}".encode())
+    return digest.hexdigest()

@@ -8,15 +8,32 @@ import functools
 import inspect
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remix_jax import plugins
 from remix_jax.errors import InputError
-from remix_jax.rewards import builtins
 
-_LARGEST = 3.0e38  # of a float32
+if TYPE_CHECKING:
+    from remix_jax.data.problems import Problem
+
+WHERE = "config.reward.functions"
 KEYWORDS = ("prompts", "completions", "completion_ids")
+_GYM = "remix_jax.rewards.gym:reasoning_gym"  # builtin, but called as a user's
+_LARGEST = 3.0e38  # of a float32
+_TAGGED = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)
+
+
+class Item(NamedTuple):
+    """A response to a problem."""
+
+    problem: "Problem"
+    prompt: str  # as the model saw it
+    completion: str
+    completion_ids: Sequence[int]  # the end token included
+    ended: bool  # an end token came within the limit
+    form: str  # of the answers of its set: a key of FORMS
 
 
 class Part(NamedTuple):
@@ -35,14 +52,13 @@ def resolve(spec: str) -> Callable[..., Any]:
     Raises:
       InputError: see `plugins.load`; an option that the function does not take.
     """
-    name, options = plugins.split_options(spec, "config.reward.functions")
-    function = plugins.load(name, "config.reward.functions")
+    name, options = plugins.split_options(spec, WHERE)
+    function = plugins.load(_GYM if name == "reasoning_gym" else name, WHERE)
     names = [n for n in inspect.signature(function).parameters if n not in KEYWORDS]
     for option in options:
         if option not in names:
             raise InputError(
-                f"config.reward.functions = {spec!r}: takes no option {option}; it has "
-                f"{', '.join(names) or 'none'}"
+                f"{WHERE} = {spec!r}: takes no option {option}; it has {', '.join(names) or 'none'}"
             )
     return functools.partial(function, **options) if options else function
 
@@ -55,30 +71,29 @@ def kind(function: Callable[..., Any]) -> str:
     return "reasoning_gym" if {"answer", "entry"} <= names else "trl"
 
 
-def required(function: Callable[..., Any]) -> list[str]:
-    """Parameters that must be given by name: `KEYWORDS` or columns of the problem rows."""
+def columns(function: Callable[..., Any]) -> list[str]:
+    """Columns of the problem rows that a function in TRL's form asks for by name."""
     return [
         p.name
         for p in inspect.signature(function).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        if kind(function) == "trl" and p.default is p.empty and p.name not in KEYWORDS
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
 
 
 def handler(specs: str) -> Callable[[Mapping[str, Any]], list[Part]]:
     """What a worker does: a request {"function": index, "items": [...]} to what it scores.
 
-    An item has the keys of `scorer.Item`, with `answers` and `columns` in place of the problem.
+    An item has the keys of `Item`, with `answers` and `columns` in place of the problem.
     """
     loaded = [resolve(spec) for spec in json.loads(specs)]
 
     def call(request: Mapping[str, Any]) -> list[Part]:
         function, items = loaded[request["function"]], request["items"]
         form = kind(function)
-        if form == "verl":
-            return [_verl(function, item) for item in items]
-        if form == "reasoning_gym":
-            return [_score_answer(function, item) for item in items]
-        return _batched(function, items)
+        if form == "trl":
+            return _batched(function, items)
+        return [_single(function, form, item) for item in items]
 
     return call
 
@@ -95,44 +110,43 @@ def _batched(function: Callable[..., Any], items: Sequence[Mapping[str, Any]]) -
         "completion_ids": [item["completion_ids"] for item in items],
     }
     names = dict.fromkeys(name for item in items for name in item["columns"])
-    columns = {name: [item["columns"].get(name) for item in items] for name in names}
-    result = function(**_taken(function, columns | given))
-    if inspect.iscoroutine(result):
-        result = asyncio.run(result)
-    values = list(result)
+    result = _called(
+        function, {name: [item["columns"].get(name) for item in items] for name in names} | given
+    )
+    values = list(asyncio.run(result) if inspect.iscoroutine(result) else result)
     if len(values) != len(items):
         raise ValueError(f"returned {len(values)} rewards for {len(items)} completions")
     return [_scored(value) for value in values]
 
 
-def _verl(function: Callable[..., Any], item: Mapping[str, Any]) -> Part:
-    columns = item["columns"]
-    truth = (columns.get("reward_model") or {}).get("ground_truth")
-    if truth is None:
-        truth = item["answers"][0] if item["answers"] else None
-    given = {
-        "data_source": columns.get("data_source", ""),
-        "solution_str": item["completion"],
-        "ground_truth": truth,
-        "extra_info": columns.get("extra_info", columns),
-    }
-    part = _scored(function(**_taken(function, given)))
-    return part if part.correct is not None else part._replace(correct=part.reward == 1)
+def _single(function: Callable[..., Any], form: str, item: Mapping[str, Any]) -> Part:
+    """verl's `compute_score`, or reasoning-gym's `score_answer` with its `extract_answer`."""
+    row, answers = item["columns"], item["answers"]
+    if form == "verl":
+        truth = (row.get("reward_model") or {}).get("ground_truth")
+        given = {
+            "data_source": row.get("data_source", ""),
+            "solution_str": item["completion"],
+            "ground_truth": (answers[0] if answers else None) if truth is None else truth,
+            "extra_info": row.get("extra_info", row),
+        }
+    else:
+        found = _TAGGED.findall(item["completion"])
+        given = {"answer": found[-1].strip() if found else None, "entry": row}
+    part = _scored(_called(function, given))
+    if form == "verl" and part.correct is not None:
+        return part
+    return part._replace(correct=part.reward == 1, answer=given.get("answer", part.answer))
 
 
-def _score_answer(function: Callable[..., Any], item: Mapping[str, Any]) -> Part:
-    answer = builtins.tagged_answer(item["completion"])
-    part = _scored(function(answer=answer, entry=item["columns"]))
-    return part._replace(correct=part.reward == 1, answer=answer)
-
-
-def _taken(function: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Of what is given, what the function has parameters for; options stay as they are."""
-    given = {k: v for k, v in given.items() if k not in getattr(function, "keywords", ())}
+def _called(function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """Given what it has parameters for; options stay as they are."""
     parameters = inspect.signature(function).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return given
-    return {name: value for name, value in given.items() if name in parameters}
+    every = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    options = getattr(function, "keywords", ())
+    return function(
+        **{k: v for k, v in given.items() if k not in options and (every or k in parameters)}
+    )
 
 
 def _scored(value: Any) -> Part:
@@ -145,8 +159,7 @@ def _scored(value: Any) -> Part:
     if type(value).__name__ in ("bool", "bool_"):  # NumPy's too
         correct = value
     reward = float(value)
-    correct = None if correct is None else bool(correct)
-    answer = None if answer is None else str(answer)
     if not math.isfinite(reward) or abs(reward) > _LARGEST:
         return Part(None, error=f"returned {reward}; expected a finite float or None")
-    return Part(reward, correct, answer)
+    correct = None if correct is None else bool(correct)
+    return Part(reward, correct, None if answer is None else str(answer))

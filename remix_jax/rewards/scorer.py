@@ -1,17 +1,18 @@
 """From responses to rewards: the functions of a config, each called, weighted and counted."""
 
 import atexit
+import collections
 import functools
 import json
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from remix_jax import grading, plugins
+from remix_jax import plugins
 from remix_jax.errors import InputError
 from remix_jax.grading.pool import Reply, WorkerPool
 from remix_jax.rewards import builtins, functions
-from remix_jax.rewards.functions import Part
+from remix_jax.rewards.functions import WHERE, Item, Part
 
 if TYPE_CHECKING:
     from remix_jax.data.problems import Problem
@@ -19,37 +20,22 @@ if TYPE_CHECKING:
 FORMS = {"boxed": "math", "hash": "gsm8k", "reasoning_gym": "reasoning_gym"}
 """What scores a set by the form of its answers, where the config names no function."""
 
-_WHERE = "config.reward.functions"
 _BATCH = 16  # items a call of a user's function, at most
 _MEMORY = 16 << 30  # bytes of address space of a user's functions
-
-
-class Item(NamedTuple):
-    """A response to a problem."""
-
-    problem: "Problem"
-    prompt: str  # as the model saw it
-    completion: str
-    completion_ids: Sequence[int]  # the end token included
-    ended: bool  # an end token came within the limit
-    form: str  # of the answers of its set: a key of FORMS
 
 
 class Score(NamedTuple):
     """What a response is worth, and why. Plain data: it goes through JSON and back.
 
-    `reward` is the weighted sum of `parts`. `correct`, `answer` and `reason` are of the first
-    function that says what correct is: `answer` what it read from the response, `reason` "match",
-    "wrong", or why it read nothing ("" where it does not say). A function that failed gives 0, is
-    not correct, and its first error line is in `errors`.
+    `correct`, `answer` and `reason` are of the first function that says what correct is.
     """
 
-    reward: float
+    reward: float  # the weighted sum of `parts`
     correct: bool | None
-    parts: dict[str, float | None]
-    answer: str | None
-    reason: str
-    errors: dict[str, str]
+    parts: dict[str, float | None]  # by function; 0 of one that failed, None of one left out
+    answer: str | None  # read from the response
+    reason: str  # "match", "wrong", or why nothing was read
+    errors: dict[str, str]  # the first line of each function that failed
 
 
 class _Function(NamedTuple):
@@ -57,7 +43,8 @@ class _Function(NamedTuple):
     spec: str
     weight: float
     call: Callable[[Sequence[Item]], list[Part]]
-    digest: str
+    digest: str = ""  # of its file
+    columns: Sequence[str] = ()  # of the problems, that must be there
 
 
 class Scorer:
@@ -81,16 +68,9 @@ class Scorer:
         seconds: float = 2.0,
         response_tokens: int = 0,
     ) -> None:
-        self._seconds, self._response_tokens = seconds, response_tokens
-        self._forms: dict[str, _Function] = {}
-        self._functions: list[_Function] = []
-        self._pool: WorkerPool | None = None
-        own = [spec for spec in specs if plugins.split_options(spec, _WHERE)[0] not in _BUILTINS]
-        if own:
-            self._pool = _pool(tuple(map(_spec_of, own)), seconds)
-        for spec, weight in zip(specs, weights or [1.0] * len(specs), strict=True):
-            taken = [_short(function.spec) for function in self._functions]
-            self._functions.append(self._function(spec, weight, taken, own))
+        make = functools.partial(_made, seconds=seconds, response_tokens=response_tokens)
+        self._functions = make(specs, weights or [1.0] * len(specs))
+        self._of_form = functools.cache(lambda form: make([FORMS[form]], [1.0]))
 
     @classmethod
     def of(cls, config: Any) -> "Scorer":
@@ -104,13 +84,12 @@ class Scorer:
         Raises:
           RuntimeError: the worker processes do not start.
         """
-        if self._functions:
-            return _totals(items, self._functions)
         scores: dict[int, Score] = {}
-        for form in dict.fromkeys(item.form for item in items):
-            own = [i for i, item in enumerate(items) if item.form == form]
-            found = _totals([items[i] for i in own], [self._form(form)])
-            scores |= dict(zip(own, found, strict=True))
+        for form in dict.fromkeys("" if self._functions else item.form for item in items):
+            own = [i for i, item in enumerate(items) if form in ("", item.form)]
+            called = self._functions or self._of_form(form)
+            parts = [function.call([items[i] for i in own]) for function in called]
+            scores |= {i: _total(called, each) for i, *each in zip(own, *parts, strict=True)}
         return [scores[i] for i in range(len(items))]
 
     def check(self, problems: Sequence["Problem"]) -> None:
@@ -119,20 +98,14 @@ class Scorer:
         Raises:
           InputError: names the function, the column and those that are there.
         """
-        columns = set(problems[0].columns)
+        there = problems[0].columns
         for function in self._functions:
-            if not isinstance(function.call, _Own):
-                continue
-            loaded = functions.resolve(_spec_of(function.spec))
-            if functions.kind(loaded) != "trl":
-                continue
-            for name in functions.required(loaded):
-                if name not in columns.union(functions.KEYWORDS):
-                    raise InputError(
-                        f"{_WHERE} = {function.spec!r}: takes {name!r}, which is no column of the "
-                        f"problems; there are {', '.join(sorted(columns)) or 'none'}, and "
-                        f"{', '.join(functions.KEYWORDS)}"
-                    )
+            if missing := [name for name in function.columns if name not in there]:
+                raise InputError(
+                    f"{WHERE} = {function.spec!r}: takes {missing[0]!r}, which is no column of the "
+                    f"problems; there are {', '.join(sorted(there)) or 'none'}, and "
+                    f"{', '.join(functions.KEYWORDS)}"
+                )
 
     @property
     def needs_answers(self) -> bool:
@@ -149,69 +122,75 @@ class Scorer:
     def identity(self) -> list[dict[str, Any]]:
         """What the rewards depend on: functions with options and weights, digests of their files.
 
-        Of an empty config: the forms. Another grader (`grading.version`) is the caller's to note.
+        Another grader (`grading.version`) is the caller's to note.
         """
         return [
             {"function": f.spec, "weight": f.weight, "source": f.digest} for f in self._functions
         ]
 
-    def _form(self, form: str) -> _Function:
-        if form not in self._forms:
-            spec = FORMS[form]
-            if spec == "reasoning_gym":
-                self._pool = self._pool or _pool((_spec_of(spec),), self._seconds)
-            self._forms[form] = self._function(spec, 1.0, [], [spec])
-        return self._forms[form]
 
-    def _function(self, spec: str, weight: float, taken: list[str], own: list[str]) -> _Function:
-        name, options = plugins.split_options(spec, _WHERE)
-        short = _short(spec)
-        unique = short if short not in taken else f"{short}_{taken.count(short) + 1}"
-        if name in _BUILTINS:
-            return _Function(unique, spec, weight, self._builtin(name, spec, options), "")
-        assert self._pool is not None
-        function = functions.resolve(_spec_of(spec))
+def _made(
+    specs: Sequence[str], weights: Sequence[float], seconds: float, response_tokens: int
+) -> list[_Function]:
+    """Functions by their specs; metrics name them by the last word, with a number if it recurs."""
+    names = [spec.partition("?")[0] for spec in specs]
+    short = [name.rpartition(":")[2] for name in names]
+    own = [s for s, name in zip(specs, names, strict=True) if name not in builtins.BUILTINS]
+    loaded = {spec: functions.resolve(spec) for spec in own}
+    made = []
+    for i, (spec, weight) in enumerate(zip(specs, weights, strict=True)):
+        before = short[:i].count(short[i])
+        name = f"{short[i]}_{before + 1}" if before else short[i]
+        if spec not in loaded:
+            made.append(_Function(name, spec, weight, builtins.bound(spec, response_tokens)))
+            continue
+        function = loaded[spec]
         says = functions.kind(function) != "trl"
-        call = _Own(self._pool, own.index(spec), self._seconds, says)
-        return _Function(unique, spec, weight, call, plugins.digest(function))
+        call = _Own(_pool(tuple(own), seconds), own.index(spec), seconds, says)
+        source, columns = plugins.digest(function), functions.columns(function)
+        made.append(_Function(name, spec, weight, call, source, columns))
+    return made
 
-    def _builtin(self, name: str, spec: str, options: dict[str, Any]):
-        score, known, holds, rule = _BUILTINS[name]
-        if not set(options) <= set(known):
-            rule = f"its options are {', '.join(known) or 'none'}"
-            raise InputError(f"{_WHERE} = {spec!r}: {rule}")
-        if name == "overlong":
-            limit = options.get("max", self._response_tokens)
-            known = {"max": limit, "buffer": limit // 5 if isinstance(limit, int) else None}
-        try:
-            right = holds(**known | options)
-        except TypeError:  # a text in the place of a number
-            right = False
-        if not right:
-            raise InputError(f"{_WHERE} = {spec!r}: expected {rule}")
-        return functools.partial(score, **known | options)
+
+@functools.cache
+def _pool(specs: tuple[str, ...], seconds: float) -> WorkerPool:
+    """Workers for these functions, ended with this process; the first one is there.
+
+    Raises:
+      InputError: a function cannot be loaded in a worker.
+    """
+    handler = "remix_jax.rewards.functions:handler"
+    pool = WorkerPool(handler, json.dumps(specs), seconds=seconds, memory=_MEMORY)
+    atexit.register(pool.close)
+    try:
+        pool.start()
+    except RuntimeError as error:
+        raise InputError(f"{WHERE}: {error}") from None
+    return pool
 
 
 class _Own:
     """Calls a function of the user in the pool, in batches; a batch that fails, item by item."""
 
     def __init__(self, pool: WorkerPool, index: int, seconds: float, says_correct: bool) -> None:
-        self._pool, self._index, self._seconds = pool, index, seconds
-        self._says_correct = says_correct
+        self._pool, self._index, self._says_correct = pool, index, says_correct
+        timeout = f"TimeoutError: took more than {seconds:g} s (config.reward.seconds)"
+        self._errors = {"timeout": timeout, "memory": "MemoryError"}
         self._size = _BATCH
 
     def __call__(self, items: Sequence[Item]) -> list[Part]:
-        parts: dict[int, Part] = {}
         every = range(len(items))
         whole = [every[i : i + self._size] for i in every[:: self._size]]
         replies = self._ask(items, whole)
-        failed = [(b, r) for b, r in zip(whole, replies, strict=True) if r.failure and len(b) > 1]
-        alone = [range(i, i + 1) for batch, _ in failed for i in batch]
+        failed = [b for b, r in zip(whole, replies, strict=True) if r.failure and len(b) > 1]
+        alone = [every[i : i + 1] for batch in failed for i in batch]
         again = self._ask(items, alone)
         if failed and not any(reply.failure for reply in again):
             self._size = max(1, self._size // 2)  # together they took too long, or too much
+        parts: dict[int, Part] = {}
         for batch, reply in zip([*whole, *alone], [*replies, *again], strict=True):
-            values = reply.value or [[None, None, None, self._error(reply)]] * len(batch)
+            line = reply.line or self._errors.get(str(reply.failure), "its process died")
+            values = reply.value or [Part(None, error=line)] * len(batch)
             parts |= {i: Part(*value) for i, value in zip(batch, values, strict=True)}
         self._says_correct |= any(part.correct is not None for part in parts.values())
         correct = False if self._says_correct else None
@@ -219,105 +198,27 @@ class _Own:
         return [p._replace(reward=0.0, correct=correct) if p.error else p for p in found]
 
     def _ask(self, items: Sequence[Item], batches: Sequence[range]) -> list[Reply]:
-        plain = [[_plain(items[i]) for i in batch] for batch in batches]
-        return self._pool.map([{"function": self._index, "items": each} for each in plain])
+        def plain(item: Item) -> dict[str, Any]:
+            return {
+                "prompt": item.prompt,
+                "completion": item.completion,
+                "completion_ids": list(item.completion_ids),
+                "answers": item.problem.answers,
+                "columns": dict(item.problem.columns),
+            }
 
-    def _error(self, reply: Reply) -> str:
-        if reply.failure == "timeout":
-            return f"TimeoutError: took more than {self._seconds:g} s (config.reward.seconds)"
-        return reply.line or {"memory": "MemoryError"}.get(str(reply.failure), "its process died")
-
-
-def _plain(item: Item) -> dict[str, Any]:
-    """An item as it goes to a worker."""
-    return {
-        "prompt": item.prompt,
-        "completion": item.completion,
-        "completion_ids": list(item.completion_ids),
-        "answers": item.problem.answers,
-        "columns": dict(item.problem.columns),
-    }
+        asked = [[plain(items[i]) for i in batch] for batch in batches]
+        return self._pool.map([{"function": self._index, "items": each} for each in asked])
 
 
-def _math(items: Sequence[Item]) -> list[Part]:
-    """The last box against the answers; does not apply to a problem without any."""
-    pool = grading.process_pool()
-    answers = [item.problem.answers for item in items]
-    verdicts = grading.grade_many([item.completion for item in items], answers, pool)
-    return [
-        Part(float(v.correct), v.correct, v.answer, "", v.reason) if answer else Part(None)
-        for v, answer in zip(verdicts, answers, strict=True)
-    ]
-
-
-def _gsm8k(items: Sequence[Item], method: str) -> list[Part]:
-    """What is read against the answers, as text; does not apply to a problem without any."""
-    parts = []
-    for item in items:
-        found = builtins.gsm8k_answer(item.completion, method)
-        correct = found in [_numeral(answer) for answer in item.problem.answers]
-        reason = "no-answer" if found is None else ""
-        part = Part(float(correct), correct, found, "", reason)
-        parts.append(part if item.problem.answers else Part(None))
-    return parts
-
-
-def _numeral(answer: str | float) -> str:
-    """An answer as verl's files have it: without commas, a whole number without a point."""
-    if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)
-    return str(answer).replace(",", "")
-
-
-def _each(reward: Callable[..., float]) -> Callable[..., list[Part]]:
-    """A batch's rewards by the reward of one item, which says nothing of what is correct."""
-    return lambda items, **options: [Part(reward(item, **options)) for item in items]
-
-
-class _Builtin(NamedTuple):
-    score: Callable[..., list[Part]]
-    options: dict[str, Any]  # with their defaults
-    holds: Callable[..., bool] = lambda: True  # of the options
-    rule: str = ""
-
-
-_BUILTINS = {
-    "math": _Builtin(_math, {}),
-    "gsm8k": _Builtin(
-        _gsm8k,
-        {"method": "strict"},
-        lambda method: method in ("strict", "flexible"),
-        "method=strict or flexible",
-    ),
-    "think_format": _Builtin(_each(lambda i: builtins.think_format(i.prompt, i.completion)), {}),
-    "overlong": _Builtin(
-        _each(lambda i, max, buffer: builtins.overlong(len(i.completion_ids), max, buffer)),
-        {"max": 0, "buffer": 0},  # those of the scorer
-        lambda max, buffer: 0 < buffer <= max,
-        "0 < buffer <= max, in tokens",
-    ),
-    "repetition": _Builtin(
-        _each(lambda i, n, penalty: builtins.repetition(i.completion_ids, n, penalty)),
-        {"n": 3, "penalty": -1.0},
-        lambda n, penalty: n >= 1 and penalty <= 0,
-        "n of 1 or more and a penalty up to 0",
-    ),
-}
-
-
-def _totals(items: Sequence[Item], functions: Sequence[_Function]) -> list[Score]:
-    columns = [function.call(items) for function in functions]
-    return [_total(functions, parts) for parts in zip(*columns, strict=True)]
-
-
-def _total(functions: Sequence[_Function], parts: Sequence[Part]) -> Score:
-    named = [(f.name, f.weight, part) for f, part in zip(functions, parts, strict=True)]
-    reward = math.fsum(w * part.reward for _, w, part in named if part.reward is not None)
-    errors = {name: part.error for name, _, part in named if part.error}
+def _total(called: Sequence[_Function], parts: Sequence[Part]) -> Score:
+    named = list(zip(called, parts, strict=True))
+    reward = math.fsum(f.weight * part.reward for f, part in named if part.reward is not None)
+    errors = {f.name: part.error for f, part in named if part.error}
     if all(part.reward is None for part in parts):
         errors["none"] = "no function applies: its reward is 0"
+    rewards = {f.name: part.reward for f, part in named}
     says = next((part for part in parts if part.correct is not None), None)
-    rewards = {name: part.reward for name, _, part in named}
     if says is None:
         return Score(reward, None, rewards, None, "", errors)
     reason = says.reason or ("match" if says.correct else "wrong")
@@ -333,51 +234,18 @@ def metrics(scores: Sequence[Score]) -> dict[str, float]:
       format_rate, the share of those from which an answer was read; grader_timeout_rate, the share
       that the grader gave up on. The last three are absent where no function says.
     """
-    found = {"reward": _mean([s.reward for s in scores])}
-    for name in dict.fromkeys(name for s in scores for name in s.parts):
-        applied = [x for s in scores if (x := s.parts.get(name)) is not None]
-        found |= {f"reward/{name}": _mean(applied)} if applied else {}
-    for name in dict.fromkeys(name for s in scores for name in s.errors):
-        found[f"reward_errors/{name}"] = float(sum(name in s.errors for s in scores))
+    of: dict[str, list[float]] = {"reward": [s.reward for s in scores]}
+    failed: collections.Counter[str] = collections.Counter()
+    for s in scores:
+        failed.update(f"reward_errors/{name}" for name in s.errors)
+        for name, part in s.parts.items():
+            if part is not None:
+                of.setdefault(f"reward/{name}", []).append(part)
     judged = [s for s in scores if s.correct is not None]
     if judged:
-        found["accuracy"] = _mean([bool(s.correct) for s in judged])
-        found["format_rate"] = _mean([bool(s.answer) for s in judged])
-        found["grader_timeout_rate"] = _mean([s.reason == "timeout" for s in judged])
-    return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _short(spec: str) -> str:
-    return spec.partition("?")[0].rpartition(":")[2]
-
-
-def _spec_of(spec: str) -> str:
-    """Where a function lies that runs in the workers."""
-    return "remix_jax.rewards.gym:reasoning_gym" if spec == "reasoning_gym" else spec
-
-
-@functools.cache
-def _pool(specs: tuple[str, ...], seconds: float) -> WorkerPool:
-    """Workers for these functions, ended with this process; the first one is there.
-
-    Raises:
-      InputError: a function cannot be loaded, here or in a worker.
-    """
-    for spec in specs:
-        functions.resolve(spec)
-    pool = WorkerPool(
-        "remix_jax.rewards.functions:handler",
-        json.dumps(specs),
-        seconds=seconds,
-        memory=_MEMORY,
-    )
-    atexit.register(pool.close)
-    try:
-        pool.start()
-    except RuntimeError as error:
-        raise InputError(f"{_WHERE}: {error}") from None
-    return pool
+        of["accuracy"] = [bool(s.correct) for s in judged]
+        of["format_rate"] = [bool(s.answer) for s in judged]
+        of["grader_timeout_rate"] = [s.reason == "timeout" for s in judged]
+    return {name: sum(each) / len(each) for name, each in of.items()} | {
+        name: float(n) for name, n in failed.items()
+    }

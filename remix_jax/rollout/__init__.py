@@ -3,8 +3,8 @@
     draw = compiled(policy, Task(...))            # or a user's own Sampler, by sampling.engine
     sampled = draw(params, Prompts(...), key)
 
-`sampler` is the interface of sampling (docs/samplers.md), `rollouts` makes rows of responses,
-`draws` chooses problems, `prefixed` and `experts` add traces of a bank.
+`sampler` is the interface of sampling (docs/samplers.md), `draws` chooses problems and prefixes,
+`rollouts` scores responses and makes rows of them and of an expert's traces.
 """
 
 from remix_jax.models.huggingface import Vocabulary, load_vocabulary

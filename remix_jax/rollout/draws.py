@@ -1,17 +1,44 @@
 """Which problems a step asks: an endless sequence of whole epochs, and prefixes beside it."""
 
-import dataclasses
+import hashlib
+import json
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from remix_jax import schedule
 from remix_jax.config import Config
+from remix_jax.data import traces
 from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
-from remix_jax.rl.prefixes import prefixed_units
-from remix_jax.rollout.prefixed import Prefix, Prefixes
+from remix_jax.models.huggingface import Vocabulary
+from remix_jax.rl.prefixes import draw_cuts, prefixed_units
+
+
+class Prefix(NamedTuple):
+    """The beginning of a trace that solved a problem; the model goes on from it (PrefixRL)."""
+
+    problem: int  # its index in the training set
+    ids: tuple[int, ...]
+    share: float  # of the trace's tokens
+
+
+class Prefixes(NamedTuple):
+    """The prefixes of a run, drawn once, and what making them came to."""
+
+    items: list[Prefix]
+    traces: int  # problems of the training set with a trace
+    moved: int  # cuts drawn again further ahead: they had shown the answer
+    dropped: int  # cuts not to be had: nothing before the answer was left to draw
+    too_long: int  # prefixes over config.prefix.tokens, left out
+    attempts: int  # responses that the whole bank took
+    flops: float  # that these took
+
+    @property
+    def digest(self) -> str:
+        """Equal where the prefixes are."""
+        return hashlib.sha256(json.dumps(self.items).encode()).hexdigest()[:16]
 
 
 class Draw(NamedTuple):
@@ -22,8 +49,7 @@ class Draw(NamedTuple):
     prefixes: list[Prefix | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Cursor:
+class Cursor(NamedTuple):
     """Where training stands in the endless sequence of problems; plain data, saved as it is.
 
     The sequence is `order(seed, 0, n)` followed by `order(seed, 1, n)` and so on; `position` counts
@@ -48,26 +74,73 @@ def take(cursor: Cursor, n_problems: int, count: int) -> tuple[np.ndarray, Curso
     Raises:
       InputError: the cursor lies outside the problem set (it was saved with another one).
     """
-    if not 0 <= cursor.position < n_problems:
+    seed, epoch, position = cursor
+    if not 0 <= position < n_problems:
         raise InputError(
-            f"the saved position {cursor.position} does not fit a training set of {n_problems} "
-            "problems: resume with the problem file that the run was started with"
+            f"the saved position {position} does not fit a training set of {n_problems} problems: "
+            "resume with the problem file that the run was started with"
         )
-    pieces, epoch, position = [], cursor.epoch, cursor.position
-    while count > 0:
-        piece = order(cursor.seed, epoch, n_problems)[position : position + count]
-        pieces.append(piece)
-        count -= len(piece)
-        position += len(piece)
-        if position == n_problems:
-            epoch, position = epoch + 1, 0
-    indices = np.concatenate(pieces) if pieces else np.zeros((0,), np.int64)
-    return indices, Cursor(cursor.seed, epoch, position)
+    more, after = divmod(position + count, n_problems)
+    epochs = [order(seed, epoch + i, n_problems) for i in range(more + 1)]
+    return np.concatenate(epochs)[position : position + count], Cursor(seed, epoch + more, after)
+
+
+def load_prefixes(config: Config, train: ProblemSet, vocabulary: Vocabulary) -> Prefixes | None:
+    """The prefixes of the training problems that the bank has a trace of; None without a bank.
+
+    A prefix in which a box is opened shows the answer, whatever is in it.
+
+    Raises:
+      InputError: the bank is damaged, of another tokenizer, or has no prefix for these problems.
+    """
+    c = config.prefix
+    if not c.bank:
+        return None
+    bank = traces.load(c.bank, traces.fingerprint(vocabulary.tokenizer))
+    found = traces.traces_of(bank, train.problems)
+    items: list[Prefix] = []
+    moved = dropped = too_long = 0
+    for i, trace in enumerate(found):
+        if trace is None:
+            continue
+        ids = trace.response
+
+        def shows(length: int, ids: tuple[int, ...] = ids) -> bool:
+            return "\\boxed" in vocabulary.tokenizer.decode(list(ids[:length]))
+
+        cuts = draw_cuts(config.seed, i, len(ids), c.cuts, c.low, c.high, shows)
+        fitting = [Prefix(i, ids[:n], n / len(ids)) for n in cuts.lengths if n <= c.tokens]
+        items += fitting
+        moved, dropped = moved + cuts.moved, dropped + cuts.dropped
+        too_long += len(cuts.lengths) - len(fitting)
+    if not items:
+        raise InputError(
+            f"config.prefix.bank = {c.bank!r}: gives no prefix of up to {c.tokens} tokens for the "
+            f"problems of {config.data.train} ({too_long} are longer)"
+        )
+    solved = sum(trace is not None for trace in found)
+    return Prefixes(items, solved, moved, dropped, too_long, bank.attempts, bank.flops)
+
+
+def prefix_plan(config: Config, prefixes: Prefixes, problems: int) -> dict[str, object]:
+    """Lines of the plan; `problems`: of the training set."""
+    made = f"{len(prefixes.items):,} of {prefixes.traces:,} traces ({problems:,} problems)"
+    for count, why in (
+        (prefixes.moved, "cut earlier: they showed the answer"),
+        (prefixes.dropped, "not to be had"),
+        (prefixes.too_long, f"over {config.prefix.tokens} tokens"),
+    ):
+        made += f"; {count:,} {why}" if count else ""
+    return {
+        "prefixes": made,
+        "groups that start from a prefix": f"{config.prefix.share:.0%}",
+        "spent on the traces": f"{prefixes.attempts:,} responses, {prefixes.flops:.3g} FLOPs",
+    }
 
 
 def first_cursors(config: Config, prefixes: Prefixes | None) -> dict[str, Any]:
     """Where a run starts among its problems and prefixes, as a checkpoint holds it."""
-    cursor = dataclasses.asdict(Cursor(config.seed))
+    cursor = Cursor(config.seed)._asdict()
     if prefixes is None:
         return {"cursor": cursor}
     return {"cursor": cursor, "prefix_cursor": cursor, "prefixes": prefixes.digest}
@@ -87,11 +160,7 @@ def check_continued(config: Config, prefixes: Prefixes | None, saved: dict[str, 
 
 
 def draw_problems(
-    config: Config,
-    train: ProblemSet,
-    prefixes: Prefixes | None,
-    saved: dict[str, Any],
-    step: int,
+    config: Config, train: ProblemSet, prefixes: Prefixes | None, saved: dict[str, Any], step: int
 ) -> tuple[Draw, dict[str, Any]]:
     """The problems of a step's groups, the prefixed ones first; and the cursors after them.
 
@@ -107,13 +176,13 @@ def draw_problems(
         count = prefixed_units(before, before + groups, config.prefix.share)
         places, cursor = take(Cursor(**saved["prefix_cursor"]), len(prefixes.items), count)
         chosen = [prefixes.items[i] for i in places]
-        saved = saved | {"prefix_cursor": dataclasses.asdict(cursor)}
+        saved = saved | {"prefix_cursor": cursor._asdict()}
     plain, cursor = take(Cursor(**saved["cursor"]), len(train.problems), groups - len(chosen))
-    of_group = [prefix.problem for prefix in chosen if prefix is not None] + plain.tolist()
+    of_group = [prefix.problem for prefix in chosen if prefix] + plain.tolist()
     chosen += [None] * len(plain)
     prompts = [
         train.prompts[i] + (list(prefix.ids) if prefix else [])
         for i, prefix in zip(of_group, chosen, strict=True)
     ]
-    problems = [train.problems[i] for i in of_group]
-    return Draw(problems, prompts, chosen), saved | {"cursor": dataclasses.asdict(cursor)}
+    draw = Draw([train.problems[i] for i in of_group], prompts, chosen)
+    return draw, saved | {"cursor": cursor._asdict()}

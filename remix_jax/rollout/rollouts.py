@@ -1,9 +1,12 @@
 """Rollouts: problems -> sampled responses -> verdicts -> rows to learn from.
 
-The host's three jobs in a step are here: prompts in, grading, and what is written of both.
+The host's three jobs in a step are here: prompts in, grading, and what is written of both; beside
+them the rows of an expert, verified traces of a bank in place of what the policy samples.
 """
 
+import itertools
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +14,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from remix_jax import processes, rewards, types
+from remix_jax.config import Config
+from remix_jax.data import traces
+from remix_jax.data.problems import Problem
 from remix_jax.data.prompts import pad_left
+from remix_jax.data.tasks import ProblemSet
+from remix_jax.errors import InputError
 from remix_jax.models.huggingface import Vocabulary
 from remix_jax.models.sampling import Sampled
 from remix_jax.rewards import Item, Score, Scorer
-from remix_jax.rollout.draws import Draw
-from remix_jax.rollout.prefixed import Prefix
+from remix_jax.rollout.draws import Draw, Prefix
+from remix_jax.schedule import Stage
 from remix_jax.sharding import put
+
+Traces = Mapping[tuple, tuple[Sequence[int], float]]
+"""By (text, answers) of a problem: the tokens of a verified response, and its reward in the run."""
 
 
 class Rollouts(NamedTuple):
@@ -43,18 +54,47 @@ def response_ids(sampled: Sampled, rows: int) -> list[list[int]]:
     return [tokens_BS[b, first : first + length_B[b]].tolist() for b in range(rows)]
 
 
-def texts_of(vocabulary: Vocabulary, ids: list[list[int]]) -> list[str]:
+def texts_of(vocabulary: Vocabulary, ids: Sequence[Sequence[int]]) -> list[str]:
     """The text of each response without the end and padding tokens behind it.
 
     Other special tokens stay: with some tokenizers the marks of thinking are such.
     """
     behind = {*vocabulary.eos_ids, vocabulary.pad_id}
-    trimmed = [row[: len(row) - _count_at_end(row, behind)] for row in ids]
+    trimmed = []
+    for row in ids:
+        extra = sum(1 for _ in itertools.takewhile(behind.__contains__, reversed(row)))
+        trimmed.append(list(row[: len(row) - extra]))
     return vocabulary.tokenizer.batch_decode(trimmed)
 
 
-def _count_at_end(row: list[int], tokens: set[int]) -> int:
-    return next((i for i, token in enumerate(reversed(row)) if token not in tokens), len(row))
+def score_responses(
+    scorer: Scorer,
+    vocabulary: Vocabulary,
+    problems: Sequence[Problem],
+    prompts: Sequence[Sequence[int]],
+    forms: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    ended: Sequence[bool],
+    given: Sequence[Sequence[int]] | None = None,
+) -> list[tuple[Item, Score]]:
+    """Responses as reward functions see them, and their scores; processes score a part each.
+
+    Args:
+      problems, prompts, forms: of each group; rows are divided among them evenly, in order.
+      ids: of each response; these alone are the item's, whatever was given.
+      ended: of each response, whether an end token came within the limit.
+      given: of each group, what a prefix began its responses with. Both are decoded together and
+        scored as one text: a letter may be split over them.
+    """
+    size = len(ids) // len(problems)
+    seen = vocabulary.tokenizer.batch_decode(prompts)
+    whole = [[*given[b // size], *own] for b, own in enumerate(ids)] if given else ids
+    items = [
+        Item(problems[b // size], seen[b // size], text, ids[b], ended[b], forms[b // size])
+        for b, text in enumerate(texts_of(vocabulary, whole))
+    ]
+    scores = processes.divided(len(items), lambda part: scorer(items[part]))
+    return [(item, Score(*score)) for item, score in zip(items, scores, strict=True)]
 
 
 def grade_rollouts(
@@ -70,9 +110,6 @@ def grade_rollouts(
 ) -> Rollouts:
     """Scores the responses and makes rows of them.
 
-    Where there is a prefix, prefix and response are scored as one text; the tokens that a reward
-    function sees are the response's own.
-
     Args:
       sampled: group_size responses a problem, and perhaps empty slots behind them.
       draw: the groups that were really sampled.
@@ -81,87 +118,59 @@ def grade_rollouts(
       mesh: of the learning phase.
       shown: rows, from the first, that are in `Rollouts.samples`; None: all.
     """
-    n = len(draw.problems) * group_size
     begin = time.perf_counter()
-    ids = response_ids(sampled, n)
-    length_B, ended_B = jax.device_get((sampled.response_len_B, sampled.ended_B))
-    items = _items(vocabulary, draw, ids, ended_B.tolist(), group_size, form)
-    scores = score(scorer, items)
+    groups, n = len(draw.problems), len(draw.problems) * group_size
+    lengths, ended = jax.device_get((sampled.response_len_B, sampled.ended_B))
+    ids, length_B, ended_B = response_ids(sampled, n), lengths[:n], ended[:n]
+    given = [prefix.ids if prefix else () for prefix in draw.prefixes]
+    bare = [p[: len(p) - len(g)] for p, g in zip(draw.prompts, given, strict=True)]
+    asked = draw.problems, bare, [form] * groups
+    said = score_responses(scorer, vocabulary, *asked, ids, ended_B.tolist(), given)
     seconds = time.perf_counter() - begin
-    reward_B = np.zeros(length_B.shape[0], np.float32)
-    reward_B[:n] = [each.reward for each in scores]
+    scores = [score for _, score in said]
+    reward_B = np.array([score.reward for score in scores], np.float32)
     prefix_B = [prefix for prefix in draw.prefixes for _ in range(group_size)]
-    metrics = (
-        rewards.metrics(scores)
-        | {
-            "reward": float(reward_B[:n].mean()),  # in float32, as the learner has them
-            "truncated_rate": float(1 - ended_B[:n].mean()),
-            "response_length": float(length_B[:n].mean()),
-            "new_tokens": int(length_B[:n].sum()),
-            "seconds/grade": seconds,
-        }
-    )
-    metrics |= prefix_metrics(reward_B[:n], prefix_B)
+    metrics = rewards.metrics(scores) | {
+        "reward": float(reward_B.mean()),  # in float32, as the learner has them
+        "truncated_rate": float(1 - ended_B.mean()),
+        "response_length": float(length_B.mean()),
+        "new_tokens": int(length_B.sum()),
+        "seconds/grade": seconds,
+    }
+    metrics |= prefix_metrics(reward_B, prefix_B)
     if group_size > 1:
-        spread_Q = np.ptp(reward_B[:n].reshape(-1, group_size), axis=1)
+        spread_Q = np.ptp(reward_B.reshape(-1, group_size), axis=1)
         metrics["zero_variance"] = float((spread_Q == 0).mean())
-    texts = texts_of(vocabulary, ids[:shown])
-    samples = [
-        _sample(vocabulary, *each) for each in zip(items, scores, texts, prefix_B, strict=False)
-    ]
+    shown_B = zip(said[:shown], prefix_B, strict=False)
+    samples = [_sample(vocabulary, *each, prefix) for each, prefix in shown_B]
     errors = {name: line for each in reversed(scores) for name, line in each.errors.items()}
-    success_B = np.zeros(reward_B.shape, bool)
-    success_B[:n] = [each.reward > 0 if each.correct is None else each.correct for each in scores]
-    rows = _rows(sampled, reward_B, success_B, n, group_size, first_group, mesh)
+    success = [each.reward > 0 if each.correct is None else each.correct for each in scores]
+    learned = sampled._asdict()
+    del learned["ended_B"], learned["steps"]
+    rows = _rows(learned, reward_B, success, group_size, first_group, mesh)
     return Rollouts(rows, metrics, samples, errors)
 
 
-def score(scorer: Scorer, items: list[Item]) -> list[Score]:
-    """The score of each item, of which every process computes a part."""
-    found = processes.divided(len(items), lambda part: scorer(items[part]))
-    return [Score(*each) for each in found]
-
-
-def _items(
-    vocabulary: Vocabulary,
-    draw: Draw,
-    ids: list[list[int]],
-    ended: list[bool],
-    group_size: int,
-    form: str,
-) -> list[Item]:
-    """The rows as the scorer takes them. Prefix and response are decoded together: a letter may be
-    split over both."""
-    given = [prefix.ids if prefix else () for prefix in draw.prefixes]
-    bare = [p[: len(p) - len(g)] for p, g in zip(draw.prompts, given, strict=True)]
-    prompts = vocabulary.tokenizer.batch_decode(bare)
-    texts = texts_of(vocabulary, [[*given[b // group_size], *own] for b, own in enumerate(ids)])
-    return [
-        Item(draw.problems[q], prompts[q], texts[b], ids[b], ended[b], form)
-        for b, q in enumerate(np.repeat(np.arange(len(prompts)), group_size).tolist())
-    ]
-
-
 def _sample(
-    vocabulary: Vocabulary, item: Item, found: Score, response: str, prefix: Prefix | None
+    vocabulary: Vocabulary, item: Item, score: Score, prefix: Prefix | None
 ) -> dict[str, Any]:
     """A line of samples.jsonl."""
     line = {
         "problem_id": item.problem.id,
         "problem": item.problem.problem,
         "prompt": item.prompt,
-        "response": response,
-        "reward": found.reward,
-        "parts": found.parts,
-        "correct": found.correct,
-        "answer": found.answer,
+        "response": texts_of(vocabulary, [item.completion_ids])[0] if prefix else item.completion,
+        "reward": score.reward,
+        "parts": score.parts,
+        "correct": score.correct,
+        "answer": score.answer,
         "answers": item.problem.answers,
-        "verdict": found.reason,
+        "verdict": score.reason,
         "response_length": len(item.completion_ids),
         "truncated": not item.ended,
     }
-    line |= {"errors": found.errors} if found.errors else {}
-    return line | ({} if prefix is None else {"prefix": vocabulary.tokenizer.decode(prefix.ids)})
+    line |= {"errors": score.errors} if score.errors else {}
+    return line | ({"prefix": vocabulary.tokenizer.decode(prefix.ids)} if prefix else {})
 
 
 def prefix_metrics(reward_B: np.ndarray, prefixes: list[Prefix | None]) -> dict[str, float]:
@@ -174,34 +183,96 @@ def prefix_metrics(reward_B: np.ndarray, prefixes: list[Prefix | None]) -> dict[
         return {}
     by_name: dict[str, list[float]] = {}
     for reward, prefix in zip(reward_B.tolist(), prefixes, strict=True):
-        names = ["unprefixed"]
-        if prefix is not None:
-            names = ["prefixed", f"prefix_{int(10 * prefix.share) / 10:.1f}"]
-        for name in names:
+        tenth = [f"prefix_{int(10 * prefix.share) / 10:.1f}"] if prefix else []
+        for name in ("prefixed" if prefix else "unprefixed", *tenth):
             by_name.setdefault(f"reward/{name}", []).append(reward)
-    return {name: sum(rewards) / len(rewards) for name, rewards in sorted(by_name.items())}
+    return {name: sum(found) / len(found) for name, found in sorted(by_name.items())}
 
 
 def _rows(
-    sampled: Sampled,
-    reward_B: np.ndarray,
-    success_B: np.ndarray,
-    n: int,
+    responses: Mapping[str, Any],
+    reward: Sequence[float] | np.ndarray,
+    success: Sequence[bool],
     group_size: int,
     first_group: int,
     mesh: Mesh | None,
 ) -> types.FreshRows:
-    """Rows of the graded responses (NumPy: no compilation)."""
-    row_B = np.arange(reward_B.shape[0], dtype=np.int32)
-    return types.FreshRows(
-        tokens_BS=sampled.tokens_BS,
-        prompt_len_B=sampled.prompt_len_B,
-        response_len_B=sampled.response_len_B,
-        loss_mask_BT=sampled.loss_mask_BT,
-        behav_logp_BT=sampled.behav_logp_BT,
-        sampled_logp_BT=sampled.sampled_logp_BT,
-        reward_B=put(reward_B, mesh),
-        success_B=put(success_B, mesh),
-        group_B=put((first_group + row_B // group_size).astype(np.int32), mesh),
-        valid_B=put(row_B < n, mesh),
-    )
+    """Rows of the graded responses and of the empty slots behind them (NumPy: no compilation)."""
+    n, row_B = len(reward), np.arange(len(responses["response_len_B"]), dtype=np.int32)
+    graded = {
+        "reward_B": np.pad(np.asarray(reward, np.float32), (0, len(row_B) - n)),
+        "success_B": np.pad(np.asarray(success, bool), (0, len(row_B) - n)),
+        "group_B": (first_group + row_B // group_size).astype(np.int32),
+        "valid_B": row_B < n,
+    }
+    on_devices = {name: put(x, mesh) for name, x in graded.items()}
+    return types.FreshRows(**responses, **on_devices)
+
+
+def with_traces(
+    train: ProblemSet, config: Config, vocabulary: Vocabulary, scorer: Scorer
+) -> tuple[ProblemSet, Traces]:
+    """The training problems that `expert.bank` has a trace of, and their traces, scored.
+
+    A trace longer than data.response_tokens does not count. Without a bank: all problems, none.
+
+    Raises:
+      InputError: no usable bank, or none of its traces is of a training problem.
+    """
+    bank, limit = config.expert.bank, config.data.response_tokens
+    if not bank:
+        return train, {}
+    held = traces.load(bank, traces.fingerprint(vocabulary.tokenizer))
+    found = zip(train.problems, train.prompts, traces.traces_of(held, train.problems), strict=True)
+    kept = [(p, ids, t.response) for p, ids, t in found if t and len(t.response) <= limit]
+    if not kept:
+        raise InputError(
+            f"config.expert.bank = {bank!r}: has no trace of up to {limit} tokens for any of the "
+            f"{len(train.problems):,} problems of {train.name}"
+        )
+    problems, prompts, responses = (list(each) for each in zip(*kept, strict=True))
+    asked, ended = (problems, prompts, [train.form] * len(kept)), [True] * len(kept)
+    said = score_responses(scorer, vocabulary, *asked, responses, ended)
+    keys = [(problem.problem, problem.answers) for problem in problems]
+    written = zip(responses, (score.reward for _, score in said), strict=True)
+    kept_train = train._replace(problems=problems, prompts=prompts)
+    return kept_train, dict(zip(keys, written, strict=True))
+
+
+def expert_rows(
+    draw: Draw,
+    bank: Traces,
+    stage: Stage,
+    first_group: int,
+    config: Config,
+    pad_id: int,
+    mesh: Mesh | None = None,
+) -> types.FreshRows:
+    """A row a group: the trace of its problem; empty rows up to the stage's groups.
+
+    They have no log-probs of a sampler: NaN stands in their place, so that whatever reads them by
+    mistake is not finite and stops the run; the learner marks them (`Rows.expert_B`).
+
+    Args:
+      draw: the groups of the step.
+      first_group: number of the first one in the run.
+    """
+    slots, length = stage.fresh_groups, config.data.response_tokens
+    written = [bank[p.problem, p.answers] for p in draw.problems]
+    prompt_BP, prompt_len_B = prompt_batch(draw.prompts, slots, config.prompt_slots, pad_id)
+    response_BT = np.full((slots, length), pad_id, np.int32)
+    mask_BT = np.zeros((slots, length), np.float32)
+    for b, (ids, _) in enumerate(written):
+        response_BT[b, : len(ids)], mask_BT[b, : len(ids)] = ids, 1
+    unknown_BT = np.full_like(mask_BT, np.nan)
+    responses = {
+        "tokens_BS": np.concatenate([prompt_BP, response_BT], axis=1),
+        "prompt_len_B": prompt_len_B,
+        "response_len_B": mask_BT.sum(axis=1, dtype=np.int32),
+        "loss_mask_BT": mask_BT,
+        "behav_logp_BT": unknown_BT,
+        "sampled_logp_BT": unknown_BT,
+    }
+    responses = {name: put(x, mesh) for name, x in responses.items()}
+    earned = [reward for _, reward in written]
+    return _rows(responses, earned, [True] * len(written), 1, first_group, mesh)

@@ -1,9 +1,7 @@
 """The sampler's interface, its implementation in JAX, and where a user's own takes its place.
 
-A `Sampler` answers a batch of prompts: `(params, prompts, key) -> Sampled`. A factory makes it for
-a `Task`, the static numbers of its batches; `compiled` is ours, and `sampling.engine` names
-another one, `path/to/file.py:function` (docs/samplers.md). Rollouts, evaluation, collection and
-benchmarks all sample through here.
+A factory makes a `Sampler` for a `Task`, the static numbers of its batches: `compiled` is ours, and
+`sampling.engine` names another one, `path/to/file.py:function` (docs/samplers.md).
 """
 
 import functools
@@ -18,7 +16,7 @@ from jax.sharding import Mesh
 from remix_jax import plugins, sharding
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.learner.programs import Memory, Program, abstract_params, finish
+from remix_jax.learner.programs import Memory, abstract_params, finish
 from remix_jax.models import sampling
 from remix_jax.models.decoder import Decoder
 from remix_jax.models.sampling import Prompts, Sampled, SamplerSettings, Task
@@ -36,23 +34,6 @@ class Samplers(NamedTuple):
 
     rollout: dict[str, Sampler]
     evaluate: Sampler
-
-
-class CompiledSampler(NamedTuple):
-    """`models.sampling.sample`, compiled ahead for a task."""
-
-    program: Program
-
-    @property
-    def memory(self) -> Memory:
-        """Bytes on one device."""
-        return self.program.memory
-
-    def __call__(self, params: dict, prompts: Prompts, key: jax.Array) -> Sampled:
-        """Dispatches the program; the result may be waited for."""
-        mesh = self.program.mesh
-        on_devices = jax.tree.map(lambda x: sharding.put(x, mesh), (prompts, key))
-        return self.program.call(params, *on_devices)
 
 
 def build(
@@ -74,29 +55,16 @@ def build(
 
 def rollout_task(config: Config, stage: Stage, eos_ids: tuple[int, ...], pad_id: int) -> Task:
     """The fresh rows of a step."""
-    return Task(
-        stage.fresh_groups,
-        config.prompt_slots,
-        config.own_rows,
-        config.data.response_tokens,
-        sampler_settings(config),
-        eos_ids,
-        pad_id,
-    )
+    rows = stage.fresh_groups, config.prompt_slots, config.own_rows, config.data.response_tokens
+    return Task(*rows, sampler_settings(config), eos_ids, pad_id)
 
 
 def evaluation_task(config: Config, eos_ids: tuple[int, ...], pad_id: int) -> Task:
     """A batch of held-out problems."""
-    e = config.evaluation
-    return Task(
-        max(e.batch_size // e.samples, 1),
-        config.data.prompt_tokens,
-        e.samples,
-        config.data.response_tokens,
-        SamplerSettings(e.temperature, top_p=e.top_p),
-        eos_ids,
-        pad_id,
-    )
+    e, data = config.evaluation, config.data
+    prompts = max(e.batch_size // e.samples, 1)
+    rows = prompts, data.prompt_tokens, e.samples, data.response_tokens
+    return Task(*rows, SamplerSettings(e.temperature, top_p=e.top_p), eos_ids, pad_id)
 
 
 def sampler_settings(config: Config) -> SamplerSettings:
@@ -111,50 +79,50 @@ def memory_of(program: object) -> Memory | None:
 
 
 def make(config: Config, policy: Decoder, task: Task, mesh: Mesh | None = None) -> Sampler:
-    """The sampler that a config asks for, made for a task.
+    """The sampler that a config asks for, made for a task; a user's is checked in every batch.
 
     Raises:
-      InputError: sampling.engine names no factory.
+      InputError: sampling.engine names no factory; when called: other shapes than the task's.
     """
     engine = config.sampling.engine
     if not engine:
         return compiled(policy, task, mesh)
+    where = f"sampling.engine = {engine!r}"
     own = plugins.load(engine, "sampling.engine")(policy, task, mesh)
-    checked = functools.partial(_checked, engine, own, task, mesh)
+    B = task.rows
+    shapes = {"B": (B,), "BS": (B, task.slots), "BT": (B, task.response_slots), "steps": ()}
+
+    def checked(params: dict, prompts: Prompts, key: jax.Array) -> Sampled:
+        sampled = own(params, prompts, key)
+        if not isinstance(sampled, Sampled):
+            given = type(sampled).__name__
+            raise InputError(f"{where}: gives {given}, not a models.sampling.Sampled")
+        placed = {}
+        for name, value in sampled._asdict().items():
+            letters = name.rpartition("_")[2]
+            found, right = np.shape(value), shapes[letters]
+            if found != right:
+                raise InputError(f"{where}: {name} is of shape {found}, not {right}")
+            dtype = np.float32 if letters == "BT" else bool if name == "ended_B" else np.int32
+            on_device = isinstance(value, jax.Array)
+            placed[name] = value if on_device else sharding.put(np.asarray(value, dtype), mesh)
+        return Sampled(**placed)
+
     vars(checked)["memory"] = memory_of(own)
     return checked
 
 
-def _checked(
-    engine: str, own: Sampler, task: Task, mesh: Mesh | None, params: dict, prompts: Prompts, key
-) -> Sampled:
-    """What a user's sampler gives, on the devices; its shapes are those of the task.
-
-    Raises:
-      InputError: they are not.
-    """
-    sampled = own(params, prompts, key)
-    where = f"sampling.engine = {engine!r}"
-    if not isinstance(sampled, Sampled):
-        raise InputError(f"{where}: gives {type(sampled).__name__}, not a models.sampling.Sampled")
-    B = task.rows
-    shapes = {"B": (B,), "BS": (B, task.slots), "BT": (B, task.response_slots), "steps": ()}
-    placed = {}
-    for name, value in sampled._asdict().items():
-        letters = name.rpartition("_")[2]
-        if np.shape(value) != shapes[letters]:
-            found, right = np.shape(value), shapes[letters]
-            raise InputError(f"{where}: {name} is of shape {found}, not {right}")
-        dtype = np.float32 if letters == "BT" else bool if name == "ended_B" else np.int32
-        on_device = isinstance(value, jax.Array)
-        placed[name] = value if on_device else sharding.put(np.asarray(value, dtype), mesh)
-    return Sampled(**placed)
-
-
 @functools.cache
-def compiled(policy: Decoder, task: Task, mesh: Mesh | None = None) -> CompiledSampler:
+def compiled(policy: Decoder, task: Task, mesh: Mesh | None = None) -> Sampler:
     """The sampler in JAX: prefill and decoding in one program, its memory known beforehand."""
-    return CompiledSampler(finish(trace(policy, task, mesh), mesh))
+    program = finish(trace(policy, task, mesh), mesh)
+
+    def draw(params: dict, prompts: Prompts, key: jax.Array) -> Sampled:
+        on_devices = jax.tree.map(lambda x: sharding.put(x, mesh), (prompts, key))
+        return program.call(params, *on_devices)  # only dispatched: the result may be waited for
+
+    vars(draw).update(program=program, memory=program.memory)
+    return draw
 
 
 def trace(policy: Decoder, task: Task, mesh: Mesh | None = None) -> jax.stages.Traced:

@@ -25,8 +25,7 @@ from remix_jax.learner.step import step_inputs
 from remix_jax.models import huggingface
 from remix_jax.rollout import sampler as sampling
 from remix_jax.rollout.draws import draw_problems
-from remix_jax.rollout.experts import expert_rows
-from remix_jax.rollout.rollouts import Rollouts, grade_rollouts, prompt_batch
+from remix_jax.rollout.rollouts import Rollouts, expert_rows, grade_rollouts, prompt_batch
 from remix_jax.rollout.sampler import Prompts, Samplers
 from remix_jax.run import resume
 from remix_jax.run.artifacts import EXPORT, leave
@@ -342,8 +341,8 @@ def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, An
     draw, counters = draw_problems(config, setup.train, setup.prefixes, run.counters, step)
     expert = None
     if setup.traces:
-        expert = expert_rows(draw, setup.traces, stage, before, config, vocabulary.pad_id)
-        expert = jax.tree.map(lambda x: put(x, setup.mesh), expert)
+        bank, pad_id = setup.traces, vocabulary.pad_id
+        expert = expert_rows(draw, bank, stage, before, config, pad_id, setup.mesh)
     if not config.own_rows:
         return Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], {}, expert), counters
     width = config.prompt_slots

@@ -283,7 +283,7 @@ def test_taking_nothing_moves_nothing():
 
 def test_cursor_goes_on_from_saved_data():
     _, cursor = take(Cursor(seed=7), 10, 13)
-    saved = json.loads(json.dumps(dataclasses.asdict(cursor)))
+    saved = json.loads(json.dumps(cursor._asdict()))
     expected, _ = take(cursor, 10, 9)
     np.testing.assert_array_equal(take(Cursor(**saved), 10, 9)[0], expected)
 

@@ -13,7 +13,7 @@ from remix_jax.errors import InputError
 from remix_jax.models.huggingface import load_vocabulary
 from remix_jax.rewards import Scorer
 from remix_jax.rl.family import METHODS
-from remix_jax.rollout.experts import with_traces
+from remix_jax.rollout.rollouts import with_traces
 from remix_jax.run import loop
 from tests.experiments.runs import figures, quiet, small_config
 
@@ -58,11 +58,11 @@ def test_problems_without_a_trace_are_left_out(tmp_path):
     train = load_set(config.data.train, config.data, vocabulary.tokenizer)
     kept, traces = with_traces(train, config, vocabulary, Scorer())
     assert len(kept.problems) == len(kept.prompts) == len(traces) == 632
-    assert all(traces[p.problem, p.answers].ids[-1] in vocabulary.eos_ids for p in kept.problems)
-    assert {trace.reward for trace in traces.values()} == {1.0}
+    assert all(traces[p.problem, p.answers][0][-1] in vocabulary.eos_ids for p in kept.problems)
+    assert {reward for _, reward in traces.values()} == {1.0}
     halved = Scorer(("math", "overlong?max=20&buffer=20"))
     scored = with_traces(train, config, vocabulary, halved)[1]
-    assert all(t.reward == pytest.approx(1 - len(t.ids) / 20) for t in scored.values())
+    assert all(r == pytest.approx(1 - len(ids) / 20) for ids, r in scored.values())
     config.data.response_tokens = 3
     with pytest.raises(InputError, match=r"config\.expert\.bank = .*: has no trace of up to 3"):
         with_traces(train, config, vocabulary, Scorer())

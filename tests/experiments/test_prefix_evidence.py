@@ -12,7 +12,7 @@ from remix_jax.data.tasks import load_set
 from remix_jax.errors import InputError
 from remix_jax.models.digest import model_digest
 from remix_jax.models.huggingface import load_vocabulary
-from remix_jax.rollout import prefixed
+from remix_jax.rollout import draws
 
 
 def plan(tmp_path, budget=8e11):
@@ -61,7 +61,7 @@ def test_the_shipped_bank_is_of_the_shipped_base_and_shows_no_answer():
     assert bank.weights == model_digest(config.model.path)
     assert bank.accept == "experiments.arithmetic.task:right_working"
     vocabulary = load_vocabulary(config.model.path)
-    made = prefixed.load_prefixes(
+    made = draws.load_prefixes(
         config, load_set(config.data.train, config.data, vocabulary.tokenizer), vocabulary
     )
     assert made.traces == bank.solved == 41

@@ -10,7 +10,7 @@ from remix_jax.data.problems import Problem
 from remix_jax.learner import step
 from remix_jax.rl import family, replay
 from remix_jax.rollout.draws import Draw
-from remix_jax.rollout.experts import Written, expert_rows
+from remix_jax.rollout.rollouts import expert_rows
 from tests.learner.tiny import (
     P,
     T,
@@ -55,7 +55,7 @@ def expert_of(config, number):
     problems = [Problem(problem=str(i), answers=(0,), id=str(i)) for i in range(n)]
     prompts = [rng.integers(0, 11, rng.integers(1, P + 1)).tolist() for _ in range(n)]
     traces = {
-        (str(i), (0,)): Written(tuple(rng.integers(0, 11, rng.integers(2, T + 1)).tolist()), 1.0)
+        (str(i), (0,)): (tuple(rng.integers(0, 11, rng.integers(2, T + 1)).tolist()), 1.0)
         for i in range(n)
     }
     draw = Draw(problems, prompts, [None] * n)

@@ -22,9 +22,8 @@ from remix_jax.learner import losses
 from remix_jax.models.huggingface import load_vocabulary
 from remix_jax.models.sampling import Sampled
 from remix_jax.rewards import Scorer
-from remix_jax.rollout import draws, prefixed
-from remix_jax.rollout.draws import Draw
-from remix_jax.rollout.prefixed import Prefix
+from remix_jax.rollout import draws
+from remix_jax.rollout.draws import Draw, Prefix
 from remix_jax.rollout.rollouts import grade_rollouts, prefix_metrics, prompt_batch
 from remix_jax.types import batch_of, kept_rows, positions, token_mask
 from tests.learner.tiny import POLICY, P, T, fresh_rows, grouped, start
@@ -145,7 +144,7 @@ def train():
 def test_prefixes_are_those_of_the_bank(train, vocabulary, tmp_path):
     bank_of(train.problems, vocabulary, tmp_path)
     config = make_config(tmp_path, low=0.2, high=0.9, tokens=4)
-    made = prefixed.load_prefixes(config, train, vocabulary)
+    made = draws.load_prefixes(config, train, vocabulary)
     assert (made.traces, made.attempts, made.flops) == (4, 25, 50.0)
     assert {prefix.problem for prefix in made.items} == {0, 1, 2, 3}
     trace = ids_of(TRACE)
@@ -157,10 +156,10 @@ def test_prefixes_are_those_of_the_bank(train, vocabulary, tmp_path):
     assert made.moved > 0
     assert made.too_long > 0
     assert len(made.items) + made.too_long + made.dropped == 3 * 4
-    assert prefixed.load_prefixes(config, train, vocabulary) == made, "drawn once and kept"
+    assert draws.load_prefixes(config, train, vocabulary) == made, "drawn once and kept"
     config.seed = 1
-    assert prefixed.load_prefixes(config, train, vocabulary).items != made.items
-    lines = prefixed.prefix_plan(config, made, len(train.problems))
+    assert draws.load_prefixes(config, train, vocabulary).items != made.items
+    lines = draws.prefix_plan(config, made, len(train.problems))
     assert "cut earlier: they showed the answer" in lines["prefixes"]
     assert f"{made.too_long} over 4 tokens" in lines["prefixes"]
 
@@ -168,7 +167,7 @@ def test_prefixes_are_those_of_the_bank(train, vocabulary, tmp_path):
 def test_steps_mix_three_to_one_exactly_and_every_prefix_comes_round(train, vocabulary, tmp_path):
     bank_of(train.problems, vocabulary, tmp_path)
     config = make_config(tmp_path)
-    made = prefixed.load_prefixes(config, train, vocabulary)
+    made = draws.load_prefixes(config, train, vocabulary)
     saved = draws.first_cursors(config, made) | {"totals": "kept"}
     drawn, counts = [], []
     for step in range(1, 9):  # seven groups a step
@@ -189,7 +188,7 @@ def test_steps_mix_three_to_one_exactly_and_every_prefix_comes_round(train, voca
 def test_all_or_no_groups_may_be_prefixed(train, vocabulary, tmp_path):
     bank_of(train.problems, vocabulary, tmp_path)
     config = make_config(tmp_path, share=1.0)
-    made = prefixed.load_prefixes(config, train, vocabulary)
+    made = draws.load_prefixes(config, train, vocabulary)
     draw, _ = draws.draw_problems(config, train, made, draws.first_cursors(config, made), step=1)
     assert all(draw.prefixes)
     start = draws.first_cursors(config, None)
@@ -201,9 +200,9 @@ def test_all_or_no_groups_may_be_prefixed(train, vocabulary, tmp_path):
 def test_what_gives_no_prefix_is_one_line(train, vocabulary, tmp_path):
     bank_of(train.problems, vocabulary, tmp_path)
     with pytest.raises(InputError, match="gives no prefix of up to 3 tokens"):
-        prefixed.load_prefixes(make_config(tmp_path, tokens=3), train, vocabulary)
+        draws.load_prefixes(make_config(tmp_path, tokens=3), train, vocabulary)
     config = make_config(tmp_path)
-    made = prefixed.load_prefixes(config, train, vocabulary)
+    made = draws.load_prefixes(config, train, vocabulary)
     saved = draws.first_cursors(config, made)
     draws.check_continued(config, made, saved)
     with pytest.raises(InputError, match="gives other prefixes than the run to be continued"):
