@@ -11,7 +11,6 @@ import contextlib
 import functools
 import importlib
 import json
-import math
 import os
 import pathlib
 import resource
@@ -22,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent import futures
 from typing import Any, Literal, NamedTuple
 
 from remix_jax import plugins
@@ -90,7 +90,7 @@ def serve() -> None:
 
 
 class _Worker:
-    """One process and what it is doing."""
+    """One process; one thread at a time speaks to it."""
 
     def __init__(self, command: Sequence[str]) -> None:
         # It finds what this process finds, in the same order.
@@ -107,30 +107,24 @@ class _Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self._input, self._output = self.process.stdin, self.process.stdout
-        self.pipe = self._output.fileno()
-        self._read = b""
-        self.ready = False
-        self.request: int | None = None  # index of the one at work
-        self.deadline = time.monotonic() + _START_SECONDS
 
-    def send(self, index: int, request: Any, seconds: float) -> None:
-        """Gives it a request. A dead process is noticed when its reply is read."""
-        self.request, self.deadline = index, time.monotonic() + seconds
-        with contextlib.suppress(BrokenPipeError):
-            left = memoryview(json.dumps(request, default=str).encode() + b"\n")
-            while left:
-                left = left[self._input.write(left) :]
-
-    def read(self) -> Reply | None:
-        """The reply that has come; None while a part of it is missing."""
-        part = os.read(self.pipe, 1 << 16)
-        self._read += part
-        if part and not self._read.endswith(b"\n"):
-            return None
-        message, self._read = self._read, b""
+    def ask(self, request: bytes, seconds: float) -> Reply:
+        """What it says to a line, after these seconds "timeout"."""
+        deadline, message = time.monotonic() + seconds, b""
+        with contextlib.suppress(BrokenPipeError):  # it is dead: it says nothing
+            while request:
+                request = request[self._input.write(request) :]
+        while not message.endswith(b"\n"):
+            left = max(deadline - time.monotonic(), 0)
+            if not select.select([self._output], [], [], left)[0]:
+                return Reply(failure="timeout")
+            part = os.read(self._output.fileno(), 1 << 16)
+            if not part:
+                return Reply(failure="died")
+            message += part
         try:
             return Reply(*json.loads(message))
-        except (ValueError, TypeError):  # it has ended, or a user's function wrote to its pipe
+        except (ValueError, TypeError):  # a user's function wrote to its pipe
             return Reply(failure="died")
 
     def end(self) -> int:
@@ -166,7 +160,7 @@ class WorkerPool(contextlib.AbstractContextManager):
         self._limit = workers or min(os.cpu_count() or 1, _MAX_WORKERS)
         self._seconds = seconds
         self._workers: list[_Worker] = []
-        self._failed_starts, self._why = 0, ""
+        self._idle: collections.deque[_Worker] = collections.deque()  # of these
         self._lock, self._owner = threading.Lock(), os.getpid()
 
     def __exit__(self, *_exc) -> None:
@@ -184,6 +178,7 @@ class WorkerPool(contextlib.AbstractContextManager):
                 self._stop()
 
     def _stop(self) -> None:
+        self._idle.clear()
         while self._workers:
             self._workers.pop().end()
 
@@ -194,9 +189,7 @@ class WorkerPool(contextlib.AbstractContextManager):
           RuntimeError: it does not start; the message says why.
         """
         with self._lock:
-            while not any(worker.ready for worker in self._workers):
-                self._staff(1)
-                self._listen()
+            self._idle.append(self._ready())
 
     def map(self, requests: Sequence[Any]) -> list[Reply]:
         """The reply to each request, in order. A worker that dies takes no other request with it.
@@ -205,62 +198,58 @@ class WorkerPool(contextlib.AbstractContextManager):
           RuntimeError: the workers do not start; the message says why.
         """
         if self._owner != os.getpid():  # forked: the processes are the parent's
-            self._workers, self._lock, self._owner = [], threading.Lock(), os.getpid()
-        waiting = collections.deque(range(len(requests)))
-        replies: dict[int, Reply] = {}
-        deaths: collections.Counter[int] = collections.Counter()
+            self._workers, self._idle = [], collections.deque()
+            self._lock, self._owner = threading.Lock(), os.getpid()
         with self._lock:
             try:
-                while len(replies) < len(requests):
-                    self._staff(len(requests) - len(replies))
-                    for worker in self._workers:
-                        if worker.ready and worker.request is None and waiting:
-                            index = waiting.popleft()
-                            worker.send(index, requests[index], self._seconds * _WALL)
-                    for index, reply in self._listen():
-                        deaths[index] += reply.failure == "died"
-                        if reply.failure == "died" and deaths[index] < _ATTEMPTS:
-                            waiting.appendleft(index)
-                        else:
-                            replies[index] = reply
-            except BaseException:  # Ctrl-C: a worker in the middle of a request would reply late
+                # A thread a process at work; what still waits after an exception is not begun.
+                with futures.ThreadPoolExecutor(self._limit) as threads:
+                    return list(threads.map(self._ask, requests))
+            except BaseException:
                 self._stop()
                 raise
-        return [replies[i] for i in range(len(requests))]
 
-    def _staff(self, wanted: int) -> None:
-        """Starts workers up to the limit, but no more than there are requests."""
-        if self._failed_starts >= _FAILED_STARTS:
-            self._failed_starts = 0
-            raise RuntimeError(f"the processes of {self._command[0]} do not start: {self._why}")
-        while len(self._workers) < min(self._limit, wanted):
-            self._workers.append(_Worker(self._command))
+    def _ask(self, request: Any) -> Reply:
+        reply = Reply()
+        for _ in range(_ATTEMPTS):
+            worker = self._ready()
+            line = json.dumps(request, default=str).encode() + b"\n"
+            reply = worker.ask(line, self._seconds * _WALL)
+            if reply.failure in (None, "error"):
+                self._idle.append(worker)
+                break
+            # Of a worker without memory what is left may be in pieces: it ends, too.
+            if self._remove(worker) == -signal.SIGPROF:  # the kernel kept its deadline
+                reply = Reply(failure="timeout")
+            if reply.failure != "died":
+                break
+        return reply
 
-    def _listen(self) -> list[tuple[int, Reply]]:
-        """Waits for messages: the requests that ended, and how. Dead workers are removed."""
-        soonest = min(worker.deadline for worker in self._workers)
-        pipes = [worker.pipe for worker in self._workers]
-        heard, _, _ = select.select(pipes, [], [], max(soonest - time.monotonic(), 0))
-        ended: list[tuple[int, Reply]] = []
-        for worker in list(self._workers):
-            reply = worker.read() if worker.pipe in heard else None
-            if reply is None and time.monotonic() < worker.deadline:
-                continue
-            reply = reply or Reply(failure="timeout")
-            # Of a worker without memory what is left may be in pieces.
-            if reply.failure and (reply.failure != "error" or not worker.ready):
-                self._workers.remove(worker)
-                if not worker.ready:
-                    self._failed_starts += 1
-                    self._why = reply.line or f"`{sys.executable} -c '{_SERVE}'` says why"
-                if worker.end() == -signal.SIGPROF:  # by the kernel, before its reply
-                    reply = Reply(failure="timeout")
-            elif not worker.ready:
-                worker.ready, self._failed_starts = True, 0
-            if worker.request is not None:
-                ended.append((worker.request, reply))
-            worker.request, worker.deadline = None, math.inf
-        return ended
+    def _ready(self) -> _Worker:
+        """A worker that is idle, or a new one.
+
+        Raises:
+          RuntimeError: three that were started in a row did not get ready.
+        """
+        with contextlib.suppress(IndexError):
+            while worker := self._idle.pop():
+                if worker.process.poll() is None:
+                    return worker
+                self._remove(worker)
+        reply = Reply()
+        for _ in range(_FAILED_STARTS):
+            worker = _Worker(self._command)
+            self._workers.append(worker)
+            reply = worker.ask(b"", _START_SECONDS)
+            if not reply.failure:
+                return worker
+            self._remove(worker)
+        why = reply.line or f"`{sys.executable} -c '{_SERVE}'` says why"
+        raise RuntimeError(f"the processes of {self._command[0]} do not start: {why}")
+
+    def _remove(self, worker: _Worker) -> int:
+        self._workers.remove(worker)
+        return worker.end()
 
 
 class GraderPool(WorkerPool):

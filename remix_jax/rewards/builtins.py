@@ -1,5 +1,6 @@
 """The builtin reward functions; of what `math` compares see the package `grading`."""
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -89,7 +90,7 @@ class _Builtin(NamedTuple):
     score: Callable[..., Any]  # (item, **options) -> Part | float; `math` takes all items at once
     options: dict[str, Any]  # with their defaults
     holds: Callable[..., bool] = lambda: True  # of the options
-    rule: str = ""
+    rule: str = "no other"
 
 
 BUILTINS = {
@@ -124,20 +125,17 @@ def bound(spec: str, response_tokens: int) -> Callable[[Sequence[Item]], list[Pa
     """
     name, given = plugins.split_options(spec, WHERE)
     score, known, holds, rule = BUILTINS[name]
-    if not set(given) <= set(known):
-        raise InputError(f"{WHERE} = {spec!r}: its options are {', '.join(known) or 'none'}")
-    if name == "math":
-        return _math
     if name == "overlong":
         limit = given.get("max", response_tokens)
         known = {"max": limit, "buffer": limit // 5 if isinstance(limit, int) else None}
-    options = known | given
-    try:
+    options, right = known | given, False
+    with contextlib.suppress(TypeError):  # an option it does not have, a text for a number
         right = holds(**options)
-    except TypeError:  # a text in the place of a number
-        right = False
     if not right:
-        raise InputError(f"{WHERE} = {spec!r}: expected {rule}")
+        names = ", ".join(known) or "none"
+        raise InputError(f"{WHERE} = {spec!r}: its options are {names}; expected {rule}")
+    if name == "math":
+        return _math
 
     def call(items: Sequence[Item]) -> list[Part]:
         found = (score(item, **options) for item in items)

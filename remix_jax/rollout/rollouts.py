@@ -119,13 +119,13 @@ def grade_rollouts(
       shown: rows, from the first, that are in `Rollouts.samples`; None: all.
     """
     begin = time.perf_counter()
-    groups, n = len(draw.problems), len(draw.problems) * group_size
+    problems, n = draw.problems, len(draw.problems) * group_size
     lengths, ended = jax.device_get((sampled.response_len_B, sampled.ended_B))
     ids, length_B, ended_B = response_ids(sampled, n), lengths[:n], ended[:n]
     given = [prefix.ids if prefix else () for prefix in draw.prefixes]
     bare = [p[: len(p) - len(g)] for p, g in zip(draw.prompts, given, strict=True)]
-    asked = draw.problems, bare, [form] * groups
-    said = score_responses(scorer, vocabulary, *asked, ids, ended_B.tolist(), given)
+    forms = [form] * len(problems)
+    said = score_responses(scorer, vocabulary, problems, bare, forms, ids, ended_B.tolist(), given)
     seconds = time.perf_counter() - begin
     scores = [score for _, score in said]
     reward_B = np.array([score.reward for score in scores], np.float32)
@@ -231,12 +231,12 @@ def with_traces(
             f"{len(train.problems):,} problems of {train.name}"
         )
     problems, prompts, responses = (list(each) for each in zip(*kept, strict=True))
-    asked, ended = (problems, prompts, [train.form] * len(kept)), [True] * len(kept)
-    said = score_responses(scorer, vocabulary, *asked, responses, ended)
+    forms, ended = [train.form] * len(kept), [True] * len(kept)
+    said = score_responses(scorer, vocabulary, problems, prompts, forms, responses, ended)
     keys = [(problem.problem, problem.answers) for problem in problems]
     written = zip(responses, (score.reward for _, score in said), strict=True)
-    kept_train = train._replace(problems=problems, prompts=prompts)
-    return kept_train, dict(zip(keys, written, strict=True))
+    train = train._replace(problems=problems, prompts=prompts)
+    return train, dict(zip(keys, written, strict=True))
 
 
 def expert_rows(
