@@ -127,10 +127,14 @@ class _Worker:
         except (ValueError, TypeError):  # a user's function wrote to its pipe
             return Reply(failure="died")
 
-    def end(self) -> int:
-        """Kills the process and what it started, and reaps it: its return code."""
+    def kill(self) -> None:
+        """Kills the process and what it started: who waits for it gets "died"."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def end(self) -> int:
+        """Kills and reaps the process: its return code."""
+        self.kill()
         self._input.close()
         self._output.close()
         return self.process.wait()
@@ -161,7 +165,7 @@ class WorkerPool(contextlib.AbstractContextManager):
         self._seconds = seconds
         self._workers: list[_Worker] = []
         self._idle: collections.deque[_Worker] = collections.deque()  # of these
-        self._lock, self._owner = threading.Lock(), os.getpid()
+        self._lock, self._owner, self._ending = threading.Lock(), os.getpid(), False
 
     def __exit__(self, *_exc) -> None:
         self.close()
@@ -200,12 +204,16 @@ class WorkerPool(contextlib.AbstractContextManager):
         if self._owner != os.getpid():  # forked: the processes are the parent's
             self._workers, self._idle = [], collections.deque()
             self._lock, self._owner = threading.Lock(), os.getpid()
-        with self._lock:
+        with self._lock, futures.ThreadPoolExecutor(self._limit) as threads:
+            self._ending = False
             try:
-                # A thread a process at work; what still waits after an exception is not begun.
-                with futures.ThreadPoolExecutor(self._limit) as threads:
-                    return list(threads.map(self._ask, requests))
-            except BaseException:
+                return list(threads.map(self._ask, requests))
+            except BaseException:  # Ctrl-C, too: what runs is killed, what waits is not begun
+                self._ending = True
+                threads.shutdown(wait=False, cancel_futures=True)
+                for worker in self._workers.copy():
+                    worker.kill()
+                threads.shutdown()
                 self._stop()
                 raise
 
@@ -221,7 +229,7 @@ class WorkerPool(contextlib.AbstractContextManager):
             # Of a worker without memory what is left may be in pieces: it ends, too.
             if self._remove(worker) == -signal.SIGPROF:  # the kernel kept its deadline
                 reply = Reply(failure="timeout")
-            if reply.failure != "died":
+            if reply.failure != "died" or self._ending:
                 break
         return reply
 
