@@ -21,6 +21,7 @@ from remix_jax import config_rules, schedule
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner.state import Static, static_of
+from remix_jax.learner.step import step_inputs
 from remix_jax.rl import schedules
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -202,7 +203,7 @@ def test_methods_with_other_numbers_share_programs():
     one.objective.method = other.objective.method = "cispo"
     one.objective.method_param = 0.3
     assert static_of(one) == static_of(other)
-    assert schedule.method_params(one, 1).tolist() == pytest.approx([0.3, 0.3])
+    assert step_inputs(one, 1).method_param_M.tolist() == pytest.approx([0.3, 0.3])
 
 
 def test_group_methods_need_groups():

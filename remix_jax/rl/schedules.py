@@ -1,4 +1,4 @@
-"""Step -> number: KL-Convex weight, learning rate, stages, the exact count of fresh rollouts."""
+"""Step -> number: the KL-Convex weight, the learning rate, the exact count of fresh rollouts."""
 
 import math
 from fractions import Fraction
@@ -46,32 +46,23 @@ def learning_rate(
     return peak * shares.get(decay, 1.0)
 
 
-def is_mix_stage(step: int, reincarnation_step: int) -> bool:
-    """Whether step (from 1) belongs to the mix stage: t <= T, or always if T is 0 (never)."""
-    return reincarnation_step == 0 or step <= reincarnation_step
+def planned_units(steps: int, units: int, share: float, reincarnation_step: int = 0) -> int:
+    """Fresh rows (or groups) of a run's first steps: exact on the long run.
 
+        planned(S) = floor(min(S, T) f) + max(S - T, 0) B,      f = (1 - p) B
 
-def fresh_units(step: int, units: int, share: float) -> int:
-    """Fresh rows (or groups) that step k of the mix stage generates: exact on the long run.
-
-        fresh_k = floor(k f) - floor((k - 1) f),     f = (1 - p) B
-
-    f is no integer in general (0.6 x 256 = 153.6): the fraction is carried over, so that the sum
-    over steps is floor(S f), the paper's published totals. k is counted from 1, p = `share` in
-    [0, 1), B = `units` rows or whole groups a step.
+    Step k generates planned(k) - planned(k - 1). f is no integer in general (0.6 x 256 = 153.6):
+    the fraction is carried over, so that the sums are the paper's published totals. B = `units`
+    rows or whole groups a step, p = `share` in [0, 1), T = `reincarnation_step`, 0 for never.
     """
-    per_step = (1 - Fraction(str(share))) * units
-    return int(step * per_step) - int((step - 1) * per_step)
+    mix_steps = min(steps, reincarnation_step or steps)
+    return math.floor(mix_steps * _per_step(units, share)) + (steps - mix_steps) * units
 
 
 def fresh_unit_range(units: int, share: float) -> tuple[int, int]:
     """floor and ceil of (1 - p) B: the fewest and the most of any step (static shapes)."""
-    per_step = (1 - Fraction(str(share))) * units
-    return math.floor(per_step), math.ceil(per_step)
+    return math.floor(_per_step(units, share)), math.ceil(_per_step(units, share))
 
 
-def planned_units(steps: int, units: int, share: float, reincarnation_step: int) -> int:
-    """Fresh rows (or groups) of a whole run: sum of `fresh_units` while mixing, B a step after."""
-    mix_steps = steps if reincarnation_step == 0 else min(steps, reincarnation_step)
-    mixed = int(mix_steps * (1 - Fraction(str(share))) * units)
-    return mixed + (steps - mix_steps) * units
+def _per_step(units: int, share: float) -> Fraction:
+    return (1 - Fraction(str(share))) * units  # the decimal as written: exact

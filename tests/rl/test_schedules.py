@@ -52,18 +52,6 @@ def test_lambda_with_scaled_breakpoints():
     np.testing.assert_allclose(actual, expected, rtol=1e-12)
 
 
-# ---------------------------------------------------------------------------- the stages
-
-
-def test_mix_stage_ends_after_step_t():
-    assert [schedules.is_mix_stage(step, 3) for step in range(1, 6)] == [True] * 3 + [False] * 2
-
-
-def test_without_reincarnation_the_mix_stage_never_ends():
-    assert schedules.is_mix_stage(1, 0)
-    assert schedules.is_mix_stage(10**6, 0)
-
-
 # ---------------------------------------------------------------------------- rollouts
 
 
@@ -83,10 +71,9 @@ def test_published_totals_in_whole_groups(row):
     assert 8 * groups == row["total_floor_cum"]
 
 
-def fresh_of_step(step, units, share, last):
-    return (
-        schedules.fresh_units(step, units, share) if schedules.is_mix_stage(step, last) else units
-    )
+def fresh_of_step(step, units, share, last=0):
+    before, after = (schedules.planned_units(s, units, share, last) for s in (step - 1, step))
+    return after - before
 
 
 def test_rollouts_step_by_step():
@@ -97,7 +84,6 @@ def test_rollouts_step_by_step():
         fresh = fresh_of_step(step, run["B"], run["p"], run["T"])
         cumulative = fresh + (cumulative if step > 1 else 0)
         where = f"{run['id']} step {step}"
-        assert schedules.is_mix_stage(step, run["T"]) == (expected["stage"] == "1"), where
         assert fresh == int(expected["fresh_floor_cum"]), where
         assert fresh == reference.fresh_rows(step, run["B"], run["p"], run["T"]), where
         assert cumulative == int(expected["cum_floor_cum"]), where
@@ -108,7 +94,7 @@ def test_rollouts_step_by_step():
 
 def test_static_slots_hold_every_step():
     for units, share in itertools.product((1, 2, 5, 10, 32, 256), (0.0, 0.1, 0.3, 0.4, 0.7, 0.9)):
-        counts = [schedules.fresh_units(step, units, share) for step in range(1, 101)]
+        counts = [fresh_of_step(step, units, share) for step in range(1, 101)]
         fewest, most = schedules.fresh_unit_range(units, share)
         assert (min(counts), max(counts)) == (fewest, most), (units, share)
         assert most - fewest <= 1
@@ -116,15 +102,15 @@ def test_static_slots_hold_every_step():
 
 def test_fractions_are_exact():
     """In binary (1 - 0.9) x 10 is just below 1, and its floor would be 0 fresh rows forever."""
-    assert [schedules.fresh_units(step, 10, 0.9) for step in (1, 2, 3)] == [1, 1, 1]
+    assert [fresh_of_step(step, 10, 0.9) for step in (1, 2, 3)] == [1, 1, 1]
     assert schedules.fresh_unit_range(10, 0.9) == (1, 1)
     assert schedules.planned_units(7, 10, 0.9, 0) == 7
     assert schedules.fresh_unit_range(256, 0.4) == (153, 154)
-    assert schedules.fresh_units(10**7, 1000, 0.3) == 700
+    assert fresh_of_step(10**7, 1000, 0.3) == 700
 
 
 def test_nothing_replayed_is_all_fresh():
-    assert [schedules.fresh_units(step, 7, 0.0) for step in (1, 2, 50)] == [7, 7, 7]
+    assert [fresh_of_step(step, 7, 0.0) for step in (1, 2, 50)] == [7, 7, 7]
     assert schedules.fresh_unit_range(7, 0.0) == (7, 7)
 
 
