@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from remix_jax.errors import InputError
-from remix_jax.rl import family, priorities
+from remix_jax.rl import family, replay
 from remix_jax.text import one_line
 
 CRITIC_ADVANTAGES = ("gae", "vtrace")
@@ -109,7 +109,7 @@ class Replay(Section):
 
     share: float = 0.4  # [P] p; 0 is the on-policy method
     window: int = 2  # [P] N
-    sampler: str = "uniform"  # [C] which groups are drawn: a key of priorities.SAMPLERS
+    sampler: str = "uniform"  # [C] which groups are drawn: a key of replay.SAMPLERS
 
 
 @dataclasses.dataclass
@@ -311,9 +311,8 @@ class Config(Section):
     def stores_advantage(self) -> bool:
         """Whether rows keep the advantage of their collection."""
         method, sampler = self.objective.method, self.replay.sampler
-        return (
-            family.METHODS[method].stored_advantage or priorities.SAMPLERS[sampler].stored_advantage
-        )
+        stored = family.METHODS[method].stored_advantage
+        return stored or replay.SAMPLERS[sampler].stored_advantage
 
     @property
     def prompt_slots(self) -> int:

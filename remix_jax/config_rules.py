@@ -11,7 +11,7 @@ from typing import Any
 
 from remix_jax.config import ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config, Section
 from remix_jax.errors import InputError
-from remix_jax.rl import advantages, constraints, family, masked, priorities, schedules
+from remix_jax.rl import advantages, constraints, family, masked, replay, schedules
 
 _LARGEST = 1e15  # of any number: whole numbers up to it are exact in any arithmetic here
 Rule = tuple[Callable[[Any], bool], str]  # whether it holds for a value, and what would be right
@@ -72,7 +72,7 @@ FIELDS: dict[str, Rule] = {
     "objective.advantage": _one_of((*advantages.ESTIMATORS, OWN_ADVANTAGE)),
     "objective.aggregation": _one_of(masked.AGGREGATIONS),
     "objective.dual_clip": (lambda x: x == 0 or x > 1, "must be 0 (off) or above 1"),
-    "replay.sampler": _one_of(priorities.SAMPLERS),
+    "replay.sampler": _one_of(replay.SAMPLERS),
     "kl.estimator": _one_of(constraints.ESTIMATORS),
     "mesh.data mesh.fsdp mesh.tensor": (
         lambda x: x >= 1 or x == -1,

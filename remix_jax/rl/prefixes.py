@@ -5,6 +5,7 @@ prefix is context, as the prompt is: it lies in the prompt's slots, so that no l
 entropy or length norm ever sees it, and a group is made of the responses to one (problem, cut).
 """
 
+import bisect
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -14,9 +15,9 @@ import numpy as np
 
 
 class Cuts(NamedTuple):
-    """Lengths of the prefixes of one trace, in tokens and ascending."""
+    """Of one trace."""
 
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...]  # of its prefixes, in tokens and ascending
     moved: int  # of these, drawn again further ahead: they had shown the answer
     dropped: int  # asked for and not to be had
 
@@ -46,13 +47,9 @@ def draw_cuts(
     drawn = rng.choice(lengths, min(count, len(lengths)), replace=False)
     if not drawn.size or not shows(int(drawn.max())):
         return Cuts(tuple(sorted(drawn.tolist())), 0, count - len(drawn))
-    safe = first - 1  # the longest that shows nothing
-    beyond = int(drawn.max())
-    while beyond - safe > 1:
-        middle = (safe + beyond) // 2
-        safe, beyond = (safe, middle) if shows(middle) else (middle, beyond)
-    kept = drawn[drawn <= safe]
-    free = np.setdiff1d(lengths[lengths <= safe], kept)
+    safe = lengths[: bisect.bisect_left(lengths, True, key=lambda length: shows(int(length)))]
+    kept = drawn[np.isin(drawn, safe)]
+    free = np.setdiff1d(safe, kept)
     again = rng.choice(free, min(len(drawn) - len(kept), len(free)), replace=False)
     cuts = sorted([*kept.tolist(), *again.tolist()])
     return Cuts(tuple(cuts), len(again), count - len(cuts))
@@ -61,11 +58,9 @@ def draw_cuts(
 def prefixed_units(before: int, after: int, share: float) -> int:
     """Groups that start from a prefix, among those generated between two counts of the run.
 
-        floor(after s) - floor(before s),     s = share
+        floor(after s) - floor(before s),     s = share, the decimal as written
 
-    Fractions are carried over: of the first n groups of a run floor(n s) are prefixed.
-
-    s is taken as the decimal that it is written as.
+    Of the first n groups of a run floor(n s) are prefixed.
     """
     exact = Fraction(str(share))
     return int(after * exact) - int(before * exact)

@@ -3,26 +3,41 @@
 Every generated row goes through the ring, also the fresh ones that are trained on at once: so a
 row's uses are counted in one place, and its fate is recorded when it is overwritten or dropped.
 The unit is the group (PPO: one row). Nothing here knows tokens from log-probs; a row is a pytree.
+
+Which groups are drawn is a sampler of SAMPLERS: a priority >= 0 for each row, and the order in
+which groups come by it. PTR-PPO (arXiv 2112.03798) draws in proportion to max |A|, mean |A| or the
+scaled reward. HiPPO (Pattern Recognition 162, 2025; only its abstract was at hand) replays
+highlights: here the groups of the highest reward first, without its penalty reward.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from remix_jax.rl import masked, priorities
+from remix_jax.rl import masked
 from remix_jax.types import Rows, empty_rows, kept_rows
 
 ZERO_SIGNAL = 0
 """Index in `fates_U` of rows whose group had equal rewards; index 1 + u: rows used u times."""
+EXPONENT = 0.6  # alpha of PTR-PPO's samplers: Schaul et al. 2016, for proportional priorities
 
 
 class ReplayState(flax.struct.PyTreeNode):
-    """A ring of R = capacity rows, written from `cursor` on, and the fates of rows that left."""
+    """A ring of rows, written from `cursor` on, and the fates of rows that left."""
 
     rows: Rows
-    cursor: jax.Array  # int32, slot of the next write
-    fates_U: jax.Array  # int32, rows that left: [zero signal, used 0 times, used 1 time, ...]
+    cursor: Array  # int32, slot of the next write
+    fates_U: Array  # int32, rows that left: [zero signal, used 0 times, used 1 time, ...]
     group_size: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def capacity(self) -> int:
+        """R, rows that the ring holds."""
+        return self.rows.valid_B.shape[0]
 
 
 def init(
@@ -44,68 +59,54 @@ def init(
     )
 
 
-def capacity(state: ReplayState) -> int:
-    """R, rows that the ring holds."""
-    return state.rows.valid_B.shape[0]
-
-
-def add(state: ReplayState, rows: Rows) -> tuple[ReplayState, jax.Array]:
+def add(state: ReplayState, rows: Rows) -> tuple[ReplayState, Array]:
     """Writes whole groups at the cursor, over the oldest; returns the slots [F] they went to.
 
     Raises:
       ValueError: more rows than the ring holds, or no whole number of groups.
     """
     n = rows.valid_B.shape[0]
-    if n > capacity(state) or n % state.group_size:
+    if n > state.capacity or n % state.group_size:
         raise ValueError(
-            f"{n} rows do not go into a ring of {capacity(state)} as groups of {state.group_size}"
+            f"{n} rows do not go into a ring of {state.capacity} as groups of {state.group_size}"
         )
-    slots_F = (state.cursor + jnp.arange(n)) % capacity(state)
-    fates_U = state.fates_U + fates(take(state, slots_F), state.fates_U.shape[0])
+    slots_F = (state.cursor + jnp.arange(n)) % state.capacity
+    fates_U = state.fates_U + _fates(take(state, slots_F), state.fates_U.shape[0])
     written = jax.tree.map(lambda old, new: old.at[slots_F].set(new), state.rows, rows)
-    cursor = (state.cursor + n) % capacity(state)
+    cursor = (state.cursor + n) % state.capacity
     return state.replace(rows=written, cursor=cursor, fates_U=fates_U), slots_F
 
 
-def take(state: ReplayState, slots_B: jax.Array) -> Rows:
+def take(state: ReplayState, slots_B: Array) -> Rows:
     """The rows at some slots."""
     return jax.tree.map(lambda x: x[slots_B], state.rows)
 
 
 def sample(
-    state: ReplayState,
-    key: jax.Array,
-    step: jax.Array,
-    window: int,
-    slots: int,
-    groups: jax.Array,
-    sampler: str = "uniform",
-) -> tuple[jax.Array, jax.Array]:
-    """Draws whole groups without replacement among those of the last steps; uniformly by default.
+    state: ReplayState, key: Array, step: Array, window: int, sampler: str, room: int, groups: Array
+) -> tuple[Array, Array]:
+    """Draws whole groups without replacement among those of the last steps.
 
     A group is eligible when 1 <= age <= window, age = step - version, and a row of it is valid.
     With fewer eligible groups than asked for all of them come: nothing is duplicated.
 
     Args:
-      slots: groups that the result has room for (static).
-      groups: groups wanted, at most `slots` (may be traced).
-      sampler: a key of `priorities.SAMPLERS`; a group's priority is the mean of its valid rows'.
+      sampler: a key of SAMPLERS; a group's priority is the mean of its valid rows'.
+      room: groups that the result has slots for (static).
+      groups: groups wanted, at most `room` (may be traced).
 
     Returns:
-      slots_B: slots of slots * group_size rows; taken_B: which of them are drawn and valid.
+      slots_B: slots of room * group_size rows; taken_B: which of them are drawn and valid.
     """
     by_group = (-1, state.group_size)
     valid_gG = state.rows.valid_B.reshape(by_group)
     age_g = step - state.rows.version_B.reshape(by_group)[:, 0]
     eligible_g = valid_gG.any(axis=1) & (age_g >= 1) & (age_g <= window)
-    priority, lottery = priorities.SAMPLERS[sampler][:2]
-    priority_g = jnp.zeros(eligible_g.shape)
-    if priority is not None:
-        priority_gG = jnp.where(valid_gG, priority(state.rows).reshape(by_group), 0.0)
-        priority_g = masked.divide(priority_gG.sum(axis=1), valid_gG.sum(axis=1))
-        priority_g = jnp.where(eligible_g, priority_g, 0.0)
-    lottery_g = jnp.where(eligible_g, lottery(key, priority_g), jnp.inf)
-    drawn_g = jnp.argsort(lottery_g)[:slots]
+    priority, lottery = SAMPLERS[sampler][:2]
+    priority_gG = jnp.where(valid_gG, priority(state.rows).reshape(by_group), 0.0)
+    priority_g = masked.divide(priority_gG.sum(axis=1), valid_gG.sum(axis=1))
+    lottery_g = lottery(key, jnp.where(eligible_g, priority_g, 0.0))
+    drawn_g = jnp.argsort(jnp.where(eligible_g, lottery_g, jnp.inf))[:room]
     taken_g = eligible_g[drawn_g] & (jnp.arange(drawn_g.shape[0]) < groups)
     member_G = jnp.arange(state.group_size)
     slots_B = (drawn_g[:, None] * state.group_size + member_G[None, :]).reshape(-1)
@@ -114,15 +115,12 @@ def sample(
 
 
 def draw_successes(
-    state: ReplayState, key: jax.Array, step: jax.Array, window: int, count: int
-) -> tuple[jax.Array, jax.Array]:
-    """Draws `count` rows uniformly, with replacement, among the successes of the last steps.
+    state: ReplayState, key: Array, step: Array, window: int, count: int
+) -> tuple[Array, Array]:
+    """Draws `count` rows uniformly, with replacement, among the successes of an age below `window`.
 
-    Rows with `success_B` and an age below `window`; this step's rows, of age 0, are among them.
-
-    Returns:
-      slots_B: slots of `count` rows; any: whether there is a success at all (else they mean
-      nothing).
+    This step's rows, of age 0, are among them. Returns the rows' slots [B], and whether there is a
+    success at all (else they mean nothing).
     """
     rows = state.rows
     success_R = rows.valid_B & rows.success_B & (step - rows.version_B < window)
@@ -131,7 +129,7 @@ def draw_successes(
     return slots_B, success_R.any()
 
 
-def touch(state: ReplayState, slots_B: jax.Array, trained_B: jax.Array) -> ReplayState:
+def touch(state: ReplayState, slots_B: Array, trained_B: Array) -> ReplayState:
     """Counts one more gradient pass over the rows at `slots_B` where `trained_B`."""
     used_R = state.rows.used_B.at[slots_B].add(trained_B.astype(jnp.int32))
     return state.replace(rows=state.rows.replace(used_B=used_R))
@@ -139,19 +137,101 @@ def touch(state: ReplayState, slots_B: jax.Array, trained_B: jax.Array) -> Repla
 
 def clear(state: ReplayState) -> ReplayState:
     """Empties the ring; its rows' fates are recorded."""
-    fates_U = state.fates_U + fates(state.rows, state.fates_U.shape[0])
-    gone = jnp.zeros_like(state.rows.valid_B)
-    rows = state.rows.replace(valid_B=gone)
+    fates_U = state.fates_U + _fates(state.rows, state.fates_U.shape[0])
+    rows = state.rows.replace(valid_B=jnp.zeros_like(state.rows.valid_B))
     return state.replace(rows=rows, fates_U=fates_U)
 
 
-def fates(rows: Rows, buckets: int) -> jax.Array:
-    """Valid rows by fate, [zero signal, used 0 times, used once, ...], length `buckets`.
-
-    Rows that an expert wrote are not counted: they were not generated.
-    """
+def _fates(rows: Rows, buckets: int) -> Array:
+    """Valid rows by fate, of length `buckets`; an expert's are not counted: not generated."""
     fate_B = jnp.minimum(rows.used_B + 1, buckets - 1)
     fate_B = jnp.where(rows.signal_B, fate_B, ZERO_SIGNAL)
     hit_BU = fate_B[:, None] == jnp.arange(buckets)[None, :]
     counted_B = rows.valid_B & ~rows.expert_B
     return (hit_BU & counted_B[:, None]).sum(axis=0).astype(jnp.int32)
+
+
+# ---------------------------------------------------------------------------- priorities of rows
+
+
+def alike(rows: Rows) -> Array:
+    """0 for every row, [R]."""
+    return jnp.zeros_like(rows.reward_B)
+
+
+def max_advantage(rows: Rows) -> Array:
+    """max over the row's tokens of |A| at its collection, [R]; 0 for a row without tokens."""
+    return _stored_size(rows).max(axis=1)
+
+
+def mean_advantage(rows: Rows) -> Array:
+    """Mean over the row's tokens of |A| at its collection, [R]; 0 for a row without tokens."""
+    return masked.divide(_stored_size(rows).sum(axis=1), rows.mask_BT.sum(axis=1))
+
+
+def _stored_size(rows: Rows) -> Array:
+    assert rows.stored_adv_BT is not None, "Config.stores_advantage"
+    return jnp.abs(masked.zero_masked(rows.stored_adv_BT, rows.mask_BT))
+
+
+def scaled_reward(rows: Rows) -> Array:
+    """(R - min) / (max - min) over the rows with a signal, [R]; 1 if all equal; 0 for others."""
+    real_B, reward_B = rows.valid_B & rows.signal_B, rows.reward_B
+    lowest = jnp.where(real_B, reward_B, jnp.inf).min()
+    width = jnp.where(real_B, reward_B, -jnp.inf).max() - lowest
+    scaled_B = jnp.where(width > 0, (reward_B - lowest) / width, jnp.ones_like(reward_B))
+    return jnp.where(real_B, scaled_B, jnp.zeros_like(reward_B))
+
+
+# ---------------------------------------------------------------------------- lotteries of groups
+
+
+def uniform(key: Array, priority_g: Array) -> Array:
+    """The groups of the smallest numbers are drawn: here whatever their priorities, [g]."""
+    return jax.random.uniform(key, priority_g.shape)
+
+
+def proportional(key: Array, priority_g: Array) -> Array:
+    """Draws one after the other without replacement, each with `draw_probabilities` of the rest.
+
+        lottery_g = E_g / P(g),  E_g exponential of mean 1      (Efraimidis and Spirakis 2006)
+
+    Groups of priority 0 come last.
+    """
+    weight_g = draw_probabilities(priority_g)
+    wait_g = jax.random.exponential(key, weight_g.shape)
+    # A weight of 0 waits longer than any other, in an order of its own.
+    return jnp.where(weight_g > 0, wait_g / jnp.maximum(weight_g, 1e-30), 1e30 * (1 + wait_g))
+
+
+def draw_probabilities(priority_g: Array, exponent: float = EXPONENT) -> Array:
+    """P(g) = p_g^alpha / sum p^alpha (Schaul et al. 2016, eq. 1), [g]; uniform if all p are 0."""
+    # Relative to the largest, a power neither overflows nor vanishes for all rows at once.
+    largest = priority_g.max()
+    share_g = jnp.where(largest > 0, masked.divide(priority_g, largest), jnp.ones_like(priority_g))
+    weight_g = share_g**exponent
+    return masked.divide(weight_g, weight_g.sum())
+
+
+def highest_first(key: Array, priority_g: Array) -> Array:
+    """The groups of the highest priority, equal ones in random order."""
+    order_g = jnp.lexsort((jax.random.uniform(key, priority_g.shape), -priority_g))
+    return jnp.argsort(order_g).astype(jnp.float32)
+
+
+class Sampler(NamedTuple):
+    """What makes a row worth being drawn, and how groups are drawn by it."""
+
+    priority: Callable[[Rows], Array]
+    lottery: Callable[[Array, Array], Array]
+    stored_advantage: bool = False  # the priority reads the advantage of the collection
+
+
+SAMPLERS = {
+    "uniform": Sampler(alike, uniform),
+    "max_advantage": Sampler(max_advantage, proportional, stored_advantage=True),
+    "mean_advantage": Sampler(mean_advantage, proportional, stored_advantage=True),
+    "reward": Sampler(scaled_reward, proportional),
+    "highlights": Sampler(scaled_reward, highest_first),
+}
+"""PTR-PPO's are max_advantage, mean_advantage and reward; HiPPO's is highlights."""

@@ -181,9 +181,7 @@ def run_steps(config, steps, wider=(0, 0)):
         config_wide = make_config()
         config_wide.data.prompt_tokens += wider[0]
         config_wide.data.response_tokens += wider[1]
-        blank = replay.init(
-            replay.capacity(state.replay), 1, P + wider[0], T + wider[1], max_uses=6
-        )
+        blank = replay.init(state.replay.capacity, 1, P + wider[0], T + wider[1], max_uses=6)
         state = state.replace(replay=blank)
     metrics = {}
     for step in range(1, steps + 1):

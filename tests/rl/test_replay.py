@@ -38,7 +38,7 @@ def ring(**changes):
 
 def draw(state, step, window=2, slots=6, groups=6, seed=0):
     slots_B, taken_B = replay.sample(
-        state, jax.random.key(seed), jnp.int32(step), window, slots, jnp.int32(groups)
+        state, jax.random.key(seed), jnp.int32(step), window, "uniform", slots, jnp.int32(groups)
     )
     return np.asarray(slots_B), np.asarray(taken_B)
 
@@ -191,7 +191,7 @@ def test_eight_devices_give_what_one_gives():
     @jax.jit
     def step(state, rows, k):
         state, slots = replay.add(state, rows)
-        old, taken = replay.sample(state, jax.random.key(k), k, 2, 3, jnp.int32(3))
+        old, taken = replay.sample(state, jax.random.key(k), k, 2, "uniform", 3, jnp.int32(3))
         state = replay.touch(replay.touch(state, slots, jnp.ones(8, bool)), old, taken)
         return state, replay.take(state, old), taken
 
@@ -215,7 +215,7 @@ def rewarded(rewards, **options):
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def draw_by(state, sampler, groups, seed):
     key = jax.random.key(seed)
-    return replay.sample(state, key, jnp.int32(2), 2, groups, jnp.int32(groups), sampler)
+    return replay.sample(state, key, jnp.int32(2), 2, sampler, groups, jnp.int32(groups))
 
 
 def drawn_groups(state, sampler, groups, seed):
