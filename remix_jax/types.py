@@ -10,23 +10,23 @@ which of them the loss counts is data, `loss_mask_BT`.
 """
 
 import flax.struct
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 
 class FreshRows(flax.struct.PyTreeNode):
     """Rollouts as sampler and reward leave them: what `learner.step.learn` is given."""
 
-    tokens_BS: jax.Array  # int32
-    prompt_len_B: jax.Array  # int32
-    response_len_B: jax.Array  # int32, the end token included
-    loss_mask_BT: jax.Array  # 1 where the loss counts, 0 at tokens that the policy did not write
-    behav_logp_BT: jax.Array  # under the sampling policy: full vocabulary, its temperature
-    sampled_logp_BT: jax.Array  # the same under the truncated distribution really drawn from
-    reward_B: jax.Array  # any finite number
-    success_B: jax.Array  # bool, right; where no reward function says: a reward above 0
-    group_B: jax.Array  # int32, equal for the responses to one prompt, unique over the run
-    valid_B: jax.Array  # bool, graded, so it may be trained on; False in empty slots
+    tokens_BS: Array  # int32
+    prompt_len_B: Array  # int32
+    response_len_B: Array  # int32, the end token included
+    loss_mask_BT: Array  # 1 where the loss counts, 0 at tokens that the policy did not write
+    behav_logp_BT: Array  # under the sampling policy: full vocabulary, its temperature
+    sampled_logp_BT: Array  # the same under the truncated distribution really drawn from
+    reward_B: Array  # any finite number
+    success_B: Array  # bool, right; where no reward function says: a reward above 0
+    group_B: Array  # int32, equal for the responses to one prompt, unique over the run
+    valid_B: Array  # bool, graded, so it may be trained on; False in empty slots
 
     @property
     def response_slots(self) -> int:
@@ -34,10 +34,9 @@ class FreshRows(flax.struct.PyTreeNode):
         return self.loss_mask_BT.shape[1]
 
     @property
-    def mask_BT(self) -> jax.Array:
+    def mask_BT(self) -> Array:
         """The loss mask: 1.0 at the response tokens of valid rows that the loss counts."""
-        slot_T = jnp.arange(self.response_slots)
-        inside_BT = slot_T[None, :] < self.response_len_B[:, None]
+        inside_BT = jnp.arange(self.response_slots)[None, :] < self.response_len_B[:, None]
         counted_BT = inside_BT & self.valid_B[:, None] & (self.loss_mask_BT > 0)
         return counted_BT.astype(jnp.float32)
 
@@ -45,18 +44,17 @@ class FreshRows(flax.struct.PyTreeNode):
 class Rows(FreshRows):
     """Rows of the replay ring: what learning from them, now or later, needs."""
 
-    base_logp_BT: jax.Array  # under the base anchor
-    version_B: jax.Array  # int32, the step whose policy sampled the row
-    used_B: jax.Array  # int32, gradient passes so far
-    signal_B: jax.Array  # bool, some row of its group has an advantage (always true for PPO)
-    expert_B: jax.Array  # bool, an expert wrote it: behaviour log-probs are unknown, NaN
-    stored_adv_BT: jax.Array | None  # at its collection, where a method or sampler reads it
+    base_logp_BT: Array  # under the base anchor
+    version_B: Array  # int32, the step whose policy sampled the row
+    used_B: Array  # int32, gradient passes so far
+    signal_B: Array  # bool, some row of its group has an advantage (always true for PPO)
+    expert_B: Array  # bool, an expert wrote it: behaviour log-probs are unknown, NaN
+    stored_adv_BT: Array | None  # at its collection, where a method or sampler reads it
 
     @property
-    def own_BT(self) -> jax.Array:
+    def own_BT(self) -> Array:
         """The loss mask of the rows that a policy of ours sampled."""
-        mask_BT = self.mask_BT
-        return jnp.where(self.expert_B[:, None], jnp.zeros_like(mask_BT), mask_BT)
+        return jnp.where(self.expert_B[:, None], 0.0, self.mask_BT)
 
 
 class Batch(Rows):
@@ -66,14 +64,14 @@ class Batch(Rows):
     (truncated if the config corrects for that).
     """
 
-    slots_B: jax.Array  # int32, where the row lies in the replay ring
-    age_B: jax.Array  # int32, steps since it was sampled; 0 is fresh
-    prox_logp_BT: jax.Array  # log pi_k, k this step
-    prev_logp_BT: jax.Array  # log pi_{k-1}
-    adv_BT: jax.Array
-    value_BT: jax.Array  # V_k
-    return_BT: jax.Array
-    per_row_B: jax.Array | None = None  # what the method found of each row in its mini-batch
+    slots_B: Array  # int32, where the row lies in the replay ring
+    age_B: Array  # int32, steps since it was sampled; 0 is fresh
+    prox_logp_BT: Array  # log pi_k, k this step
+    prev_logp_BT: Array  # log pi_{k-1}
+    adv_BT: Array
+    value_BT: Array  # V_k
+    return_BT: Array
+    per_row_B: Array | None = None  # what the method found of each row in its mini-batch
 
 
 def empty_rows(n: int, prompt_slots: int, response_slots: int) -> FreshRows:
@@ -98,42 +96,29 @@ def empty_rows(n: int, prompt_slots: int, response_slots: int) -> FreshRows:
 
 def kept_rows(fresh: FreshRows, **known) -> Rows:
     """Rows for the ring from fresh ones; fields that are not given are zero or False."""
-    empty = {
-        "base_logp_BT": jnp.zeros_like(fresh.behav_logp_BT),
-        "version_B": jnp.zeros_like(fresh.group_B),
-        "used_B": jnp.zeros_like(fresh.group_B),
-        "signal_B": jnp.zeros_like(fresh.valid_B),
-        "expert_B": jnp.zeros_like(fresh.valid_B),
-        "stored_adv_BT": None,
-    }
+    empty = {"base_logp_BT": jnp.zeros_like(fresh.behav_logp_BT), "stored_adv_BT": None}
+    empty |= {name: jnp.zeros_like(fresh.group_B) for name in ("version_B", "used_B")}
+    empty |= {name: jnp.zeros_like(fresh.valid_B) for name in ("signal_B", "expert_B")}
     return Rows(**vars(fresh) | empty | known)
 
 
 def batch_of(rows: Rows, **known) -> Batch:
     """A batch of rows of the ring, fresh unless said; advantages, values and returns are zero."""
+    filled = {"prox_logp_BT": rows.behav_logp_BT, "prev_logp_BT": rows.base_logp_BT}
+    filled |= dict.fromkeys(("slots_B", "age_B"), jnp.zeros_like(rows.group_B))
     zero_BT = jnp.zeros_like(rows.base_logp_BT)
-    filled = {
-        "adv_BT": zero_BT,
-        "slots_B": jnp.zeros_like(rows.group_B),
-        "age_B": jnp.zeros_like(rows.group_B),
-        "prox_logp_BT": rows.behav_logp_BT,
-        "prev_logp_BT": rows.base_logp_BT,
-        "value_BT": zero_BT,
-        "return_BT": zero_BT,
-    }
+    filled |= dict.fromkeys(("adv_BT", "value_BT", "return_BT"), zero_BT)
     return Batch(**vars(rows) | filled | known)
 
 
-def token_mask(rows: FreshRows) -> jax.Array:
+def token_mask(rows: FreshRows) -> Array:
     """True at the real tokens of prompt and response: the attention mask [B, S]."""
     slots = rows.tokens_BS.shape[1]
-    prompt_slots = slots - rows.response_slots
-    slot_S = jnp.arange(slots)[None, :]
-    begin_B1 = prompt_slots - rows.prompt_len_B[:, None]
-    end_B1 = prompt_slots + rows.response_len_B[:, None]
-    return (slot_S >= begin_B1) & (slot_S < end_B1)
+    from_response_S = jnp.arange(slots)[None, :] - (slots - rows.response_slots)
+    begun_BS = from_response_S >= -rows.prompt_len_B[:, None]
+    return begun_BS & (from_response_S < rows.response_len_B[:, None])
 
 
-def positions(mask_BS: jax.Array) -> jax.Array:
+def positions(mask_BS: Array) -> Array:
     """Position of each real token, from 0 at the first, 0 in the padding before it."""
     return jnp.maximum(jnp.cumsum(mask_BS.astype(jnp.int32), axis=1) - 1, 0)

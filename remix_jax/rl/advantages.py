@@ -5,22 +5,19 @@ its group, the responses to one prompt (or to one prefix of it).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from remix_jax.rl import masked
 
 
 def gae(
-    reward_BT: jax.Array,
-    value_BT: jax.Array,
-    mask_BT: jax.Array,
-    gamma: float,
-    lam: float,
-) -> tuple[jax.Array, jax.Array]:
+    reward_BT: Array, value_BT: Array, mask_BT: Array, gamma: float, lam: float
+) -> tuple[Array, Array]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16), token level.
 
         delta_t = r_t + gamma V(s_{t+1}) - V(s_t),   A_t = sum_l (gamma lam)^l delta_{t+l}
@@ -30,39 +27,34 @@ def gae(
     sum are carried over them, so holes in the mask (prompt, tool output, padding) change nothing.
     With gamma = lam = 1, ReMix's setting, A_t = R - V(s_t).
 
-    Args:
-      reward_BT: at each token (an outcome reward sits on the last one).
-      value_BT: V(s_t), s_t being everything before token t.
-
-    Returns:
-      adv_BT and return_BT, 0 where mask is 0; no gradient flows through either.
+    r_t lies at each token (an outcome's on the last), V(s_t) is of everything before token t. Both
+    results are 0 where mask is 0, and no gradient flows through them.
     """
     return vtrace(reward_BT, value_BT, jnp.ones_like(reward_BT), mask_BT, gamma, lam)
 
 
 def vtrace(
-    reward_BT: jax.Array,
-    value_BT: jax.Array,
-    ratio_BT: jax.Array,
-    mask_BT: jax.Array,
+    reward_BT: Array,
+    value_BT: Array,
+    ratio_BT: Array,
+    mask_BT: Array,
     gamma: float,
     lam: float,
     cap: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Array, Array]:
     """V-trace advantages of pi_k on rows of an older policy (Espeholt et al. 2018; GePPO).
 
         A_t = sum_l (gamma lam)^l (prod_{j=1..l} c_{t+j}) delta_{t+l},      c = min(pi_k / mu, cap)
         return_t = c_t A_t + V(s_t)
 
-    With ratios of 1 it is `gae`. Holes in the mask are carried over, V after the last token is 0.
-
-    Args:
-      ratio_BT: pi_k / mu; the others as in `gae`, and so are the results.
+    With `ratio_BT`, pi_k / mu, of 1 it is `gae`, as which the others and the results are.
     """
     chex.assert_rank([reward_BT, value_BT, ratio_BT, mask_BT], 2)
     chex.assert_equal_shape([reward_BT, value_BT, ratio_BT, mask_BT])
-    reward_BT, value_BT, ratio_BT = masked.zero_masked_all(mask_BT, reward_BT, value_BT, ratio_BT)
-    trace_BT = jnp.minimum(ratio_BT, cap)
+    reward_BT, value_BT, trace_BT = (
+        masked.zero_masked(x_BT, mask_BT)
+        for x_BT in (reward_BT, value_BT, jnp.minimum(ratio_BT, cap))
+    )
 
     def step_back(carry, inputs):
         next_value_B, next_trace_B, next_adv_B = carry
@@ -81,49 +73,40 @@ def vtrace(
     return adv_BT, jax.lax.stop_gradient(trace_BT * adv_BT + value_BT)
 
 
-def mean_baseline(
-    reward_B: jax.Array, group_B: jax.Array, mask_B: jax.Array | None = None
-) -> jax.Array:
+def mean_baseline(reward_B: Array, group_B: Array, mask_B: Array | None = None) -> Array:
     """R - mean over the group (Dr.GRPO, arXiv 2503.20783; PrefixRL). A row alone keeps its reward.
 
     Args: as `group_normalized`.
     """
-    group = _group(reward_B, group_B, mask_B)
-    return jnp.where(group.size_B > 1, group.centred_B, group.reward_B)
+    reward_B, size_B, centred_B, _ = _group(reward_B, group_B, mask_B)
+    return jnp.where(size_B > 1, centred_B, reward_B)
 
 
 def asymre(
-    reward_B: jax.Array,
-    group_B: jax.Array,
-    shift: float | jax.Array = -0.1,
-    mask_B: jax.Array | None = None,
-) -> jax.Array:
+    reward_B: Array, group_B: Array, shift: float | Array = -0.1, mask_B: Array | None = None
+) -> Array:
     """R - (mean over the group + dV), AsymRE (arXiv 2506.20520).
 
-    dV < 0 leans on the good rows: `off_policy.reinforce` on the rows of a fixed mu converges to
-    (mu A - tau)^+ / -dV, tau such that it sums to 1; with dV >= 0 to a single response, ties apart.
-    -0.1 is for rewards of -1 / +1, half of it for 0 / 1. A row alone in its group gets -dV.
-
-    Args:
-      shift: dV; the others as in `group_normalized`.
+    dV = `shift` < 0 leans on the good rows: `off_policy.reinforce` on rows of a fixed mu converges
+    to (mu A - tau)^+ / -dV, tau such that it sums to 1; with dV >= 0 to a single response. -0.1 is
+    for rewards of -1 / +1, half of it for 0 / 1. A row alone gets -dV. Args: as `group_normalized`.
     """
-    group = _group(reward_B, group_B, mask_B)
-    return jnp.where(group.size_B > 0, group.centred_B - shift, jnp.zeros_like(group.centred_B))
+    _, size_B, centred_B, _ = _group(reward_B, group_B, mask_B)
+    return jnp.where(size_B > 0, centred_B - shift, jnp.zeros_like(centred_B))
 
 
-def rloo(reward_B: jax.Array, group_B: jax.Array, mask_B: jax.Array | None = None) -> jax.Array:
+def rloo(reward_B: Array, group_B: Array, mask_B: Array | None = None) -> Array:
     """R - mean of the *other* rows of the group = n / (n - 1) (R - mean) (arXiv 2402.14740).
 
     A row alone keeps its reward. Args: as `group_normalized`.
     """
-    group = _group(reward_B, group_B, mask_B)
-    scale_B = group.size_B / jnp.maximum(group.size_B - 1, 1)
-    return jnp.where(group.size_B > 1, scale_B * group.centred_B, group.reward_B)
+    reward_B, size_B, centred_B, _ = _group(reward_B, group_B, mask_B)
+    return jnp.where(size_B > 1, size_B / jnp.maximum(size_B - 1, 1) * centred_B, reward_B)
 
 
 def group_normalized(
-    reward_B: jax.Array, group_B: jax.Array, eps: float = 1e-6, mask_B: jax.Array | None = None
-) -> jax.Array:
+    reward_B: Array, group_B: Array, eps: float = 1e-6, mask_B: Array | None = None
+) -> Array:
     """(R - mean_group) / (std_group + eps), GRPO (arXiv 2402.03300, section 4.1.2).
 
     std divides by n - 1. A row alone has mean 0 and std 1, so it keeps its reward. A group of equal
@@ -135,31 +118,21 @@ def group_normalized(
       eps: added to the standard deviation.
       mask_B: rows that count (default all); the others get 0 and influence no group.
     """
-    group = _group(reward_B, group_B, mask_B)
-    several_B = group.size_B > 1
-    std_B = jnp.where(several_B, jnp.sqrt(group.variance_B), jnp.ones_like(reward_B))
-    return jnp.where(several_B, group.centred_B, group.reward_B) / (std_B + eps)
+    reward_B, size_B, centred_B, variance_B = _group(reward_B, group_B, mask_B)
+    std_B = jnp.where(size_B > 1, jnp.sqrt(variance_B), jnp.ones_like(reward_B))
+    return jnp.where(size_B > 1, centred_B, reward_B) / (std_B + eps)
 
 
-def varied(reward_B: jax.Array, group_B: jax.Array, mask_B: jax.Array | None = None) -> jax.Array:
-    """True for the rows whose group has rewards that are not all equal.
+def varied(reward_B: Array, group_B: Array, mask_B: Array | None = None) -> Array:
+    """True for rows whose group's rewards are not all equal. Args: as `group_normalized`."""
+    return _group(reward_B, group_B, mask_B)[3] > 0
 
-    Args: as `group_normalized`.
+
+def _group(reward_B, group_B, mask_B) -> tuple[Array, Array, Array, Array]:
+    """Reward, and of the row's group: size, reward - mean, variance (n - 1); 0 if it doesn't count.
+
+    By a [B, B] membership matrix: static shapes, no sort, no scatter.
     """
-    return _group(reward_B, group_B, mask_B).variance_B > 0
-
-
-class _Group(NamedTuple):
-    """What each row knows of its group (of the rows that count; 0 for the others)."""
-
-    reward_B: jax.Array
-    size_B: jax.Array
-    centred_B: jax.Array  # reward - mean of the group
-    variance_B: jax.Array  # sum of squares / (n - 1)
-
-
-def _group(reward_B, group_B, mask_B) -> _Group:
-    """Group statistics by a [B, B] membership matrix: static shapes, no sort, no scatter."""
     chex.assert_rank([reward_B, group_B], 1)
     chex.assert_equal_shape([reward_B, group_B])
     real_B = jnp.ones_like(reward_B) if mask_B is None else mask_B.astype(reward_B.dtype)
@@ -177,7 +150,7 @@ def _group(reward_B, group_B, mask_B) -> _Group:
     # below_best_B is relative to one's own group, so sums over the group are sums of like things.
     centred_B = below_best_B - masked.divide(group_sum(below_best_B), size_B)
     variance_B = group_sum(jnp.square(centred_B)) / jnp.maximum(size_B - 1, 1)
-    return _Group(reward_B, size_B, centred_B, variance_B)
+    return reward_B, size_B, centred_B, variance_B
 
 
 ESTIMATORS: dict[str, Callable[..., Any]] = {

@@ -8,23 +8,24 @@ is *added* to the loss: minimising it pulls the policy towards the anchor.
 import chex
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 K3_LOG_RATIO_BOUND = 20.0
 K3_VALUE_BOUND = 10.0
 
 
-def k1(logp_BT: jax.Array, anchor_logp_BT: jax.Array) -> jax.Array:
+def k1(logp_BT: Array, anchor_logp_BT: Array) -> Array:
     """-d = log pi_theta - log pi_anchor. Unbiased, signed; its gradient has mean 0 on-policy."""
     chex.assert_equal_shape([logp_BT, anchor_logp_BT])
     return logp_BT - jax.lax.stop_gradient(anchor_logp_BT)
 
 
-def k2(logp_BT: jax.Array, anchor_logp_BT: jax.Array) -> jax.Array:
+def k2(logp_BT: Array, anchor_logp_BT: Array) -> Array:
     """d^2 / 2. Its gradient is the unbiased gradient of the KL on-policy."""
     return 0.5 * jnp.square(k1(logp_BT, anchor_logp_BT))
 
 
-def k3(logp_BT: jax.Array, anchor_logp_BT: jax.Array) -> jax.Array:
+def k3(logp_BT: Array, anchor_logp_BT: Array) -> Array:
     """exp(d) - d - 1. Never negative, low variance; ReMix's and GRPO's estimator.
 
     Bounded as in verl, on whose code the paper's runs were made: d to +-20, the value to 10.
@@ -41,12 +42,12 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
 def kl_convex(
-    logp_BT: jax.Array,
-    base_logp_BT: jax.Array,
-    prev_logp_BT: jax.Array,
-    lam: float | jax.Array,
+    logp_BT: Array,
+    base_logp_BT: Array,
+    prev_logp_BT: Array,
+    lam: float | Array,
     estimator: str = "k3",
-) -> jax.Array:
+) -> Array:
     """ReMix's KL-Convex constraint (arXiv 2507.06892), per token.
 
         lam KL(pi_theta || pi_base) + (1 - lam) KL(pi_theta || pi_{t-1})

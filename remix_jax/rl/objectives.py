@@ -1,4 +1,4 @@
-"""Policy-gradient objectives: one function per method, token losses out.
+"""PPO, ReMix's Mix-PPG and the critic's loss, token losses out.
 
 Every function returns `loss_BT`, the loss of each token to be *minimised*; reduce it with
 `masked.aggregate`. `logp_BT` is log pi_theta, `behav_logp_BT` that of the policy which sampled the
@@ -9,53 +9,48 @@ through `logp_BT` (and the critic's `value_BT`) only.
 import chex
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 LOG_RATIO_BOUND = 20.0
-"""Log ratios are clipped to +-20 (a factor of 5e8) before exp, as in verl.
-
-Far outside every trust region, so no gradient is lost that a clip would keep; it keeps exp finite
-in float32, also for garbage in masked slots, whose zero cotangent would else meet an inf.
-"""
+"""Log ratios are clipped to +-20 before exp, as in verl: far outside every trust region, and exp is
+finite also for garbage in masked slots, whose zero cotangent would else meet an inf."""
 
 
-def ratio(logp_BT: jax.Array, behav_logp_BT: jax.Array) -> jax.Array:
+def ratio(logp_BT: Array, behav_logp_BT: Array) -> Array:
     """pi / mu per token = exp(logp - behav_logp), the difference clipped to +-LOG_RATIO_BOUND."""
     log_ratio_BT = logp_BT - jax.lax.stop_gradient(behav_logp_BT)
     return jnp.exp(jnp.clip(log_ratio_BT, -LOG_RATIO_BOUND, LOG_RATIO_BOUND))
 
 
 def ppo(
-    logp_BT: jax.Array,
-    behav_logp_BT: jax.Array,
-    adv_BT: jax.Array,
-    clip_low: float | jax.Array = 0.2,
-    clip_high: float | jax.Array = 0.2,
+    logp_BT: Array,
+    behav_logp_BT: Array,
+    adv_BT: Array,
+    clip_low: float | Array = 0.2,
+    clip_high: float | Array = 0.2,
     dual_clip: float | None = None,
-) -> jax.Array:
-    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated.
+) -> Array:
+    """PPO's clipped surrogate (Schulman et al. 2017, eq. 7), negated; `mix_ppg` with c = 1.
 
         loss = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A),      r = pi_theta / pi_behav
 
-    dual_clip c > 1 (Ye et al. 2020, eq. 5) bounds the loss of a token with A < 0 by -c A.
+    dual_clip d > 1 (Ye et al. 2020, eq. 5) bounds the loss of a token with A < 0 by -d A.
 
     Args:
       clip_low, clip_high: half-widths of the trust region (DAPO: 0.2, 0.28).
     """
-    chex.assert_equal_shape([logp_BT, behav_logp_BT, adv_BT])
-    centre_BT = jnp.ones_like(logp_BT)
-    ratio_BT = ratio(logp_BT, behav_logp_BT)
-    return _clipped_surrogate(ratio_BT, centre_BT, adv_BT, clip_low, clip_high, dual_clip)
+    return mix_ppg(logp_BT, behav_logp_BT, behav_logp_BT, adv_BT, clip_low, dual_clip, clip_high)
 
 
 def mix_ppg(
-    logp_BT: jax.Array,
-    behav_logp_BT: jax.Array,
-    prox_logp_BT: jax.Array,
-    adv_BT: jax.Array,
-    clip: float | jax.Array = 0.2,
+    logp_BT: Array,
+    behav_logp_BT: Array,
+    prox_logp_BT: Array,
+    adv_BT: Array,
+    clip: float | Array = 0.2,
     dual_clip: float | None = None,
-    clip_high: float | None = None,
-) -> jax.Array:
+    clip_high: float | Array | None = None,
+) -> Array:
     """Mix-policy proximal policy gradient (ReMix, arXiv 2507.06892; GePPO's surrogate), negated.
 
         loss = -min(r A, clip(r, c - eps, c + eps) A)
@@ -74,39 +69,19 @@ def mix_ppg(
       clip_high: eps of the upper bound, where it is another.
     """
     chex.assert_equal_shape([logp_BT, behav_logp_BT, prox_logp_BT, adv_BT])
+    adv_BT = jax.lax.stop_gradient(adv_BT)
     ratio_BT = ratio(logp_BT, behav_logp_BT)
     centre_BT = jax.lax.stop_gradient(ratio(prox_logp_BT, behav_logp_BT))
-    high = clip if clip_high is None else clip_high
-    return _clipped_surrogate(ratio_BT, centre_BT, adv_BT, clip, high, dual_clip)
+    low_BT = jnp.maximum(centre_BT - clip, 0.0)
+    high_BT = centre_BT + (clip if clip_high is None else clip_high)
+    near_BT = jnp.clip(ratio_BT, low_BT, high_BT)
+    loss_BT = jnp.maximum(-adv_BT * ratio_BT, -adv_BT * near_BT)
+    if dual_clip is None:
+        return loss_BT
+    return jnp.where(adv_BT < 0, jnp.minimum(loss_BT, -adv_BT * dual_clip), loss_BT)
 
 
-def is_clipped(
-    logp_BT: jax.Array,
-    behav_logp_BT: jax.Array,
-    prox_logp_BT: jax.Array,
-    adv_BT: jax.Array,
-    clip: float | jax.Array = 0.2,
-    dual_clip: float | None = None,
-    clip_high: float | None = None,
-) -> jax.Array:
-    """1 where `mix_ppg` has no gradient: the ratio left the trust region on the gaining side.
-
-    A > 0 and r > c + eps, or A < 0 and r < c - eps; with a dual clip also A < 0 and r > dual_clip.
-    As float, to be averaged. Args: as `mix_ppg`.
-    """
-    ratio_BT = ratio(logp_BT, behav_logp_BT)
-    centre_BT = ratio(prox_logp_BT, behav_logp_BT)
-    high = clip if clip_high is None else clip_high
-    above_BT = (adv_BT > 0) & (ratio_BT > centre_BT + high)
-    below_BT = (adv_BT < 0) & (ratio_BT < centre_BT - clip)
-    if dual_clip is not None:
-        below_BT |= (adv_BT < 0) & (ratio_BT > dual_clip)
-    return (above_BT | below_BT).astype(logp_BT.dtype)
-
-
-def value_loss(
-    value_BT: jax.Array, old_value_BT: jax.Array, return_BT: jax.Array, clip: float
-) -> jax.Array:
+def value_loss(value_BT: Array, old_value_BT: Array, return_BT: Array, clip: float) -> Array:
     """PPO's clipped value loss per token.
 
         0.5 max((V - G)^2, (clip(V, V_k - clip, V_k + clip) - G)^2)
@@ -118,15 +93,3 @@ def value_loss(
     old_value_BT, return_BT = jax.lax.stop_gradient((old_value_BT, return_BT))
     near_BT = jnp.clip(value_BT, old_value_BT - clip, old_value_BT + clip)
     return 0.5 * jnp.maximum(jnp.square(value_BT - return_BT), jnp.square(near_BT - return_BT))
-
-
-def _clipped_surrogate(ratio_BT, centre_BT, adv_BT, clip_low, clip_high, dual_clip):
-    """-min(r A, clip(r, max(c - low, 0), c + high) A), then the dual bound where A < 0."""
-    adv_BT = jax.lax.stop_gradient(adv_BT)
-    low_BT = jnp.maximum(centre_BT - clip_low, 0.0)
-    near_BT = jnp.clip(ratio_BT, low_BT, centre_BT + clip_high)
-    loss_BT = jnp.maximum(-adv_BT * ratio_BT, -adv_BT * near_BT)
-    if dual_clip is None:
-        return loss_BT
-    bounded_BT = jnp.minimum(loss_BT, -adv_BT * dual_clip)
-    return jnp.where(adv_BT < 0, bounded_BT, loss_BT)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remix_jax.rl import advantages, constraints, expert, masked, objectives, off_policy, sequence
+from remix_jax.rl import advantages, constraints, masked, objectives, off_policy
 from tests import reference
 from tests.rl import family_reference as family
 from tests.rl import token_rows
@@ -21,65 +21,46 @@ EXPERT_B = np.array([False, True, False, False, True, True, False])
 THRESHOLD, ESS = 0.1, 0.6
 
 
-def reinforce(logp, behav, prox, adv, mask, expert_B):
-    return off_policy.reinforce(logp, adv, mask)
+def of(equation, all_experts=False, **numbers):
+    """A function of `off_policy` on INPUTS. Only LUFFY and CHORD tell an expert's rows apart."""
+
+    def method(logp, behav, prox, adv, mask, expert_B):
+        known = all_experts | (expert_B if equation is off_policy.luffy else expert_B & False)
+        columns = {"behav_logp_BT": behav, "prox_logp_BT": prox, "adv_BT": adv, "expert_B": known}
+        columns["age_B"] = np.ones(len(mask), int)
+        return token_rows.call(equation, logp, mask, **numbers, **columns)
+
+    return method
 
 
-def cispo(logp, behav, prox, adv, mask, expert_B):
-    return off_policy.cispo(logp, behav, adv, mask)
-
-
-def cispo_both_ends(logp, behav, prox, adv, mask, expert_B):
-    return off_policy.cispo(logp, behav, adv, mask, clip_low=0.3, clip_high=0.4)
-
-
-def decoupled_ppo(logp, behav, prox, adv, mask, expert_B):
-    return off_policy.decoupled_ppo(logp, behav, prox, adv, mask, cap=1.5)
-
-
-def m2po(logp, behav, prox, adv, mask, expert_B):
-    return off_policy.m2po(logp, behav, adv, mask, THRESHOLD)
-
-
-def p3o(logp, behav, prox, adv, mask, expert_B):
-    return off_policy.p3o(logp, behav, adv, mask, ESS)
-
-
-def topr(logp, behav, prox, adv, mask, expert_B):
-    return sequence.topr(logp, behav, adv, mask)
-
-
-def gspo(logp, behav, prox, adv, mask, expert_B):
-    return sequence.gspo(logp, behav, adv, mask, clip_low=0.1, clip_high=0.15)
-
-
-def opmd(logp, behav, prox, adv, mask, expert_B):
-    return sequence.opmd(logp, behav, adv, mask)
-
-
-def luffy(logp, behav, prox, adv, mask, expert_B):
-    return expert.luffy(logp, behav, adv, mask, expert_B)
-
-
-def chord_phi(logp, behav, prox, adv, mask, expert_B):
-    return expert.chord_phi(logp, mask)
-
-
-COEFFICIENTS = {
-    reinforce: family.reinforce,
-    cispo: family.cispo,
-    cispo_both_ends: functools.partial(family.cispo, low=0.7, high=1.4),
-    decoupled_ppo: functools.partial(family.decoupled_ppo, cap=1.5),
-    m2po: functools.partial(family.m2po, threshold=THRESHOLD),
-    p3o: functools.partial(family.p3o, ess=ESS),
-    topr: family.topr,
-    gspo: functools.partial(family.gspo, low=0.1, high=0.15),
-    opmd: family.opmd,
-    luffy: family.luffy,
-    chord_phi: family.chord_phi,
+METHODS = {
+    "reinforce": of(off_policy.reinforce),
+    "cispo": of(off_policy.cispo, param=0.2),
+    "cispo_both_ends": of(off_policy.cispo, param=0.4, options={"clip_low": 0.3}),
+    "decoupled_ppo": of(off_policy.decoupled_ppo, param=1.5),
+    "m2po": of(off_policy.m2po, stats=THRESHOLD),
+    "p3o": of(off_policy.p3o, stats=ESS),
+    "topr": of(off_policy.topr),
+    "gspo": of(off_policy.gspo, param=0.1, clip_high=0.15),
+    "opmd": of(off_policy.opmd, param=0.1),
+    "luffy": of(off_policy.luffy, param=0.1),
+    "chord_phi": of(off_policy.chord_phi, all_experts=True, stats=(1.0, 1.0)),
 }
-DROPPING = (decoupled_ppo, m2po, gspo, luffy)
-method = pytest.mark.parametrize("method", COEFFICIENTS, ids=lambda f: f.__name__)
+COEFFICIENTS = {
+    "reinforce": family.reinforce,
+    "cispo": family.cispo,
+    "cispo_both_ends": functools.partial(family.cispo, low=0.7, high=1.4),
+    "decoupled_ppo": functools.partial(family.decoupled_ppo, cap=1.5),
+    "m2po": functools.partial(family.m2po, threshold=THRESHOLD),
+    "p3o": functools.partial(family.p3o, ess=ESS),
+    "topr": family.topr,
+    "gspo": functools.partial(family.gspo, low=0.1, high=0.15),
+    "opmd": family.opmd,
+    "luffy": family.luffy,
+    "chord_phi": family.chord_phi,
+}
+DROPPING = ("decoupled_ppo", "m2po", "gspo", "luffy")
+method = pytest.mark.parametrize("method", METHODS)
 
 
 def make_rows(seed=0, dtype=np.float64, **options):
@@ -93,9 +74,8 @@ def clean_rows(rows):
 
 def run(method, rows, compiled=jax.jit):
     """Loss and gradient for the four aggregations."""
-    return token_rows.losses_and_gradients(
-        method, [rows[name] for name in INPUTS], rows["mask"], compiled
-    )
+    arguments = [rows[name] for name in INPUTS]
+    return token_rows.losses_and_gradients(METHODS[method], arguments, rows["mask"], compiled)
 
 
 @method
@@ -145,9 +125,9 @@ def test_on_policy_limit(method, x64):
     rows |= {"behav_logp": rows["logp"], "prox_logp": rows["logp"]}
     adv_BT = rows["adv"]
     expected_BT = {
-        p3o: ESS * adv_BT + 1 - ESS,  # ESS is an argument; at its on-policy value below
-        luffy: np.where(EXPERT_B[:, None], family.luffy(rows), adv_BT),
-        chord_phi: family.chord_phi(rows),
+        "p3o": ESS * adv_BT + 1 - ESS,  # ESS is an argument; at its on-policy value below
+        "luffy": np.where(EXPERT_B[:, None], family.luffy(rows), adv_BT),
+        "chord_phi": family.chord_phi(rows),
     }.get(method, adv_BT)
     _, grad = run(method, rows)
     weight_BT = reference.aggregation_weights(rows["mask"], reference.MODES[0])
@@ -156,9 +136,9 @@ def test_on_policy_limit(method, x64):
 
 def test_p3o_on_policy(x64):
     rows = clean_rows(make_rows())
-    arguments = (rows["logp"], rows["adv"], rows["mask"])
-    loss_BT = off_policy.p3o(rows["logp"], rows["logp"], *arguments[1:], ess=1.0)
-    np.testing.assert_allclose(loss_BT, off_policy.reinforce(*arguments), rtol=1e-12)
+    columns = {"behav_logp_BT": rows["logp"], "adv_BT": rows["adv"], "age_B": np.ones(7, int)}
+    loss_BT = token_rows.call(off_policy.p3o, rows["logp"], rows["mask"], stats=1.0, **columns)
+    np.testing.assert_allclose(loss_BT, -rows["adv"] * rows["logp"], rtol=1e-12)
 
 
 @method
@@ -166,7 +146,7 @@ def test_gradient_flows_through_logp_only(method):
     rows = clean_rows(make_rows(dtype=np.float32))
     arguments = [rows[name] for name in INPUTS[:4]]
     grads = jax.grad(
-        lambda *arguments: method(*arguments, rows["mask"], rows["expert"]).sum(),
+        lambda *arguments: METHODS[method](*arguments, rows["mask"], rows["expert"]).sum(),
         argnums=(0, 1, 2, 3),
     )(*arguments)
     assert np.any(grads[0])
@@ -195,7 +175,7 @@ def test_micro_batches_add_up_to_the_batch(method, x64):
 
     def part(rows):
         def loss(logp_BT):
-            loss_BT = method(logp_BT, *(rows[name] for name in INPUTS[1:]))
+            loss_BT = METHODS[method](logp_BT, *(rows[name] for name in INPUTS[1:]))
             return masked.sum_and_count(loss_BT, rows["mask"], mode)[0] / count
 
         return jax.value_and_grad(loss)(rows["logp"])
@@ -217,11 +197,10 @@ def test_topr_tapers_by_the_product_of_the_whole_response():
     mask_BT = np.ones_like(logp_BT)
     mask_BT[1, 10:] = 0
     adv_BT = np.ones_like(logp_BT) * np.array([[-1.0], [-1.0], [1.0]], np.float32)
-    grad_BT = jax.grad(
-        lambda x: masked.zero_masked(
-            sequence.topr(x, jnp.zeros_like(x), adv_BT, mask_BT), mask_BT
-        ).sum()
-    )(jnp.asarray(logp_BT))
+    columns = {"behav_logp_BT": np.zeros_like(logp_BT), "adv_BT": adv_BT}
+    grad_BT = jax.grad(lambda x: token_rows.call(off_policy.topr, x, mask_BT, **columns).sum())(
+        jnp.asarray(logp_BT)
+    )
     np.testing.assert_allclose(grad_BT[0], 0.99**1000, rtol=1e-4)
     np.testing.assert_allclose(grad_BT[1, :10], 0.99**10, rtol=1e-5)
     np.testing.assert_array_equal(grad_BT[2], -1.0)
@@ -229,9 +208,8 @@ def test_topr_tapers_by_the_product_of_the_whole_response():
 
 def test_topr_of_a_very_likely_bad_response_is_bounded():
     logp_BT = np.full((1, 400), -0.1, np.float32)
-    loss_BT = sequence.topr(
-        logp_BT, np.full_like(logp_BT, -9.0), -np.ones_like(logp_BT), np.ones_like(logp_BT)
-    )
+    columns = {"behav_logp_BT": np.full_like(logp_BT, -9.0), "adv_BT": -np.ones_like(logp_BT)}
+    loss_BT = token_rows.call(off_policy.topr, logp_BT, np.ones_like(logp_BT), **columns)
     np.testing.assert_array_equal(loss_BT, logp_BT)
 
 
@@ -250,7 +228,9 @@ def test_gspo_is_the_sequence_objective(x64):
         return (loss_B * live_B).sum() / live_B.sum()
 
     def ours(logp_BT):
-        loss_BT = sequence.gspo(logp_BT, behav_BT, adv_BT, mask_BT, 0.1, 0.15)
+        numbers = {"param": 0.1, "clip_high": 0.15}
+        columns = {"behav_logp_BT": behav_BT, "adv_BT": adv_BT}
+        loss_BT = token_rows.call(off_policy.gspo, logp_BT, mask_BT, **numbers, **columns)
         return masked.aggregate(loss_BT, mask_BT, "seq-mean-token-mean")
 
     for actual, expected in zip(
@@ -269,7 +249,8 @@ def test_opmd_is_the_squared_log_ratio_of_the_response(x64):
         return (-adv_BT * logp_BT * mask_BT).sum() + 0.15 * jnp.square(log_ratio_B).sum()
 
     def ours(logp_BT):
-        return sequence.opmd(logp_BT, behav_BT, adv_BT, mask_BT, tau=0.3).sum()
+        columns = {"behav_logp_BT": behav_BT, "adv_BT": adv_BT}
+        return token_rows.call(off_policy.opmd, logp_BT, mask_BT, param=0.3, **columns).sum()
 
     expected_BT = jax.grad(literal)(rows["logp"])
     np.testing.assert_allclose(jax.grad(ours)(rows["logp"]), expected_BT, rtol=1e-12, atol=1e-15)
@@ -281,11 +262,13 @@ def test_opmd_of_single_tokens_is_reinforce_and_k2(x64):
     mask_BT = np.ones((6, 1))
 
     def composed(logp_BT):
-        plain_BT = off_policy.reinforce(logp_BT, adv_BT, mask_BT)
-        return (plain_BT + 0.3 * constraints.k2(logp_BT, behav_BT)).sum()
+        return (-adv_BT * logp_BT + 0.3 * constraints.k2(logp_BT, behav_BT)).sum()
 
     expected_BT = jax.grad(composed)(logp_BT)
-    actual_BT = jax.grad(lambda x: sequence.opmd(x, behav_BT, adv_BT, mask_BT, 0.3).sum())(logp_BT)
+    columns = {"param": 0.3, "behav_logp_BT": behav_BT, "adv_BT": adv_BT}
+    actual_BT = jax.grad(lambda x: token_rows.call(off_policy.opmd, x, mask_BT, **columns).sum())(
+        logp_BT
+    )
     np.testing.assert_allclose(actual_BT, expected_BT, rtol=1e-12)
 
 
@@ -300,7 +283,8 @@ def test_asymre_limit_policy_on_a_bandit(shift, x64):
 
     def loss(logit_K):
         logp_B1 = jax.nn.log_softmax(logit_K)[arm_B][:, None]
-        return masked.aggregate(off_policy.reinforce(logp_B1, adv_B[:, None], one_B1), one_B1)
+        loss_B1 = token_rows.call(off_policy.reinforce, logp_B1, one_B1, adv_BT=adv_B[:, None])
+        return masked.aggregate(loss_B1, one_B1)
 
     @jax.jit
     def descend(logit_K):
@@ -332,9 +316,10 @@ def test_agro_vanishes_at_the_optimum_of_the_regularised_problem(x64):
     logp_B1 = logp_B1 - np.log(np.exp(logp_B1).sum())
     group_B = np.zeros(4, np.int32)
     ones_B1 = np.ones((4, 1))
-    adv_B = sequence.agro_advantage(logp_B1, ref_logp_B1, ones_B1, reward_B, group_B, beta=0.5)
-    np.testing.assert_allclose(adv_B, 0.0, atol=1e-12)
-    off_B = sequence.agro_advantage(ref_logp_B1, ref_logp_B1, ones_B1, reward_B, group_B, beta=0.5)
+    columns = {"base_logp_BT": ref_logp_B1, "reward_B": reward_B, "group_B": group_B, "param": 0.5}
+    advantage = functools.partial(token_rows.call, off_policy.agro_advantage, **columns)
+    np.testing.assert_allclose(advantage(logp_B1, ones_B1), 0.0, atol=1e-12)
+    off_B = advantage(ref_logp_B1, ones_B1)
     np.testing.assert_allclose(off_B, reward_B - reward_B.mean(), rtol=1e-12)
 
 
@@ -342,8 +327,8 @@ def test_luffy_reads_no_behaviour_of_an_expert(x64):
     rows = clean_rows(make_rows())
     unknown = rows["behav_logp"].copy()
     unknown[EXPERT_B] = np.nan
-    loss, grad = run(luffy, rows | {"behav_logp": unknown})
-    expected_loss, expected_grad = run(luffy, rows)
+    loss, grad = run("luffy", rows | {"behav_logp": unknown})
+    expected_loss, expected_grad = run("luffy", rows)
     np.testing.assert_array_equal(loss, expected_loss)
     np.testing.assert_array_equal(grad, expected_grad)
 
@@ -351,15 +336,18 @@ def test_luffy_reads_no_behaviour_of_an_expert(x64):
 def test_importance_weights_by_hand():
     weight_BT = np.array([[0.5, 1.0, 2.0, 3.0, 9.0]], np.float32)
     mask_BT = np.array([[1.0, 1.0, 1.0, 1.0, 0.0]], np.float32)
-    arguments = (np.log(weight_BT) - 1.0, np.full_like(weight_BT, -1.0), mask_BT)
-    truncated_BT = off_policy.truncated_weight(*arguments, cap=2.5)
+    prox_BT = np.log(weight_BT) - 1.0
+    columns = {"behav_logp_BT": np.full_like(weight_BT, -1.0), "prox_logp_BT": prox_BT}
+    columns |= {"adv_BT": -np.ones_like(weight_BT), "param": 2.5}  # at ratio 1 the loss is w
+    truncated_BT = token_rows.call(off_policy.decoupled_ppo, prox_BT, mask_BT, **columns)
     np.testing.assert_allclose(truncated_BT, [[0.5, 1.0, 2.0, 2.5, 0.0]], rtol=1e-6)
-    masked_BT = off_policy.masked_weight(*arguments, cap=2.5)
+    masked_BT = token_rows.call(off_policy.masked_is, prox_BT, mask_BT, **columns)
     np.testing.assert_allclose(masked_BT, [[0.5, 1.0, 2.0, 0.0, 0.0]], rtol=1e-6)
 
 
 def test_decoupled_ppo_of_fresh_rows_is_ppo(x64):
     rows = clean_rows(make_rows())
     logp_BT, prox_BT, adv_BT, mask_BT = (rows[k] for k in ("logp", "prox_logp", "adv", "mask"))
-    actual_BT = off_policy.decoupled_ppo(logp_BT, prox_BT, prox_BT, adv_BT, mask_BT)
+    columns = {"behav_logp_BT": prox_BT, "prox_logp_BT": prox_BT, "adv_BT": adv_BT, "param": 5.0}
+    actual_BT = token_rows.call(off_policy.decoupled_ppo, logp_BT, mask_BT, **columns)
     np.testing.assert_array_equal(actual_BT, objectives.ppo(logp_BT, prox_BT, adv_BT))

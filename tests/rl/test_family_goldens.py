@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from remix_jax.rl import advantages, bounds, expert, masked, objectives, off_policy, sequence
+from remix_jax.rl import advantages, masked, objectives, off_policy
 from tests import vectors
 from tests.rl import token_rows
 from tests.rl.test_objectives_goldens import (
@@ -46,6 +46,16 @@ def per_token(x_B, mask_BT):
     return np.broadcast_to(x_B[:, None], mask_BT.shape).astype(mask_BT.dtype)
 
 
+def loss_of(equation, mask_BT, **known):
+    """(logp, behav, adv) -> token losses of a function of `off_policy`."""
+
+    def loss(logp_BT, behav_logp_BT, adv_BT):
+        columns = {"behav_logp_BT": behav_logp_BT, "adv_BT": adv_BT}
+        return token_rows.call(equation, logp_BT, mask_BT, **columns, **known)
+
+    return loss
+
+
 def results(arrays, method):
     return arrays[f"{method}/loss"], arrays[f"{method}/grad"]
 
@@ -60,10 +70,8 @@ def test_cispo_is_verls(case, dtype):
     weight_BT = arrays.get("in/is_weights", np.ones_like(mask_BT)).astype(dtype)
     low, high = (settings["config"][f"clip_ratio_{end}"] for end in ("low", "high"))
 
-    def loss(logp_BT, *others):
-        return weight_BT * off_policy.cispo(logp_BT, *others, mask_BT, high, low)
-
-    actual = token_rows.losses_and_gradients(loss, arguments, mask_BT)
+    cispo = loss_of(off_policy.cispo, mask_BT, param=high, options={"clip_low": low})
+    actual = token_rows.losses_and_gradients(lambda *x: weight_BT * cispo(*x), arguments, mask_BT)
     assert_matches(actual, results(arrays, "cispo"), dtype)
 
 
@@ -73,11 +81,7 @@ def test_cispo_is_trls(case, dtype):
     arrays, settings = TRL[case]
     logp_BT, old_BT, mask_BT = inputs(arrays, ("logp", "old_logp", "mask"), dtype)
     adv_BT = per_token(arrays["in/adv"], mask_BT)
-    cap = settings["case"]["cispo_hi"]
-
-    def loss(logp_BT, *others):
-        return off_policy.cispo(logp_BT, *others, mask_BT, clip_high=cap - 1)
-
+    loss = loss_of(off_policy.cispo, mask_BT, param=settings["case"]["cispo_hi"] - 1)
     loss, grad = token_rows.losses_and_gradients(loss, [logp_BT, old_BT, adv_BT], mask_BT)
     scale = dtype(mask_BT.sum() / settings["num_items_in_batch"])
     actual = (loss[TOKEN_MEAN] * scale, grad[TOKEN_MEAN] * scale)
@@ -87,10 +91,10 @@ def test_cispo_is_trls(case, dtype):
 def gspo_result(arrays, names, adv_BT, clips, dtype, weight_BT=1.0):
     logp_BT, old_BT, mask_BT = inputs(arrays, names, dtype)
 
-    def loss(logp_BT, *others):
-        return weight_BT * sequence.gspo(logp_BT, *others, mask_BT, *clips)
-
-    loss, grad = token_rows.losses_and_gradients(loss, [logp_BT, old_BT, adv_BT], mask_BT)
+    gspo = loss_of(off_policy.gspo, mask_BT, param=clips[0], clip_high=clips[1])
+    loss, grad = token_rows.losses_and_gradients(
+        lambda *x: weight_BT * gspo(*x), [logp_BT, old_BT, adv_BT], mask_BT
+    )
     return loss[SEQ_MEAN_TOKEN_MEAN], grad[SEQ_MEAN_TOKEN_MEAN]
 
 
@@ -133,7 +137,10 @@ def geppo(arrays, settings, weight_B, dtype):
 def test_age_weights_of_mix_ppg(case, dtype):
     arrays, settings = OFF_POLICY[case]
     age_B, nu_M = arrays["in/age"], arrays["in/nu"].astype(dtype)
-    weight_B = bounds.age_weight(age_B, nu_M, np.ones(len(age_B), bool))
+    one_BT = np.ones((len(age_B), 1))
+    weight_B = token_rows.call(
+        off_policy.age_weight, one_BT, one_BT, {"weights": nu_M}, age_B=age_B
+    )
     np.testing.assert_allclose(weight_B, arrays["in/nu_weight"], rtol=1e-6)
     actual = geppo(arrays, settings, weight_B, dtype)
     assert_matches(actual, results(arrays, "mixppg_nu"), dtype)
@@ -151,9 +158,9 @@ def test_geppos_own_loss(case, dtype):
 
 @pytest.mark.parametrize("entry", WEIGHTS, ids=lambda entry: f"B{entry['B']}")
 def test_geppo_weights_solve_its_quadratic_program(entry):
-    nu_M = bounds.geppo_weights(entry["B"])
+    nu_M = off_policy.geppo_weights(3 * entry["B"] - 3)
     np.testing.assert_allclose(nu_M, entry["weights"], rtol=1e-12)
-    np.testing.assert_allclose(bounds.geppo_clip(1.0, nu_M), entry["eps_mult"], rtol=1e-12)
+    np.testing.assert_allclose(off_policy.geppo_clip(1.0, nu_M), entry["eps_mult"], rtol=1e-12)
 
 
 @pytest.mark.parametrize("case", VTRACE)
@@ -199,11 +206,11 @@ def test_vtrace_is_geppos(case, holes, x64, compiled):
 def test_topr(case, variant, dtype):
     arrays, _ = OFF_POLICY[case]
     logp_BT, behav_BT, mask_BT = inputs(arrays, RATIO_INPUTS, dtype)
-    ratio_B = np.exp(sequence.log_ratio(logp_BT, behav_BT, mask_BT))
+    ratio_B = np.exp(((logp_BT - behav_BT) * mask_BT).sum(axis=1))
     np.testing.assert_allclose(ratio_B, arrays[f"{variant}/seq_ratio"], rtol=1e-5)
     adv_BT = per_token(arrays[f"{variant}/adv"], mask_BT)
     actual = token_rows.losses_and_gradients(
-        lambda *x: sequence.topr(*x, mask_BT), [logp_BT, behav_BT, adv_BT], mask_BT
+        loss_of(off_policy.topr, mask_BT), [logp_BT, behav_BT, adv_BT], mask_BT
     )
     assert_matches(actual, results(arrays, variant), dtype)
 
@@ -215,10 +222,9 @@ def test_asymre(case, dtype):
     reward_B = (2 * arrays["in/reward"] - 1).astype(dtype)
     adv_B = advantages.asymre(reward_B, arrays["in/group"], settings["asymre"]["dV"])
     np.testing.assert_allclose(adv_B, arrays["asymre/adv"], rtol=1e-6)
+    adv_BT = per_token(np.asarray(adv_B), mask_BT)
     actual = token_rows.losses_and_gradients(
-        lambda *x: off_policy.reinforce(*x, mask_BT),
-        [logp_BT, per_token(np.asarray(adv_B), mask_BT)],
-        mask_BT,
+        loss_of(off_policy.reinforce, mask_BT), [logp_BT, logp_BT, adv_BT], mask_BT
     )
     assert_matches(actual, results(arrays, "asymre"), dtype)
 
@@ -229,15 +235,12 @@ def test_bapo(case, variant, dtype):
     arrays, settings = OFF_POLICY[case]
     config = settings[variant]
     *arguments, mask_BT = inputs(arrays, ("logp", "behav_logp", "adv_tok", "mask"), dtype)
-    c_low, c_high = bounds.bapo_bounds(
-        *arguments,
-        mask_BT,
-        target=config["rho0"],
-        low=(config["a_minus"], config["b_minus"]),
-        high=(config["a_plus"], config["b_plus"]),
-        low_step=config["d2"],
-        high_step=config["d1"],
-    )
+    ends = {
+        "low": (config["a_minus"], config["b_minus"], config["d2"]),
+        "high": (config["a_plus"], config["b_plus"], config["d1"]),
+    }
+    search = loss_of(off_policy.bapo_bounds, mask_BT, param=config["rho0"], options=ends)
+    c_low, c_high = search(*arguments)
     np.testing.assert_allclose((c_low, c_high), arrays[f"{variant}/bounds"], rtol=1e-6)
     actual = token_rows.losses_and_gradients(
         objectives.ppo, [*arguments, 1 - c_low, c_high - 1], mask_BT
@@ -256,7 +259,7 @@ def test_luffy(case, dtype):
     behav_BT = np.where(expert_B[:, None], dtype(np.nan), behav_BT)
     gamma, eps = (settings["luffy"][name] for name in ("gamma", "eps"))
     actual = token_rows.losses_and_gradients(
-        lambda *x: expert.luffy(*x, mask_BT, expert_B, gamma, eps, eps),
+        loss_of(off_policy.luffy, mask_BT, expert_B=expert_B, param=gamma, clip=eps),
         [logp_BT, behav_BT, per_token(np.asarray(adv_B), mask_BT)],
         mask_BT,
     )
@@ -266,26 +269,19 @@ def test_luffy(case, dtype):
 @pytest.mark.parametrize("variant", ["phi", "mu"])
 @pytest.mark.parametrize("case", cases(OFF_POLICY, "chord_phi"))
 def test_chord(case, variant, dtype):
-    """The composition of the docstring: two parts, each with its own mask and denominator."""
+    """Two parts, each with its own mask and denominator."""
     arrays, settings = OFF_POLICY[case]
     config = settings["chord"]
     mu, eps = config[f"mu_{variant}"], config["eps"]
     logp_BT, behav_BT, mask_BT = inputs(arrays, RATIO_INPUTS, dtype)
-    expert_B1 = (arrays["in/source"] == EXPERT)[:, None]
-    expert_BT, own_BT = mask_BT * expert_B1, mask_BT * ~expert_B1
+    expert_B = arrays["in/source"] == EXPERT
     adv_BT = per_token(arrays["chord/adv"], mask_BT)
-
-    def imitation(logp_BT):
-        if variant == "phi":
-            return expert.chord_phi(logp_BT, expert_BT)
-        return off_policy.reinforce(logp_BT, np.ones_like(mask_BT), expert_BT)
-
-    def own(logp_BT):
-        return objectives.ppo(logp_BT, behav_BT, adv_BT, eps, eps)
-
+    known = {"expert_B": expert_B, "clip": eps, "stats": (1.0, 1.0)}
+    loss = loss_of(getattr(off_policy, f"chord_{variant}"), mask_BT, **known)
+    masks = (mask_BT * expert_B[:, None], mask_BT * ~expert_B[:, None])
     parts = [
-        (mu, token_rows.losses_and_gradients(imitation, [logp_BT], expert_BT)),
-        (1 - mu, token_rows.losses_and_gradients(own, [logp_BT], own_BT)),
+        (weight, token_rows.losses_and_gradients(loss, [logp_BT, behav_BT, adv_BT], part_BT))
+        for weight, part_BT in zip((mu, 1 - mu), masks, strict=True)
     ]
     loss, grad = (sum(dtype(w) * part[i] for w, part in parts) for i in (0, 1))
     assert_matches((loss, grad), results(arrays, f"chord_{variant}"), dtype)
@@ -298,15 +294,15 @@ def test_agro(case, dtype):
     beta = settings["agro"]["beta"]
     logp_BT, ref_BT, mask_BT = inputs(arrays, ("logp", "ref_logp", "mask"), dtype)
     logp_BT, ref_BT = (np.where(mask_BT == 1, x_BT, np.nan) for x_BT in (logp_BT, ref_BT))
-    adv_B = sequence.agro_advantage(
-        logp_BT, ref_BT, mask_BT, arrays["in/reward"].astype(dtype), arrays["in/group"], beta
+    columns = {"reward_B": arrays["in/reward"].astype(dtype), "group_B": arrays["in/group"]}
+    adv_B = token_rows.call(
+        off_policy.agro_advantage, logp_BT, mask_BT, base_logp_BT=ref_BT, param=beta, **columns
     )
     loss = 0.5 * np.mean(np.square(np.asarray(adv_B)))
     np.testing.assert_allclose(loss, arrays["agro/loss"], rtol=1e-5)
-    adv_BT = per_token(np.asarray(adv_B), mask_BT)
 
     def total(logp_BT):
-        loss_BT = off_policy.reinforce(logp_BT, adv_BT, mask_BT)
+        loss_BT = token_rows.call(off_policy.agro, logp_BT, mask_BT, per_row_B=adv_B)
         return masked.zero_masked(loss_BT, mask_BT).sum() / len(mask_BT)
 
     grad_BT = jax.grad(total)(logp_BT)

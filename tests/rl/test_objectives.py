@@ -241,7 +241,6 @@ def test_old_rows_enter_a_step_unclipped(x64):
     np.testing.assert_allclose(
         np.asarray(grad_BT)[live], -(ratio_BT * rows["adv"])[live], rtol=1e-12
     )
-    assert not np.any(np.asarray(objectives.is_clipped(logp_BT, *arguments))[live])
 
 
 @method
@@ -296,32 +295,22 @@ def test_extreme_ratios_stay_finite_and_have_no_gradient(compiled):
         assert not np.any(grad)
 
 
-def test_is_clipped_is_where_there_is_no_gradient(x64):
-    """Also with a wider upper side and a dual clip; and `ppo` on fresh rows agrees."""
+def test_no_gradient_where_the_ratio_left_the_trust_region(x64):
+    """A > 0 and r > c + eps, or A < 0 and r < c - eps or r > the dual clip: nowhere else."""
     rows = token_rows.without_garbage(token_rows.make_rows(spread=1.5))
     arguments = [rows[name] for name in ("logp", *MIX_INPUTS)]
+    logp_BT, behav_BT, prox_BT, adv_BT = arguments
+    ratio_BT, centre_BT = np.exp(logp_BT - behav_BT), np.exp(prox_BT - behav_BT)
     for options in ({}, {"clip_high": 0.6}, {"dual_clip": 1.5}, {"dual_clip": 2, "clip_high": 0.3}):
+        high, dual = options.get("clip_high", 0.2), options.get("dual_clip", np.inf)
         loss = functools.partial(objectives.mix_ppg, **options)
-        grad_BT = jax.grad(lambda x, loss=loss: loss(x, *arguments[1:]).sum())(arguments[0])
-        live = (rows["mask"] == 1) & (rows["adv"] != 0)
-        clipped_BT = np.asarray(objectives.is_clipped(*arguments, **options))
-        np.testing.assert_array_equal(clipped_BT[live], np.asarray(grad_BT)[live] == 0)
-    logp_BT, behav_BT, _, adv_BT = arguments
+        grad_BT = jax.grad(lambda x, loss=loss: loss(x, *arguments[1:]).sum())(logp_BT)
+        live = (rows["mask"] == 1) & (adv_BT != 0)
+        above_BT = (adv_BT > 0) & (ratio_BT > centre_BT + high)
+        below_BT = (adv_BT < 0) & ((ratio_BT < centre_BT - 0.2) | (ratio_BT > dual))
+        np.testing.assert_array_equal(np.asarray(grad_BT)[live] == 0, (above_BT | below_BT)[live])
     fresh_BT = objectives.mix_ppg(logp_BT, behav_BT, behav_BT, adv_BT, 0.2, None, 0.28)
     np.testing.assert_allclose(fresh_BT, objectives.ppo(logp_BT, behav_BT, adv_BT, 0.2, 0.28))
-
-
-def test_is_clipped_is_where_the_coefficient_vanishes(compiled):
-    rows = token_rows.make_rows(dtype=np.float32)
-    clean = token_rows.without_garbage(rows)
-    arguments = [clean[name] for name in ("logp", *MIX_INPUTS)]
-    for clip in (0.1, 0.2):
-        clipped_BT = compiled(functools.partial(objectives.is_clipped, clip=clip))(*arguments)
-        assert clipped_BT.dtype == jnp.float32
-        expected_BT = reference.mix_ppg_coefficient(*arguments, clip=clip) == 0
-        live = (rows["mask"] == 1) & (rows["adv"] != 0)
-        np.testing.assert_array_equal(np.asarray(clipped_BT)[live], expected_BT[live])
-        assert 0 < expected_BT[live].mean() < 1
 
 
 def test_ratio(compiled):

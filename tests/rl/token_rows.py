@@ -3,9 +3,11 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from remix_jax.rl import masked
+from remix_jax.rl import masked, off_policy
+from remix_jax.types import Batch, batch_of, empty_rows, kept_rows
 from tests import reference
 
 MASK_BT = np.array(
@@ -62,6 +64,25 @@ def padded(rows, columns=3, extra_rows=2, garbage=GARBAGE):
         widths = ((0, extra_rows), (1, columns - 1)) if columns else ((0, extra_rows), (0, 0))
         out[name] = np.pad(x_BT, widths, constant_values=fill)
     return out
+
+
+TERMS = off_policy.Terms(0.2, None, None, window=3, aggregation="token-mean", param=0.0)
+
+
+def batch(mask_BT, **columns) -> Batch:
+    """Rows of these columns as the learner hands them to a loss."""
+    n, slots = mask_BT.shape
+    columns |= {"response_len_B": np.full(n, slots), "valid_B": np.ones(n, bool)}
+    arrays = {name: jnp.asarray(x) for name, x in columns.items()}
+    rows = kept_rows(empty_rows(n, 1, slots)).replace(loss_mask_BT=jnp.asarray(mask_BT))
+    return off_policy.zero_unknown(batch_of(rows, **arrays))
+
+
+def call(equation, logp_BT, mask_BT, options=None, **known):
+    """A function of `off_policy` on numbers of `Terms` and columns; `options` are its own."""
+    terms = TERMS._replace(**{name: known.pop(name) for name in TERMS._fields if name in known})
+    logp_BT = masked.zero_masked(jnp.asarray(logp_BT), mask_BT)
+    return equation(logp_BT, batch(mask_BT, **known), terms, **(options or {}))
 
 
 def eager(function):
