@@ -12,38 +12,16 @@ import jax.numpy as jnp
 from remix_jax import sharding
 from remix_jax.learner.state import Learner, Static, TrainState
 from remix_jax.models import scoring
-from remix_jax.rl import advantages, family, masked, objectives, replay
+from remix_jax.rl import advantages, family, masked, objectives, off_policy, replay
 from remix_jax.schedule import Stage
 from remix_jax.types import Batch, FreshRows, Rows, batch_of, kept_rows
 
 
-def complete(
-    learner: Learner,
-    stage: Stage,
-    state: TrainState,
-    fresh: FreshRows | None,
-    expert: FreshRows | None,
-    method_param: jax.Array,
-) -> Rows:
+def complete(learner: Learner, stage: Stage, state: TrainState, fresh, expert, param) -> Rows:
     """Groups of sampled rows and behind them, in each group, the expert's, with all that is kept:
 
     base log-probs (once a row), the step, and whether a row of the group has an advantage at all.
     """
-    s, rows = learner.static, _join(stage, fresh, expert)
-    signal_B = jnp.ones_like(rows.valid_B)
-    if learner.critic is None:
-        has_B = _group_advantage(s, rows, method_param) != 0
-        signal_B = jnp.repeat(has_B.reshape(-1, s.group_size).any(axis=1), s.group_size)
-    if state.base_params is not None:
-        rows = rows.replace(base_logp_BT=logps(learner, state.base_params, rows))
-    return rows.replace(
-        version_B=jnp.full_like(rows.version_B, state.step + 1),
-        signal_B=signal_B,
-        stored_adv_BT=jnp.zeros_like(rows.base_logp_BT) if s.stores_advantage else None,
-    )
-
-
-def _join(stage: Stage, fresh: FreshRows | None, expert: FreshRows | None) -> Rows:
     # A token that the policy did not write has no log-prob of it; 0 is finite in any formula.
     marked = [
         kept_rows(
@@ -60,22 +38,26 @@ def _join(stage: Stage, fresh: FreshRows | None, expert: FreshRows | None) -> Ro
         by_group = [x.reshape(stage.fresh_groups, -1, *x.shape[1:]) for x in parts]
         return jnp.concatenate(by_group, axis=1).reshape(-1, *parts[0].shape[1:])
 
-    return jax.tree.map(joined, *marked)
-
-
-def own(static: Static, x_B):
-    """The rows that were sampled, of groups as `complete` makes them."""
-    return x_B.reshape(-1, static.group_size)[:, : static.own_rows].reshape(-1)
+    s, rows = learner.static, jax.tree.map(joined, *marked)
+    signal_B = jnp.ones_like(rows.valid_B)
+    if learner.critic is None:
+        has_B = _group_advantage(s, rows, param) != 0
+        signal_B = jnp.repeat(has_B.reshape(-1, s.group_size).any(axis=1), s.group_size)
+    if state.base_params is not None:
+        rows = rows.replace(base_logp_BT=logps(learner, state.base_params, rows))
+    return rows.replace(
+        version_B=jnp.full_like(rows.version_B, state.step + 1),
+        signal_B=signal_B,
+        stored_adv_BT=jnp.zeros_like(rows.base_logp_BT) if s.stores_advantage else None,
+    )
 
 
 def logps(learner: Learner, params, rows: FreshRows):
     """Log-probs [B, T] of the response tokens under some parameters, in chunks of rows."""
-
-    def score(chunk):
-        temperature = learner.static.temperature
-        return scoring.score_responses(learner.policy, params, chunk, temperature).logp_BT
-
-    return _in_chunks(learner, score, rows)
+    score, temperature = scoring.score_responses, learner.static.temperature
+    return _in_chunks(
+        learner, lambda chunk: score(learner.policy, params, chunk, temperature).logp_BT, rows
+    )
 
 
 def _in_chunks(learner: Learner, score, rows):
@@ -97,6 +79,7 @@ def sampler_gap(learner: Learner, params, fresh: FreshRows) -> dict:
         sampler_gap             mean of log mu - log pi, an estimate of KL(sampler || trainer)
         sampler_gap_max         largest |log mu - log pi|
         token_mult_prob_error   mean of exp |log mu - log pi|, 1 is exact (NeMo-RL's)
+        truncation_gap          of all rows: mean log-prob that top_k, top_p and min_p add
 
     Both are of the policy at the start of the step, over the full vocabulary.
     """
@@ -105,22 +88,17 @@ def sampler_gap(learner: Learner, params, fresh: FreshRows) -> dict:
     some = jax.tree.map(lambda x: x[:n], fresh)
     mask_BT = some.mask_BT
     gap_BT = masked.zero_masked(some.behav_logp_BT - logps(learner, params, some), mask_BT)
+    truncated_BT = fresh.sampled_logp_BT - fresh.behav_logp_BT
     return {
         "sampler_gap": masked.mean(gap_BT, mask_BT),
         "sampler_gap_max": jnp.abs(gap_BT).max(),
         "token_mult_prob_error": masked.mean(jnp.exp(jnp.abs(gap_BT)), mask_BT),
+        "truncation_gap": masked.mean(truncated_BT, fresh.mask_BT),
     }
 
 
 def assemble(
-    static: Static,
-    stage: Stage,
-    ring: replay.ReplayState,
-    fresh: Rows,
-    fresh_slots,
-    step,
-    key,
-    replayed_groups,
+    static: Static, stage: Stage, ring, fresh: Rows, fresh_slots, step, key, replayed_groups
 ) -> Batch:
     """Replayed rows, then fresh ones, then empty places; gathered from the ring once.
 
@@ -128,17 +106,13 @@ def assemble(
     """
     slots, in_batch = fresh_slots, fresh.valid_B
     if stage.replay_groups > 0:
-        window, most = static.window, stage.replay_groups
-        old_slots, taken = replay.sample(
-            ring, key, step, window, most, replayed_groups, static.sampler
-        )
-        slots = jnp.concatenate([old_slots, slots])
-        in_batch = jnp.concatenate([taken, in_batch])
+        wanted = (static.window, static.sampler, stage.replay_groups, replayed_groups)
+        old_slots, taken = replay.sample(ring, key, step, *wanted)
+        slots, in_batch = jnp.concatenate([old_slots, slots]), jnp.concatenate([taken, in_batch])
     order_B = jnp.argsort(~in_batch, stable=True)[: static.batch_size]
-    slots_B = slots[order_B]
+    slots_B, valid_B = slots[order_B], in_batch[order_B]
     rows = replay.take(ring, slots_B)
-    age_B = step - rows.version_B
-    batch = batch_of(rows, valid_B=in_batch[order_B], slots_B=slots_B, age_B=age_B)
+    batch = batch_of(rows, valid_B=valid_B, slots_B=slots_B, age_B=step - rows.version_B)
     if static.correct_truncation:
         batch = batch.replace(behav_logp_BT=rows.sampled_logp_BT)
     return batch
@@ -150,23 +124,23 @@ def score(learner: Learner, stage: Stage, state: TrainState, batch: Batch, kl_we
     A fresh row was sampled by the policy at step start: its stored log-probs are pi_k, so that its
     clip centre is 1 to the last bit. Only the first rows, where replayed ones are, are scored anew.
     """
-    prox_logp_BT, prev_logp_BT = batch.prox_logp_BT, batch.prev_logp_BT
     if stage.replay_groups > 0:
         first = stage.replay_groups * learner.static.group_size
         scored = logps(learner, state.params, jax.tree.map(lambda x: x[:first], batch))
-        scored_BT = jnp.concatenate([scored, prox_logp_BT[first:]])
-        prox_logp_BT = jnp.where((batch.age_B > 0)[:, None], scored_BT, prox_logp_BT)
+        scored_BT = jnp.concatenate([scored, batch.prox_logp_BT[first:]])
+        old_B1 = (batch.age_B > 0)[:, None]
+        batch = batch.replace(prox_logp_BT=jnp.where(old_B1, scored_BT, batch.prox_logp_BT))
     if state.prev_params is not None:
         prev_logp_BT = jax.lax.cond(
             kl_weight < 1,
             lambda: logps(learner, state.prev_params, batch),
             lambda: batch.base_logp_BT,
         )
-    value_BT = batch.value_BT
-    if learner.critic is not None and state.critic_params is not None:
+        batch = batch.replace(prev_logp_BT=prev_logp_BT)
+    if learner.critic and state.critic_params is not None:
         values = functools.partial(scoring.score_values, learner.critic, state.critic_params)
-        value_BT = _in_chunks(learner, values, batch)
-    return batch.replace(prox_logp_BT=prox_logp_BT, prev_logp_BT=prev_logp_BT, value_BT=value_BT)
+        batch = batch.replace(value_BT=_in_chunks(learner, values, batch))
+    return batch
 
 
 def _group_advantage(static: Static, rows: Rows, method_param):
@@ -192,45 +166,38 @@ def _critic_advantage(static: Static, batch: Batch):
     return advantages.gae(reward_BT, batch.value_BT, mask_BT, *discounts)
 
 
-def with_advantages(learner: Learner, batch: Batch, method_param):
-    """Advantages of pi_k for every row of the batch, old or new; and the critic's quality.
+def with_advantages(learner: Learner, ring: replay.ReplayState, batch: Batch, method_param):
+    """Advantages of pi_k for every row of the batch, old or new.
 
     Returns:
-      The batch with them; the same before whitening, to be kept with fresh rows; metrics.
+      The ring, which keeps those of fresh rows where a method or sampler reads them later; the
+      batch as losses read it, without what the method leaves out; metrics of the critic.
     """
-    s, mask_BT = learner.static, batch.mask_BT
-    if learner.critic is None:
+    s, method, mask_BT = learner.static, family.METHODS[learner.static.method], batch.mask_BT
+    metrics = {}
+    if learner.critic:
+        adv_BT, return_BT = _critic_advantage(s, batch)
+        error_BT = adv_BT - masked.mean(adv_BT, mask_BT)
+        spread_BT = return_BT - masked.mean(return_BT, mask_BT)
+        unexplained, variance = (
+            masked.mean(jnp.square(x_BT), mask_BT) for x_BT in (error_BT, spread_BT)
+        )
+        metrics = {"explained_variance": 1 - masked.divide(unexplained, variance)}
+        batch = batch.replace(return_BT=return_BT)
+    else:
         adv_BT = _group_advantage(s, batch, method_param)[:, None] * mask_BT
-        return batch.replace(adv_BT=adv_BT), adv_BT, {}
-    adv_BT, return_BT = _critic_advantage(s, batch)
-    error_BT, spread_BT = adv_BT, return_BT - masked.mean(return_BT, mask_BT)
-    error_BT = error_BT - masked.mean(error_BT, mask_BT)
-    unexplained = masked.mean(jnp.square(error_BT), mask_BT)
-    variance = masked.mean(jnp.square(spread_BT), mask_BT)
-    metrics = {"explained_variance": 1 - masked.divide(unexplained, variance)}
-    if family.METHODS[s.method].stored_advantage:
+    if method.stored_advantage:
         assert batch.stored_adv_BT is not None, "Static.stores_advantage"
         adv_BT = jnp.where((batch.age_B > 0)[:, None], batch.stored_adv_BT, adv_BT)
-    collected_BT = adv_BT
-    if s.whiten:
+    if ring.rows.stored_adv_BT is not None:
+        fresh_B = batch.valid_B & (batch.age_B == 0)
+        slots_B = jnp.where(fresh_B, batch.slots_B, ring.capacity)
+        kept_RT = ring.rows.stored_adv_BT.at[slots_B].set(adv_BT, mode="drop")
+        ring = ring.replace(rows=ring.rows.replace(stored_adv_BT=kept_RT))
+    if learner.critic and s.whiten:
         adv_BT = masked.whiten(adv_BT, mask_BT)
-    return batch.replace(adv_BT=adv_BT, return_BT=return_BT), collected_BT, metrics
-
-
-def keep_advantages(ring: replay.ReplayState, batch: Batch, adv_BT) -> replay.ReplayState:
-    """The ring with the advantages of fresh rows, for methods and samplers that read them later."""
-    if ring.rows.stored_adv_BT is None:
-        return ring
-    fresh_B = batch.valid_B & (batch.age_B == 0)
-    slots_B = jnp.where(fresh_B, batch.slots_B, replay.capacity(ring))
-    kept_RT = ring.rows.stored_adv_BT.at[slots_B].set(adv_BT, mode="drop")
-    return ring.replace(rows=ring.rows.replace(stored_adv_BT=kept_RT))
-
-
-def without_equal_groups(static: Static, batch: Batch) -> Batch:
-    """The batch without groups of equal rewards, where the method leaves them out."""
-    if not family.METHODS[static.method].drops_equal_groups:
-        return batch
-    counted_B = batch.valid_B.astype(jnp.float32)
-    varied_B = advantages.varied(batch.reward_B, batch.group_B, counted_B)
-    return batch.replace(valid_B=batch.valid_B & varied_B)
+    if method.drops_equal_groups:
+        counted_B = batch.valid_B.astype(jnp.float32)
+        varied_B = advantages.varied(batch.reward_B, batch.group_B, counted_B)
+        batch = batch.replace(valid_B=batch.valid_B & varied_B)
+    return ring, off_policy.zero_unknown(batch.replace(adv_BT=adv_BT)), metrics

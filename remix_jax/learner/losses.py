@@ -15,37 +15,29 @@ from remix_jax.learner.batch import logps
 from remix_jax.learner.state import Learner, Static
 from remix_jax.models import scoring
 from remix_jax.rl import constraints, family, masked, objectives
-from remix_jax.rl.family import Terms
+from remix_jax.rl.off_policy import Terms
 from remix_jax.types import Batch, Rows
 
 
-def minibatch_terms(
-    learner: Learner, params: dict, mini: Batch, method_param: jax.Array
-) -> tuple[Terms, Batch]:
+def minibatch_terms(learner: Learner, params: dict, mini: Batch, param) -> tuple[Terms, Batch]:
     """The numbers that the method's loss reads, its statistics of the whole mini-batch among them.
 
-    `params` are those before the update. The mini-batch comes back with what the method found of
-    each row.
+    The mini-batch comes back with what the method found of each row, at the `params` given.
     """
     s, method = learner.static, family.METHODS[learner.static.method]
-    terms = Terms(
-        s.clip, s.clip_high or None, s.dual_clip or None, s.window, s.aggregation, method_param
+    clips = (s.clip, s.clip_high or None, s.dual_clip or None)
+    terms = Terms(*clips, s.window, s.aggregation, param)
+    logp_BT = None
+    if method.forward:
+        logp_BT = masked.zero_masked(logps(learner, params, mini), mini.mask_BT)
+    stats, per_row_B = jax.lax.stop_gradient(
+        [find and find(logp_BT, mini, terms) for find in (method.stats, method.row_stats)]
     )
-    if method.stats is None:
-        return terms, mini
-    logp_BT = logps(learner, params, mini) if method.forward else None
-    stats, per_row_B = jax.lax.stop_gradient(method.stats(logp_BT, mini, terms))
     return terms._replace(stats=stats), mini.replace(per_row_B=per_row_B)
 
 
 def policy_loss(
-    params: dict,
-    learner: Learner,
-    batch: Batch,
-    terms: Terms,
-    kl_weight: jax.Array,
-    count: jax.Array,
-    ages: int,
+    params: dict, learner: Learner, batch: Batch, terms: Terms, kl_weight, count, ages: int
 ) -> tuple[jax.Array, dict]:
     """The policy's loss of a micro-batch, summed and over `count`; ReMix's is (arXiv 2507.06892)
 
@@ -53,18 +45,14 @@ def policy_loss(
 
     with another of `family.METHODS` in the place of L_MixPPG if the config says so. Entropy and KL
     are of the rows that a policy of ours sampled: on an expert's they would estimate nothing.
-
-    Args:
-      kl_weight: lambda of this step.
-      count: denominator of the whole mini-batch (`masked.count`); `terms` are of it too.
-      ages: length of the metrics by age (static).
+    `kl_weight` is lambda, `count` the denominator of the whole mini-batch (`masked.count`).
 
     Returns:
-      The loss, and the sums that `learner.metrics` makes means of: see `diagnostics`.
+      The loss, and the sums that `means` are made of; `ages` is their length by age (static).
     """
     s = learner.static
     scores = scoring.score_responses(learner.policy, params, batch, s.temperature)
-    logp_BT = scores.logp_BT
+    logp_BT = masked.zero_masked(scores.logp_BT, batch.mask_BT)
     policy_BT = family.METHODS[s.method].loss(logp_BT, batch, terms)
     kl_BT = jnp.zeros_like(logp_BT)
     if s.kl_coef > 0:
@@ -81,20 +69,18 @@ def policy_loss(
         "loss_entropy": -s.entropy_coef * reduce(scores.entropy_BT),
     }
     loss = parts["loss_policy"] + parts["loss_kl"] + parts["loss_entropy"]
-    sums = diagnostics(s, jax.lax.stop_gradient(scores), batch, terms, ages)
+    seen = jax.lax.stop_gradient((logp_BT, scores.entropy_BT))
+    sums = _diagnostics(s, *seen, batch, terms, ages)
     return loss, {"loss": loss, **parts, **sums}
 
 
-def diagnostics(
-    static: Static, scores: scoring.TokenScores, batch: Batch, terms: Terms, ages: int
-) -> dict:
+def _diagnostics(s: Static, logp_BT, entropy_BT, batch: Batch, terms: Terms, ages: int) -> dict:
     """Sums over tokens, by age of the row [A] where a ratio is concerned; maxima as "max_*".
 
     Of the rows that a policy of ours sampled: an expert's have no ratio.
     """
-    logp_BT, mask_BT = scores.logp_BT, batch.own_BT
+    mask_BT = batch.own_BT
     ratio_BT = masked.zero_masked(objectives.ratio(logp_BT, batch.behav_logp_BT), mask_BT)
-    clipped_BT = _clipped(static, logp_BT, batch, terms)
     of_age_BA = (batch.age_B[:, None] == jnp.arange(ages)[None, :]).astype(jnp.float32)
 
     def by_age(x_BT):
@@ -104,36 +90,57 @@ def diagnostics(
     def total(x_BT):
         return masked.zero_masked(x_BT, mask_BT).sum()
 
+    def method_loss(logp_BT):
+        loss_BT = family.METHODS[s.method].loss(logp_BT, batch, terms)
+        return masked.zero_masked(loss_BT, batch.mask_BT).sum()
+
+    # By the method's rules a token that has an advantage has no gradient.
+    clipped_BT = (jax.grad(method_loss)(logp_BT) == 0) & (batch.adv_BT != 0)
     lengths_B = mask_BT.sum(axis=1)
     sums = {
         "rows_A": (of_age_BA * (lengths_B > 0).astype(jnp.float32)[:, None]).sum(axis=0),
         "tokens_A": by_age(jnp.ones_like(ratio_BT)),
         "ratio_A": by_age(ratio_BT),
         "ratio_squared_A": by_age(jnp.square(ratio_BT)),
-        "clipped_A": by_age(clipped_BT),
+        "clipped_A": by_age(clipped_BT.astype(jnp.float32)),
         "max_ratio_A": (ratio_BT.max(axis=1)[:, None] * of_age_BA).max(axis=0),
-        "entropy": total(scores.entropy_BT),
+        "entropy": total(entropy_BT),
         "row_ratio_B": masked.divide(ratio_BT.sum(axis=1), lengths_B),
     }
-    if static.kl_coef > 0:
-        kl = constraints.ESTIMATORS[static.kl_estimator]
+    if s.kl_coef > 0:
+        kl = constraints.ESTIMATORS[s.kl_estimator]
         sums["kl_base"] = total(kl(logp_BT, batch.base_logp_BT))
         sums["kl_prev"] = total(kl(logp_BT, batch.prev_logp_BT))
     return sums
 
 
-def _clipped(static: Static, logp_BT: jax.Array, batch: Batch, terms: Terms) -> jax.Array:
-    """1 at tokens that have an advantage and, by the method's rules, no gradient."""
-    if static.method == "mix_ppg":
-        policies = (logp_BT, batch.behav_logp_BT, batch.prox_logp_BT)
-        clips = (terms.clip, terms.dual_clip, terms.clip_high)
-        return objectives.is_clipped(*policies, batch.adv_BT, *clips)
-    loss = family.METHODS[static.method].loss
+def means(static: Static, sums: dict) -> dict:
+    """Means of the step from the sums [updates, ...]: over tokens; of losses, over updates.
 
-    def total(logp_BT):
-        return masked.zero_masked(loss(logp_BT, batch, terms), batch.mask_BT).sum()
+    Without a precedent the base took its part: what was summed is no KL to it.
+    """
+    total = {k: v.max(axis=0) if k.startswith("max_") else v.sum(axis=0) for k, v in sums.items()}
+    tokens_A, tokens = total["tokens_A"], total["tokens_A"].sum()
+    metrics = {k: v.mean() for k, v in sums.items() if k.startswith("loss") or k.endswith("norm")}
+    for name in ("entropy", "kl_base", "kl_prev"):
+        if name in total and (static.has_precedent or name != "kl_prev"):
+            metrics[name] = masked.divide(total[name], tokens)
 
-    return ((jax.grad(total)(logp_BT) == 0) & (batch.adv_BT != 0)).astype(jnp.float32)
+    ages = range(tokens_A.shape[0])
+    passes = sums["loss"].shape[0] * static.mini_batch_size / static.batch_size
+    metrics |= {f"rows/age{age}": total["rows_A"][age] / passes for age in ages}
+    parts = {"": slice(None)} | {f"/age{age}": slice(age, age + 1) for age in ages}
+    for suffix, part in parts.items():
+        of_part = {name: x[part] for name, x in total.items() if name.endswith("_A")}
+        tokens, ratio = of_part["tokens_A"].sum(), of_part["ratio_A"].sum()
+        squared = of_part["ratio_squared_A"].sum()
+        metrics |= {
+            f"ratio_mean{suffix}": masked.divide(ratio, tokens),
+            f"ratio_max{suffix}": of_part["max_ratio_A"].max(),
+            f"clip_share{suffix}": masked.divide(of_part["clipped_A"].sum(), tokens),
+            f"ess{suffix}": masked.divide(jnp.square(ratio), tokens * squared),
+        }
+    return metrics
 
 
 def imitation_loss(params: dict, learner: Learner, rows: Rows, count: jax.Array) -> jax.Array:

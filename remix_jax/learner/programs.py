@@ -1,9 +1,7 @@
 """The compiled programs of a run, made before its first step.
 
 Compiling ahead shows every wrong shape at the start and the memory that a run will need, and leaves
-nothing to compile later. Samplers are made in rollout/sampler.py. Runs of one process share
-programs as far as their configs allow (`learner.state.Static`): other seeds, learning rates or
-lengths compile nothing anew.
+nothing to compile later. Runs of one process whose `Static` is equal share them.
 """
 
 import functools
@@ -12,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import ShapeDtypeStruct
 from jax.sharding import Mesh
 
 from remix_jax import sharding
@@ -23,7 +22,7 @@ from remix_jax.types import empty_rows
 
 
 class Memory(NamedTuple):
-    """Bytes on one device."""
+    """Bytes on one device; 0 where a backend does not tell."""
 
     arguments: int
     temporary: int
@@ -56,43 +55,38 @@ def compile_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> Program:
     return finish(trace_learn(learner, stage, mesh), mesh)
 
 
+@functools.cache
+def _compile_reincarnation(learner: Learner, mesh: Mesh | None) -> Program:
+    with sharding.over(mesh):
+        traced = reincarnate.trace(learner, sharding.abstract(abstract_state(learner), mesh))
+    return finish(traced, mesh)
+
+
 def trace_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> jax.stages.Traced:
     """The learning phase of a stage."""
     s = learner.static
-    state = sharding.abstract(abstract_state(learner), mesh)
 
     def rows(per_group):
-        n = stage.fresh_groups * per_group
-        slots = (s.prompt_slots, s.response_slots)
+        n, slots = stage.fresh_groups * per_group, (s.prompt_slots, s.response_slots)
         return jax.eval_shape(lambda: empty_rows(n, *slots)) if n else None
 
     fresh, expert = rows(s.own_rows), rows(s.group_size - s.own_rows)
-    number = _abstract((), jnp.float32)
-    inputs = StepInputs(
-        _abstract((), jnp.int32), number, number, _abstract((stage.passes,), jnp.float32)
-    )
-    given = sharding.abstract((fresh, inputs, expert), mesh, by_rule=False)
-    with sharding.over(mesh):
-        return learn.trace(state, *given, learner=learner, stage=stage)
-
-
-@functools.cache
-def _compile_reincarnation(learner: Learner, mesh: Mesh | None) -> Program:
+    number, count = (ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, jnp.int32))
+    params_M = ShapeDtypeStruct((stage.passes,), jnp.float32)
+    given = (fresh, StepInputs(count, number, number, params_M), expert)
     state = sharding.abstract(abstract_state(learner), mesh)
     with sharding.over(mesh):
-        traced = reincarnate.trace(learner, state)
-    return finish(traced, mesh)
+        given = sharding.abstract(given, mesh, by_rule=False)
+        return learn.trace(state, *given, learner=learner, stage=stage)
 
 
 def finish(traced: jax.stages.Traced, mesh: Mesh | None) -> Program:
     """Compiles what was traced over a mesh."""
     with sharding.over(mesh):
         compiled = traced.lower().compile()
-    analysis = compiled.memory_analysis()
-    if analysis is None:  # a backend may not tell
-        return Program(compiled, Memory(0, 0), mesh)
-    memory = Memory(analysis.argument_size_in_bytes, analysis.temp_size_in_bytes)
-    return Program(compiled, memory, mesh)
+    found = compiled.memory_analysis()
+    sizes = (found.argument_size_in_bytes, found.temp_size_in_bytes) if found else (0, 0)
+    return Program(compiled, Memory(*sizes), mesh)
 
 
 def abstract_state(learner: Learner) -> TrainState:
@@ -101,17 +95,9 @@ def abstract_state(learner: Learner) -> TrainState:
     return jax.eval_shape(lambda params: init_state(learner, params, seed=0), params)
 
 
-def _abstract(shape, dtype):
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
 def abstract_params(policy: Decoder):
     """Shapes and dtypes of a policy's parameters."""
-
-    def made():
-        tokens = jnp.zeros((1, 2), jnp.int32)
-        return policy.init(jax.random.key(0), tokens, tokens, tokens)
-
-    init = jax.eval_shape(made)
+    tokens = ShapeDtypeStruct((1, 2), jnp.int32)
+    init = jax.eval_shape(policy.init, jax.random.key(0), tokens, tokens, tokens)
     dtype = jnp.dtype(policy.config.param_dtype)
-    return jax.tree.map(lambda x: _abstract(x.shape, dtype), init["params"])
+    return jax.tree.map(lambda x: ShapeDtypeStruct(x.shape, dtype), init["params"])

@@ -22,7 +22,7 @@ from remix_jax.schedule import stage_at, stages
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The state of a run after `step` steps. `None` where the config has no use for a part."""
+    """The state of a run after `step` steps; None where the config has no use for a part."""
 
     params: dict
     opt_state: optax.OptState
@@ -37,7 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def _of(path: str):
-    """A field that is read from the config under a dotted name."""
+    """A field that is the config's, under a dotted name."""
     return dataclasses.field(metadata={"path": path})
 
 
@@ -95,19 +95,15 @@ class Static:
 
         By a budget of tokens they are as many as fit a device, and divide a mini-batch.
         """
-        fitting = self._fitting_rows(shards)
-        if not fitting:
+        if not self.micro_batch_tokens:
             return self.micro_batch_size
-        most = min(fitting, self.mini_batch_size)
+        most = min(self.score_rows(shards), self.mini_batch_size)
         return next(n for n in range(most, 0, -1) if self.mini_batch_size % n == 0)
 
     def score_rows(self, shards: int = 1) -> int:
         """Rows of a forward pass without gradient, likewise."""
-        return self._fitting_rows(shards) or self.score_batch_size
-
-    def _fitting_rows(self, shards: int) -> int:
-        """Rows within the budget of tokens a device; 0 without one."""
-        return shards * (self.micro_batch_tokens // (self.prompt_slots + self.response_slots))
+        fitting = self.micro_batch_tokens // (self.prompt_slots + self.response_slots)
+        return shards * fitting or self.score_batch_size
 
 
 def static_of(config: Config) -> Static:
@@ -115,10 +111,9 @@ def static_of(config: Config) -> Static:
     kl, trained_in = config.kl, config.replay.window + 1 if config.replay.share > 0 else 1
     imitated_in = config.imitation.window if config.imitation.weight > 0 else 1
     first = stages(config)[stage_at(config, 1)]
-    paths = {f.name: f.metadata.get("path") for f in dataclasses.fields(Static)}
-    read = {name: operator.attrgetter(path)(config) for name, path in paths.items() if path}
+    paths = {f.name: f.metadata["path"] for f in dataclasses.fields(Static) if f.metadata}
     return Static(
-        **read,
+        **{name: operator.attrgetter(path)(config) for name, path in paths.items()},
         # Room for this step's rows and those of the steps that any part looks back to.
         ring_groups=max(max(trained_in, imitated_in) * first.fresh_groups, config.batch_groups),
         max_uses=trained_in * config.passes,
@@ -140,7 +135,7 @@ class Learner(NamedTuple):
     policy: Decoder
     critic: Decoder | None
     optimizer: optax.GradientTransformation
-    critic_optimizer: optax.GradientTransformation | None
+    critic_optimizer: optax.GradientTransformation
 
 
 @functools.cache
@@ -160,7 +155,7 @@ def make_learner(config: Config, policy: Decoder) -> Learner:
     Equal for runs that differ in seed, learning rate or length: they share compiled programs.
 
     Raises:
-      InputError: the parameters would be in too few bits to be trained.
+      InputError: as `check_trainable`.
     """
     check_trainable(config)
     policy = Decoder(executed(policy.config, config))
@@ -169,36 +164,29 @@ def make_learner(config: Config, policy: Decoder) -> Learner:
         make_optimizer(o.beta1, o.beta2, o.weight_decay, o.first_moment_dtype)
         for o in (config.optimizer, config.critic.optimizer)
     )
-    static = static_of(config)
-    return Learner(static, policy, critic, optimizer, critic_optimizer if critic else None)
+    return Learner(static_of(config), policy, critic, optimizer, critic_optimizer)
 
 
 def check_trainable(config: Config) -> None:
-    """Parameters that are trained are float32: a step of 1e-6 is lost in a bfloat16 weight of 0.02.
-
-    Raises:
-      InputError: they are not.
-    """
+    """Raises InputError unless the parameters are float32, to be trained."""
     if config.model.dtype != "float32":
         raise InputError(
-            f"config.model.dtype = {config.model.dtype!r}: steps of the learning rate are below "
-            "its resolution and train nothing; leave it float32 and set config.model.compute_dtype="
-            "bfloat16, which computes products in bfloat16 over float32 parameters"
+            f"config.model.dtype = {config.model.dtype!r}: a step of 1e-6 is lost in a weight of "
+            "0.02; leave it float32 and set config.model.compute_dtype=bfloat16, which computes "
+            "products in bfloat16 over float32 parameters"
         )
 
 
 def executed(sizes: DecoderConfig, config: Config) -> DecoderConfig:
-    """A decoder's sizes with the way that the config wants it run, on the devices that are here."""
+    """A decoder's sizes with the way that the config wants it run on the devices that are here."""
     model, memory = config.model, config.memory
     dtype = model.compute_dtype or model.dtype
-    kernel = model.attention
-    if kernel == "auto":
-        kernel = attention.chosen(jax.default_backend(), dtype)
+    suited = attention.chosen(jax.default_backend(), dtype)
     execution = Execution(
         param_dtype=model.dtype,
         scan_layers=memory.scan_layers,
         remat=memory.remat,
-        attention=kernel,
+        attention=suited if model.attention == "auto" else model.attention,
         logit_slots=memory.logit_slots,
         logit_entries=memory.logit_entries,
         decode_tokens=memory.decode_tokens,
@@ -207,12 +195,19 @@ def executed(sizes: DecoderConfig, config: Config) -> DecoderConfig:
 
 
 def init_state(learner: Learner, params: dict, seed: int) -> TrainState:
-    """The state before the first step. `params` are kept; anchors and critic are copies."""
+    """The state before the first step. `params` are kept; anchors and critic are copies.
+
+    The critic is the policy's body under a value head of zeros: the first value of any state is 0.
+    """
     s = learner.static
     critic_params = critic_opt_state = None
-    if learner.critic is not None and learner.critic_optimizer is not None:
-        critic_params = init_critic(learner.critic, params)
+    if learner.critic:
+        scale = params["final_norm"]["scale"]  # [D]
+        head = {"kernel": jnp.zeros_like(scale)[:, None], "bias": jnp.zeros((1,), scale.dtype)}
+        body = {name: leaf for name, leaf in params.items() if name != "lm_head"}
+        critic_params = {**copy(body), "value_head": head}
         critic_opt_state = learner.critic_optimizer.init(critic_params)
+    sizes = (s.group_size, s.prompt_slots, s.response_slots)
     return TrainState(
         params=params,
         opt_state=learner.optimizer.init(params),
@@ -220,14 +215,7 @@ def init_state(learner: Learner, params: dict, seed: int) -> TrainState:
         critic_opt_state=critic_opt_state,
         base_params=anchor(learner, params) if s.has_base else None,
         prev_params=anchor(learner, params) if s.has_precedent else None,
-        replay=replay.init(
-            s.ring_groups,
-            s.group_size,
-            s.prompt_slots,
-            s.response_slots,
-            max_uses=s.max_uses,
-            with_advantage=s.stores_advantage,
-        ),
+        replay=replay.init(s.ring_groups, *sizes, s.max_uses, s.stores_advantage),
         key=streams.key(seed, "learning"),
         step=jnp.zeros((), jnp.int32),
         fault_F=jnp.zeros((len(fault_names(params, critic_params)),), bool),
@@ -243,15 +231,6 @@ def place_state(learner: Learner, params: dict, seed: int, mesh: Mesh | None) ->
     return jax.jit(make, out_shardings=where, donate_argnums=0)(params)
 
 
-def init_critic(critic: Decoder, params: dict) -> dict:
-    """The policy's body, copied, under a value head of zeros: the first value of any state is 0."""
-    width = critic.config.width
-    body = {name: leaf for name, leaf in params.items() if name != "lm_head"}
-    dtype = params["final_norm"]["scale"].dtype
-    head = {"kernel": jnp.zeros((width, 1), dtype), "bias": jnp.zeros((1,), dtype)}
-    return {**copy(body), "value_head": head}
-
-
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def reincarnate(learner: Learner, state: TrainState) -> TrainState:
     """ReMix's reincarnation at the start of step T + 1 (arXiv 2507.06892).
@@ -260,12 +239,10 @@ def reincarnate(learner: Learner, state: TrainState) -> TrainState:
     log-probs belong to the old anchor, and the on-policy stage reads none of it. Moments, critic
     and the clock of KL-Convex go on; `reset_optimizer` starts the policy's moments anew.
     """
-    opt_state = state.opt_state
-    if learner.static.reset_optimizer:
-        opt_state = learner.optimizer.init(state.params)
+    s, params = learner.static, state.params
     state = state.replace(
-        base_params=None if state.base_params is None else anchor(learner, state.params),
-        opt_state=opt_state,
+        base_params=anchor(learner, params) if s.has_base else None,
+        opt_state=learner.optimizer.init(params) if s.reset_optimizer else state.opt_state,
         replay=replay.clear(state.replay),
     )
     return sharding.by_rules(state)
@@ -273,9 +250,12 @@ def reincarnate(learner: Learner, state: TrainState) -> TrainState:
 
 def fault_names(params: dict, critic_params: dict | None) -> list[str]:
     """What each entry of `fault_F` speaks of: the two losses, then the gradient of every tensor."""
-    names = ["policy loss", "value loss"]
-    names += [f"gradient of policy {path}" for path in _paths(params)]
-    return names + [f"gradient of critic {path}" for path in _paths(critic_params)]
+    trees = (("policy", params), ("critic", critic_params))
+    return ["policy loss", "value loss"] + [
+        f"gradient of {name} {sharding.path_text(path)}"
+        for name, tree in trees
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 def anchor(learner: Learner, params: dict) -> dict:
@@ -285,10 +265,9 @@ def anchor(learner: Learner, params: dict) -> dict:
 
 
 def move_anchors(config: Config, state: TrainState, kind: str) -> TrainState:
-    """The anchors in "pinned_host" memory, or on the "device" where programs read them.
+    """The anchors in "pinned_host" memory or on the "device", unless they rest on devices anyway.
 
-    The state as it was, unless the config wants them on the host between uses. What they took
-    before is freed: the state that was given must not be used again.
+    What they took before is freed: the state that was given must not be used again.
     """
     if not config.memory.anchors_on_host:
         return state
@@ -306,7 +285,3 @@ def move_anchors(config: Config, state: TrainState, kind: str) -> TrainState:
 def copy(tree: dict) -> dict:
     """Buffers of one's own: a donated tree must not be anybody else's anchor."""
     return jax.tree.map(jnp.copy, tree)
-
-
-def _paths(tree) -> list[str]:
-    return [sharding.path_text(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]

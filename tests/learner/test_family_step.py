@@ -67,7 +67,7 @@ def steps_of(name, steps=2, wider=(0, 0), **changes):
     config = config_of(name, **changes)
     learner, state = start(config)
     if wider != (0, 0):
-        groups = replay.capacity(state.replay) // config.group_size
+        groups = state.replay.capacity // config.group_size
         slots = (P + wider[0], T + wider[1])
         ring = replay.init(groups, config.group_size, *slots, max_uses=4)
         state = state.replace(replay=ring)
@@ -142,7 +142,9 @@ def test_stored_advantages_are_those_of_the_collection():
 def test_mini_batches_of_whole_groups():
     config = config_of("agro", mini_batch_size=4, micro_batch_size=2, passes=3)
     learner, _ = start(config)
-    index = np.asarray(step._mini_batches(learner.static, stage_of(config, 1), jax.random.key(0)))
+    stage, key = stage_of(config, 1), jax.random.key(0)
+    index, _, _ = step._mini_batches(learner.static, stage, key, jnp.zeros(stage.passes))
+    index = np.asarray(index)
     assert index.shape == (6, 2, 2)
     np.testing.assert_array_equal(index[..., 1], index[..., 0] + 1)
     np.testing.assert_array_equal(np.sort(index.reshape(3, -1)), [range(8)] * 3)

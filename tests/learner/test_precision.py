@@ -40,7 +40,8 @@ def test_a_budget_of_tokens_is_a_number_of_rows():
         config_rules.validate(config)
     config.memory.micro_batch_tokens = P + T
     learner, _ = start(config)
-    batches = step._mini_batches(learner.static, stage_of(config, 1), jax.random.key(0))
+    stage, key = stage_of(config, 1), jax.random.key(0)
+    batches, _, _ = step._mini_batches(learner.static, stage, key, jnp.zeros(config.passes))
     assert batches.shape == (config.passes * 2, 4, 1)
 
 
