@@ -58,7 +58,7 @@ class Run:
         from remix_jax.learner.state import init_state, make_learner
         from remix_jax.learner.step import step_inputs
         from remix_jax.models import huggingface
-        from remix_jax.models.huggingface import load_vocabulary
+        from remix_jax.models.hf_tokenizer import load_vocabulary
         from remix_jax.rewards import Scorer
         from remix_jax.rollout import sampler
         from remix_jax.rollout.rollouts import prompt_batch

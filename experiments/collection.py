@@ -28,8 +28,8 @@ from remix_jax.errors import InputError
 from remix_jax.learner.state import executed
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
-from remix_jax.models.digest import model_digest
-from remix_jax.models.huggingface import Vocabulary, load_vocabulary
+from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
+from remix_jax.models.huggingface import model_digest
 from remix_jax.rewards import Scorer
 from remix_jax.rollout.rollouts import prompt_batch, response_ids, score_responses
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, make, sampler_settings

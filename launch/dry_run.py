@@ -29,7 +29,7 @@ from remix_jax.learner.programs import abstract_state
 from remix_jax.learner.state import Learner, TrainState, make_learner
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
-from remix_jax.models.huggingface import load_vocabulary
+from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.rewards import Scorer
 from remix_jax.run.plan import (
     method_plan,

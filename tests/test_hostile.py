@@ -12,7 +12,7 @@ import pytest
 
 from remix_jax.data.problems import load_problems
 from remix_jax.errors import InputError
-from remix_jax.models import huggingface
+from remix_jax.models import hf_tokenizer, huggingface
 from tests import tiny_models
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -93,7 +93,7 @@ def test_code_of_a_model_directory_is_not_run(model_directory, fuse):
         path = model_directory / name
         path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": entry}))
     huggingface.load(model_directory)
-    assert huggingface.load_tokenizer(model_directory).chat_template
+    assert hf_tokenizer.load_tokenizer(model_directory).chat_template
 
 
 TEMPLATES = {
@@ -114,7 +114,7 @@ def test_chat_templates_run_in_a_sandbox(case, model_directory, fuse):
     template = TEMPLATES[case].replace("FUSE", str(fuse))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
     with pytest.raises(InputError, match="does not render one user message") as error:
-        huggingface.load_tokenizer(model_directory)
+        hf_tokenizer.load_tokenizer(model_directory)
     assert "\n" not in str(error.value)
 
 

@@ -10,7 +10,7 @@ from remix_jax import rewards, streams
 from remix_jax.config import Config
 from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
-from remix_jax.models.huggingface import Vocabulary
+from remix_jax.models.hf_tokenizer import Vocabulary
 from remix_jax.rewards import Item, Score, Scorer
 from remix_jax.rollout.rollouts import prompt_batch, response_ids, score_responses
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, evaluation_task

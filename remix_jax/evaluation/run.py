@@ -30,8 +30,8 @@ from remix_jax.evaluation.responses import Question, questions, respond
 from remix_jax.learner.state import executed
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder
-from remix_jax.models.digest import model_digest
-from remix_jax.models.huggingface import Vocabulary, load_vocabulary
+from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
+from remix_jax.models.huggingface import model_digest
 from remix_jax.rewards import Item, Score, Scorer
 from remix_jax.rollout.sampler import evaluation_task, make
 from remix_jax.sinks.console import Console

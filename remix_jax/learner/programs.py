@@ -99,5 +99,5 @@ def abstract_params(policy: Decoder):
     """Shapes and dtypes of a policy's parameters."""
     tokens = ShapeDtypeStruct((1, 2), jnp.int32)
     init = jax.eval_shape(policy.init, jax.random.key(0), tokens, tokens, tokens)
-    dtype = jnp.dtype(policy.config.param_dtype)
+    dtype = jnp.dtype(policy.config.execution.param_dtype or policy.config.dtype)
     return jax.tree.map(lambda x: ShapeDtypeStruct(x.shape, dtype), init["params"])

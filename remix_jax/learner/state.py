@@ -15,8 +15,7 @@ from remix_jax import sharding, streams
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.models import attention
-from remix_jax.models.decoder import Decoder, DecoderConfig
-from remix_jax.models.execution import Execution
+from remix_jax.models.decoder import Decoder, DecoderConfig, Execution
 from remix_jax.rl import replay
 from remix_jax.schedule import stage_at, stages
 

@@ -7,7 +7,7 @@
 They agree within rounding at real tokens; at padding all are finite and mean nothing.
 
 Shape letters: as in `products`; H = K * M query heads. The T queries are those of the slots from
-S_real - T on, where S_real leaves out what `padded_slots` added.
+`first` on.
 """
 
 import functools
@@ -15,10 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as splash_kernel,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
 from remix_jax import sharding
@@ -32,19 +29,14 @@ _LANES = 128  # of a TPU's vector registers
 
 def chosen(platform: str, dtype: str) -> str:
     """The kernel for a platform ("cpu", "gpu", "tpu"); cuDNN's takes no float32."""
-    if platform == "tpu":
-        return "splash"
-    return "cudnn" if platform == "gpu" and dtype == "bfloat16" else "plain"
+    kinds = {"tpu": "splash", "gpu": "cudnn" if dtype == "bfloat16" else "plain"}
+    return kinds.get(platform, "plain")
 
 
-def for_slots(kind: str, slots: int) -> str:
-    """What attends to rows of so many slots."""
-    return kind if slots >= LONG else "plain"
-
-
-def padded_slots(kind: str, slots: int) -> int:
-    """Slots that the kernel asks for: the next multiple of its block."""
-    return slots + -slots % _BLOCK[kind]
+def for_slots(kind: str, slots: int) -> tuple[str, int]:
+    """What attends to rows of so many slots, and the multiple of its block that it asks for."""
+    kind = kind if slots >= LONG else "plain"
+    return kind, slots + -slots % _BLOCK[kind]
 
 
 def visibility(kind: str, mask_BS: jax.Array) -> jax.Array:
@@ -59,92 +51,57 @@ def visibility(kind: str, mask_BS: jax.Array) -> jax.Array:
     return jnp.where(causal_SS[None] & (mask_BS != 0)[:, None], 0.0, MASKED)
 
 
-def attend(
-    kind: str,
-    q_BKMTE: jax.Array,
-    k_BKSE: jax.Array,
-    v_BKSE: jax.Array,
-    visible: jax.Array,
-    first: int,
-    dtype: str,
-) -> jax.Array:
+def attend(kind: str, q_BKMTE, k_BKSE, v_BKSE, visible, first: int, dtype: str) -> jax.Array:
     """softmax(q k^T) v over what each query may see, float32 [B, K, M, T, E].
 
     Args:
       q_BKMTE: scaled by 1 / sqrt(E) already.
-      visible: as `visibility` gives it, for that kind (of `execution.ATTENTIONS`).
+      visible: as `visibility` gives it, for that kind.
       first: slot of the first query (static).
       dtype: of the operands; sums are float32.
     """
+    B, K, M, T, E = q_BKMTE.shape
     if kind == "plain":
-        B, K, M, T, E = q_BKMTE.shape
         bias_BTS = visible[:, first : first + T]
         q_BKXE = q_BKMTE.reshape(B, K, M * T, E)
         out_BKXE = products.attention(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype)
         return out_BKXE.reshape(B, K, M, T, E)
     q, k, v = (x.astype(dtype) for x in (q_BKMTE, k_BKSE, v_BKSE))
-    if kind == "splash":
-        return _splash_on_mesh(q, k, v, visible, first).astype(jnp.float32)
-    return cudnn(q, k, v, visible, first).astype(jnp.float32)
-
-
-def _splash_on_mesh(q_BKMTE, k_BKSE, v_BKSE, real_BS, first: int):
-    """`splash`; on a mesh every device for its own rows and key heads."""
-    call = functools.partial(splash, first=first)
-    given: tuple[jax.Array, ...] = (q_BKMTE, k_BKSE, v_BKSE, real_BS)
-    mesh = sharding.in_use()
+    if kind == "cudnn":
+        return cudnn(q, k, v, visible, first).astype(jnp.float32)
+    given: tuple[jax.Array, ...] = (q, k, v, visible)
+    call, mesh = functools.partial(splash, first=first), sharding.in_use()
     if mesh is None:
-        return call(*given)
-    B = q_BKMTE.shape[0]
-    missing = -B % sharding.row_shards(mesh)  # every device gets as many rows
+        return call(*given).astype(jnp.float32)
+    # Every device for its own rows, of which all get as many, and its own key heads.
+    missing = -B % sharding.row_shards(mesh)
     if missing:
         given = tuple(jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in given)
     rows, heads = PartitionSpec(sharding.ROWS), PartitionSpec(sharding.ROWS, "tensor")
     mapped = jax.shard_map(
         call, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
     )
-    return mapped(*given)[:B]
+    return mapped(*given)[:B].astype(jnp.float32)
 
 
 def splash(q_BKMTE, k_BKSE, v_BKSE, real_BS, first: int, interpret: bool = False):
     """The TPU kernel on one device's share; real and padding slots are segments of their own."""
     B, K, M, T, E = q_BKMTE.shape
     S = k_BKSE.shape[2]
-    rows, width = -T % _block(T), -E % _LANES
+    # Slots that the kernel takes at once.
+    block_T, block_S = (min(_BLOCK["splash"], slots + -slots % _LANES) for slots in (T, S))
+    rows, width = -T % block_T, -E % _LANES
     q = jnp.pad(q_BKMTE.reshape(B, K * M, T, E), ((0, 0), (0, 0), (0, rows), (0, width)))
     k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, width))) for x in (k_BKSE, v_BKSE))
     q_real_BT = jnp.pad(real_BS[:, first : first + T], ((0, 0), (0, rows)))
-    kernel = _splash_kernel(K * M, T + rows, S, first, interpret)
-    segments = splash_kernel.SegmentIds(q=q_real_BT, kv=real_BS)
-    out_BHTE = jax.vmap(kernel)(q, k, v, segments)
-    return out_BHTE[:, :, :T, :E].reshape(B, K, M, T, E)
-
-
-def _block(slots: int) -> int:
-    """Slots that the kernel takes at once."""
-    return min(_BLOCK["splash"], slots + -slots % _LANES)
-
-
-def _splash_kernel(heads: int, T: int, S: int, first: int, interpret: bool):
-    mask = splash_mask.CausalMask((T, S), offset=first)
-    q, kv = _block(T), _block(S)
-    blocks = splash_kernel.BlockSizes(
-        block_q=q,
-        block_kv=kv,
-        block_kv_compute=kv,
-        block_q_dkv=q,
-        block_kv_dkv=kv,
-        block_kv_dkv_compute=kv,
-        block_q_dq=q,
-        block_kv_dq=kv,
-    )
-    return splash_kernel.make_splash_mha(
-        splash_mask.MultiHeadMask([mask] * heads),
-        head_shards=1,
-        q_seq_shards=1,
-        block_sizes=blocks,
+    forward = of_keys = (block_T, block_S, block_S)
+    kernel = splash_attention.make_splash_mha_single_device(
+        splash_attention.MultiHeadMask([splash_attention.CausalMask((T + rows, S), first)] * K * M),
+        block_sizes=splash_attention.BlockSizes(*forward, *of_keys, block_T, block_S),
         interpret=interpret,
     )
+    out_BHTE = jax.vmap(kernel)(q, k, v, splash_attention.SegmentIds(q=q_real_BT, kv=real_BS))
+    return out_BHTE[:, :, :T, :E].reshape(B, K, M, T, E)
 
 
 def cudnn(q_BKMTE, k_BKSE, v_BKSE, real_BS, first: int, implementation: Any = "cudnn"):

@@ -18,11 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from remix_jax import sharding
 from remix_jax.models import attention
-from remix_jax.models.execution import DEFAULTS, Execution
 from remix_jax.models.products import attention_step, lookup, matmul
-from remix_jax.sharding import ROWS, Places, constrain, places
+from remix_jax.sharding import ROWS, STREAM, Places, by_rules, constrain, places
 
 # Of every layer: keys [B, K, E, S] (the layout in which a CPU multiplies them without copying them
 # first) and values [B, K, S, E].
@@ -30,13 +28,29 @@ Cache = tuple[tuple[jax.Array, jax.Array], ...]
 
 
 @dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a decoder is run, apart from what it computes: memory against time, and the kernels.
+
+    Results agree up to rounding; the defaults suit small models and short rows.
+    """
+
+    param_dtype: str = ""  # of the parameters; empty: that of the operands of products
+    scan_layers: bool = False  # one layer compiled and looped over, in place of all unrolled
+    remat: bool = False  # a layer keeps its input alone and runs again in the backward pass
+    attention: str = "plain"  # kernel of rows of `attention.LONG` slots or more
+    logit_slots: int = 0  # slots of a row whose logits exist at once; 0: all
+    logit_entries: int = 0  # entries of the vocabulary, likewise
+    decode_tokens: int = 0  # slots of cache that a device holds while decoding; 0: of all rows
+
+
+@dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's stretching of the rotary wavelengths beyond the pretraining context."""
+    """Llama 3's stretching of rotary wavelengths beyond the pretraining context; HF's names."""
 
     factor: float
     low_freq_factor: float
     high_freq_factor: float
-    original_max_positions: int
+    original_max_position_embeddings: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,73 +76,57 @@ class DecoderConfig:
     qk_norm: bool
     max_positions: int
     dtype: str = "float32"
-    execution: Execution = DEFAULTS
-
-    @property
-    def param_dtype(self) -> str:
-        """Of the parameters."""
-        return self.execution.param_dtype or self.dtype
+    execution: Execution = Execution()
 
 
-def rope_frequencies(config: DecoderConfig) -> np.ndarray:
-    """Angular frequencies theta^(-2i/E), i < E / 2, in radians per position, float32 [E / 2].
+def rope_angles(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of position * theta^(-2i/E), i < E / 2, in radians, float32 [..., E / 2].
 
     With Llama 3's scaling, a frequency that turns less than low_freq_factor times within the
     original context is divided by `factor`, one that turns more than high_freq_factor times is
     kept, and those between are interpolated linearly in their number of turns.
     """
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    frequency = config.rope_theta**-exponents
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequency.astype(np.float32)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    turns = scaling.original_max_positions * frequency / (2 * math.pi)
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return (frequency * (kept + (1.0 - kept) / scaling.factor)).astype(np.float32)
-
-
-def _rotate(x_NHE: jax.Array, cos_NE: jax.Array, sin_NE: jax.Array) -> jax.Array:
-    """Turns the pairs (x[i], x[i + E / 2]) by their position's angles."""
-    N, H, E = x_NHE.shape
-    x = x_NHE.reshape(N, H, 2, E // 2)
-    signed_sin = jnp.stack([-sin_NE, sin_NE], axis=1)[:, None]
-    return (x * cos_NE[:, None, None] + x[:, :, ::-1] * signed_sin).reshape(N, H, E)
+    frequency, scaling = config.rope_theta**-exponents, config.rope_scaling
+    if scaling is not None:
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequency = frequency * (kept + (1.0 - kept) / scaling.factor)
+    per_position = frequency.astype(np.float32).reshape((1,) * positions.ndim + (-1,))
+    angle = positions.astype(jnp.float32)[..., None] * per_position
+    return jnp.cos(angle), jnp.sin(angle)
 
 
 class Norm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * scale over the last axis, float32."""
 
-    size: int
     eps: float
 
-    def setup(self):
-        self.scale = self.param("scale", nn.initializers.ones, (self.size,))
-
+    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         inverse = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
-        scale = self.scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        scale = scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
         return x * inverse * scale
 
 
 class Linear(nn.Module):
     """x @ kernel (+ bias), operands in `dtype`, sums and result float32."""
 
-    inputs: int
     outputs: int
     dtype: str
     use_bias: bool = False
     initializer: nn.initializers.Initializer = nn.initializers.normal(0.02)
 
-    def setup(self):
-        self.kernel = self.param("kernel", self.initializer, (self.inputs, self.outputs))
-        if self.use_bias:
-            self.bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
-
+    @nn.compact
     def __call__(self, x_ND: jax.Array) -> jax.Array:
-        where = places((*self.path, "kernel"), self.kernel.shape)
-        y_NF = matmul(x_ND, self.kernel, self.dtype, where)
-        return y_NF + self.bias.astype(jnp.float32)[None] if self.use_bias else y_NF
+        kernel = self.param("kernel", self.initializer, (x_ND.shape[1], self.outputs))
+        y_NF = matmul(x_ND, kernel, self.dtype, places((*self.path, "kernel"), kernel.shape))
+        if not self.use_bias:
+            return y_NF
+        bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
+        return y_NF + bias.astype(jnp.float32)[None]
 
 
 class Embedding(nn.Module):
@@ -154,48 +152,43 @@ class Embedding(nn.Module):
 
 
 class Layer(nn.Module):
-    """One block: x + attention(norm(x)), then x + MLP(norm(x))."""
+    """One block: x + attention(norm(x)), then x + MLP(norm(x)). Attributes name the parameters."""
 
     config: DecoderConfig
 
     def setup(self):
-        """The parts that hold parameters; their names are those of the tree."""
         c = self.config
-        q_width, kv_width = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        self.attn_norm = Norm(c.width, c.norm_eps)
-        self.q = Linear(c.width, q_width, c.dtype, c.qkv_bias)
-        self.k = Linear(c.width, kv_width, c.dtype, c.qkv_bias)
-        self.v = Linear(c.width, kv_width, c.dtype, c.qkv_bias)
-        self.o = Linear(q_width, c.width, c.dtype)
+        self.attn_norm, self.mlp_norm = Norm(c.norm_eps), Norm(c.norm_eps)
+        self.q = Linear(c.heads * c.head_dim, c.dtype, c.qkv_bias)
+        self.k = Linear(c.kv_heads * c.head_dim, c.dtype, c.qkv_bias)
+        self.v = Linear(c.kv_heads * c.head_dim, c.dtype, c.qkv_bias)
+        self.o = Linear(c.width, c.dtype)
         if c.qk_norm:
-            self.q_norm = Norm(c.head_dim, c.norm_eps)
-            self.k_norm = Norm(c.head_dim, c.norm_eps)
-        self.mlp_norm = Norm(c.width, c.norm_eps)
-        self.gate = Linear(c.width, c.ffn_width, c.dtype)
-        self.up = Linear(c.width, c.ffn_width, c.dtype)
-        self.down = Linear(c.ffn_width, c.width, c.dtype)
+            self.q_norm, self.k_norm = Norm(c.norm_eps), Norm(c.norm_eps)
+        self.gate, self.up = Linear(c.ffn_width, c.dtype), Linear(c.ffn_width, c.dtype)
+        self.down = Linear(c.width, c.dtype)
 
-    def __call__(self, x_BSD, visible, cos_BSE, sin_BSE, kind: str, queries: tuple[int, int]):
-        """The output at some slots [B, T, D], and the keys and values [B, K, S, E] of all.
+    def __call__(self, x_BSD, visible, rope, kind: str, first: int, T: int):
+        """The output at T slots from `first` on [B, T, D]; keys and values [B, K, S, E] of all.
 
         Args:
           visible, kind: as `attention.visibility` gives it, for that kernel.
-          queries: the first slot that is queried, and T (static).
+          rope: cos and sin [B, S, E / 2] of the positions.
         """
-        B, S, D = x_BSD.shape
-        first, T = queries
-        rope = cos_BSE.reshape(B * S, -1), sin_BSE.reshape(B * S, -1)
+        (B, S, D), c = x_BSD.shape, self.config
+        rope = [x.reshape(B * S, -1) for x in rope]
         normed_ND = self.attn_norm(x_BSD.reshape(B * S, D))
-        k_NKE, v_NKE = self._keys_values(normed_ND, *rope)
-        k_BKSE, v_BKSE = _heads_first(k_NKE, B), _heads_first(v_NKE, B)
+
+        def heads_first(x):  # [B * T, H, E] -> [B, H, T, E]
+            return x.reshape(B, -1, *x.shape[1:]).transpose(0, 2, 1, 3)
 
         def queried(x):
             return x.reshape(B, S, -1)[:, first : first + T].reshape(B * T, -1) if T < S else x
 
-        c = self.config
-        q_NHE = self._queries(queried(normed_ND), *map(queried, rope))
-        q_BKMTE = _heads_first(q_NHE, B).reshape(B, c.kv_heads, -1, T, c.head_dim)
-        q_BKMTE, k_BKSE, v_BKSE = (constrain(x, ROWS, "tensor") for x in (q_BKMTE, k_BKSE, v_BKSE))
+        k, v = map(heads_first, self._keys_values(normed_ND, *rope))
+        q = heads_first(self._queries(queried(normed_ND), *map(queried, rope)))
+        q = q.reshape(B, c.kv_heads, -1, T, c.head_dim)
+        q_BKMTE, k_BKSE, v_BKSE = (constrain(x, ROWS, "tensor") for x in (q, k, v))
         out = attention.attend(kind, q_BKMTE, k_BKSE, v_BKSE, visible, first, c.dtype)
         out_BTHE = out.reshape(B, -1, T, c.head_dim).transpose(0, 2, 1, 3)
         x_ND = queried(x_BSD.reshape(B * S, D)) + self.o(out_BTHE.reshape(B * T, -1))
@@ -230,9 +223,12 @@ class Layer(nn.Module):
         return x_ND + self.down(jax.nn.silu(self.gate(normed_ND)) * self.up(normed_ND))
 
 
-def _heads_first(x_NHE, B):
-    """[B * T, H, E] -> [B, H, T, E]."""
-    return x_NHE.reshape(B, -1, *x_NHE.shape[1:]).transpose(0, 2, 1, 3)
+def _rotate(x_NHE: jax.Array, cos_NE: jax.Array, sin_NE: jax.Array) -> jax.Array:
+    """Turns the pairs (x[i], x[i + E / 2]) by their position's angles."""
+    N, H, E = x_NHE.shape
+    x = x_NHE.reshape(N, H, 2, E // 2)
+    signed_sin = jnp.stack([-sin_NE, sin_NE], axis=1)[:, None]
+    return (x * cos_NE[:, None, None] + x[:, :, ::-1] * signed_sin).reshape(N, H, E)
 
 
 class Decoder(nn.Module):
@@ -247,16 +243,14 @@ class Decoder(nn.Module):
     head: str = "lm"
 
     def setup(self):
-        """As of `Layer`; the head is "lm", tied or of its own, or "value"."""
         c = self.config
         self.embed = Embedding(c.vocab_size, c.width, c.dtype)
         self.layers = [Layer(c) for _ in range(c.layers)]
-        self.final_norm = Norm(c.width, c.norm_eps)
+        self.final_norm = Norm(c.norm_eps)
         if self.head == "value":
-            zeros = nn.initializers.zeros
-            self.value_head = Linear(c.width, 1, c.dtype, use_bias=True, initializer=zeros)
+            self.value_head = Linear(1, c.dtype, True, nn.initializers.zeros)
         elif not c.tied_embeddings:
-            self.lm_head = Linear(c.width, c.vocab_size, c.dtype)
+            self.lm_head = Linear(c.vocab_size, c.dtype)
 
     def __call__(self, tokens_BS, positions_BS, mask_BS) -> jax.Array:
         """Logits [B, S, V] (head "lm") or values [B, S] (head "value"), float32."""
@@ -281,7 +275,9 @@ class Decoder(nn.Module):
 
     def head_weights(self) -> jax.Array:
         """The projection [D, V] of `project` (head "lm")."""
-        return self.embed.embedding.T if self.config.tied_embeddings else self.lm_head.kernel
+        if self.config.tied_embeddings:
+            return self.embed.embedding.T
+        return self.lm_head.variables["params"]["kernel"]
 
     def prefill(self, tokens_QP, positions_QP, mask_QP) -> tuple[jax.Array, Cache]:
         """Output of the final norm at the last slot [Q, D], and the cache of all P slots."""
@@ -295,7 +291,7 @@ class Decoder(nn.Module):
         `seen_BS` is true at the slots of the cache that the row's token sees, `slot` among them.
         """
         bias_BS = jnp.where(seen_BS, 0.0, attention.MASKED)
-        rope = self._rope(positions_B)
+        rope = rope_angles(self.config, positions_B)
         x_BD, new = self.embed(tokens_B), []
         for layer, old in zip(self.layers, cache, strict=True):
             x_BD, layer_cache = layer.step(constrain(x_BD, ROWS), old, bias_BS, slot, *rope)
@@ -303,72 +299,45 @@ class Decoder(nn.Module):
         return self.final_norm(x_BD), tuple(new)
 
     def _run(self, tokens_BS, positions_BS, mask_BS, last, keep: bool = False):
-        """Final-norm outputs at the last `last` slots, and all keys and values if kept."""
-        B, S = tokens_BS.shape
-        kind = attention.for_slots(self.config.execution.attention, S)
-        padding = attention.padded_slots(kind, S) - S
-        if padding:
-            behind = ((0, 0), (0, padding))
+        """Final-norm outputs at the last `last` slots, and all keys and values if kept.
+
+        Layers are unrolled, rematerialised, scanned or both, over the same parameters.
+        """
+        c, (B, S) = self.config, tokens_BS.shape
+        execution = Execution() if self.is_initializing() else c.execution
+        unrolled = not (execution.scan_layers or execution.remat)
+        kind, slots = attention.for_slots(execution.attention, S)
+        if slots > S:
             tokens_BS, positions_BS, mask_BS = (
-                jnp.pad(x, behind) for x in (tokens_BS, positions_BS, mask_BS)
+                jnp.pad(x, ((0, 0), (0, slots - S))) for x in (tokens_BS, positions_BS, mask_BS)
             )
-        queried = S if last is None else last
-        visible, rope = attention.visibility(kind, mask_BS), self._rope(positions_BS)
-        x_BSD = self.embed(tokens_BS.reshape(-1)).reshape(B, S + padding, -1)
-        every = {"visible": visible, "cos_BSE": rope[0], "sin_BSE": rope[1], "kind": kind}
-        whole, last_slots = (0, S + padding), (S - queried, queried)
-        run = self._unrolled if self._is_plain() else self._recomputed
-        x_BTD, cache = run(x_BSD, every, whole, last_slots, keep)
-        return self.final_norm(x_BTD), cache
+        T = S if last is None else last
+        all_slots, last_slots = (0, slots), (S - T, T)
+        visible, rope = attention.visibility(kind, mask_BS), rope_angles(c, positions_BS)
 
-    def _is_plain(self) -> bool:
-        execution = self.config.execution
-        return self.is_initializing() or not (execution.scan_layers or execution.remat)
+        def block(x_BSD, layer, queries):
+            run = layer if unrolled else functools.partial(Layer(c, parent=None).apply, layer)
+            x_BTD, cache = run(x_BSD, visible, rope, kind, *queries)
+            return constrain(x_BTD, *between), cache if keep else None
 
-    def _unrolled(self, x_BSD, every, whole, last, keep):
-        cache = []
-        for layer in self.layers[:-1]:
-            x_BSD, layer_cache = layer(constrain(x_BSD, ROWS), queries=whole, **every)
-            cache.append(layer_cache)
-        x_BTD, layer_cache = self.layers[-1](constrain(x_BSD, ROWS), queries=last, **every)
-        return x_BTD, (*cache, layer_cache) if keep else None
-
-    def _recomputed(self, x_BSD, every, whole, last, keep):
-        """`_unrolled` with layers rematerialised, scanned or both, over the same parameters."""
-        execution, kind = self.config.execution, every.pop("kind")
-        params = [layer.variables["params"] for layer in self.layers]
-
-        def block(queries, x_BSD, params, every):
-            layer = Layer(self.config, parent=None)
-            options = {"kind": kind, "queries": queries}
-            x_BTD, cache = layer.apply({"params": params}, x_BSD, **every, **options)
-            return sharding.constrain(x_BTD, *sharding.STREAM), cache if keep else None
-
-        def run(queries):
-            function = functools.partial(block, queries)
+        if execution.remat:
             # In a scan nothing can be merged with the forward pass, and the barriers would cost.
             apart = not execution.scan_layers
-            return jax.checkpoint(function, prevent_cse=apart) if execution.remat else function
-
-        x_BSD = sharding.constrain(x_BSD, *sharding.STREAM)
+            block = jax.checkpoint(block, prevent_cse=apart, static_argnums=2)
+        between = (ROWS,) if unrolled else STREAM
+        x_BSD = constrain(self.embed(tokens_BS.reshape(-1)).reshape(B, slots, -1), *between)
+        layers = self.layers if unrolled else [layer.variables for layer in self.layers]
         if execution.scan_layers:
             # The last layer too runs on all slots: one body to compile is worth more.
-            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-            stacked = sharding.by_rules(stacked)
-            x_BSD, caches = jax.lax.scan(lambda x, p: run(whole)(x, p, every), x_BSD, stacked)
-            indices = range(len(params)) if keep else ()
-            cache = [jax.tree.map(lambda leaf, i=i: leaf[i], caches) for i in indices]
-            first, T = last
-            return x_BSD[:, first : first + T], tuple(cache) if keep else None
-        cache = []
-        for own in params[:-1]:
-            x_BSD, layer_cache = run(whole)(x_BSD, own, every)
-            cache.append(layer_cache)
-        x_BTD, layer_cache = run(last)(x_BSD, params[-1], every)
-        return x_BTD, (*cache, layer_cache) if keep else None
-
-    def _rope(self, positions):
-        angle = positions.astype(jnp.float32)[..., None] * rope_frequencies(self.config).reshape(
-            (1,) * positions.ndim + (-1,)
-        )
-        return jnp.cos(angle), jnp.sin(angle)
+            stacked = by_rules(jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers))
+            x_BSD, kept = jax.lax.scan(lambda x, p: block(x, p, all_slots), x_BSD, stacked)
+            x_BTD = x_BSD[:, S - T : S]
+            cache = [jax.tree.map(lambda x, i=i: x[i], kept) for i in range(c.layers)]
+        else:
+            cache = []
+            for layer in layers:
+                queries = last_slots if layer is layers[-1] else all_slots
+                x_BSD, keys_values = block(x_BSD, layer, queries)
+                cache.append(keys_values)
+            x_BTD = x_BSD
+        return self.final_norm(x_BTD), tuple(cache)

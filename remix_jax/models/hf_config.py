@@ -5,6 +5,7 @@ dtype (transformers 5). What this decoder does not support is refused by name, n
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -21,17 +22,18 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
 }
-# Ours -> Hugging Face's names of what every file must hold.
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "width": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "ffn_width": "intermediate_size",
-    "max_positions": "max_position_embeddings",
+# Fields of `DecoderConfig` that are numbers -> their key in config.json, and of what kind they are.
+_NUMBERS = {
+    "vocab_size": ("vocab_size", int),
+    "width": ("hidden_size", int),
+    "layers": ("num_hidden_layers", int),
+    "heads": ("num_attention_heads", int),
+    "kv_heads": ("num_key_value_heads", int),
+    "head_dim": ("head_dim", int),
+    "ffn_width": ("intermediate_size", int),
+    "max_positions": ("max_position_embeddings", int),
+    "norm_eps": ("rms_norm_eps", float),
 }
-_FACTORS = ("factor", "low_freq_factor", "high_freq_factor")  # of Llama 3's scaling, ours alike
-_ORIGINAL = "original_max_position_embeddings"
 
 
 def read_config(directory: str | os.PathLike) -> DecoderConfig:
@@ -47,27 +49,33 @@ def read_config(directory: str | os.PathLike) -> DecoderConfig:
     raw = read_json(where)
     _check_supported(raw, where)
     architecture = raw["model_type"]
-    sizes = {ours: _number(raw, name, where) for ours, name in _SIZES.items()}
-    width, heads = sizes["width"], sizes["heads"]
-    kv_heads = _number(raw, "num_key_value_heads", where, default=heads)
-    if heads % kv_heads:
+    heads = _number(raw, "num_attention_heads", where)
+    head_dim = max(_number(raw, "hidden_size", where) // heads, 1)
+    usual = {
+        "num_key_value_heads": heads,
+        "head_dim": 128 if architecture == "qwen3" else head_dim,
+        "rms_norm_eps": 1e-6,
+    }
+    numbers = {
+        ours: _number(raw, name, where, kind, usual.get(name))
+        for ours, (name, kind) in _NUMBERS.items()
+    }
+    if heads % numbers["kv_heads"]:
         raise InputError(
-            f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+            f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads "
+            f"{numbers['kv_heads']}"
         )
-    usual = 128 if architecture == "qwen3" else max(width // heads, 1)
-    head_dim = _number(raw, "head_dim", where, default=usual)
-    if head_dim % 2:
-        raise InputError(f"{where}: head_dim is {head_dim}; rotary positions need an even number")
+    if numbers["head_dim"] % 2:
+        raise InputError(
+            f"{where}: head_dim is {numbers['head_dim']}; rotary positions need an even number"
+        )
     theta, scaling = _rope(raw, where)
     return DecoderConfig(
         architecture=architecture,
-        **sizes,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
+        **numbers,
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_eps=_number(raw, "rms_norm_eps", where, float, default=1e-6),
-        tied_embeddings=_flag(raw, "tie_word_embeddings", where),
+        tied_embeddings=bool(raw.get("tie_word_embeddings")),
         qkv_bias=architecture == "qwen2",
         qk_norm=architecture == "qwen3",
     )
@@ -75,21 +83,14 @@ def read_config(directory: str | os.PathLike) -> DecoderConfig:
 
 def plain_config(config: DecoderConfig) -> dict:
     """The content of a config.json, spelled as transformers 4, 5 and vLLM all read it."""
-    scaling = None
-    if config.rope_scaling is not None:
-        values = {name: getattr(config.rope_scaling, name) for name in _FACTORS}
-        original = config.rope_scaling.original_max_positions
-        scaling = {"rope_type": "llama3", **values, _ORIGINAL: original}
+    scaling = config.rope_scaling
     return {
         "architectures": [ARCHITECTURES[config.architecture]],
         "model_type": config.architecture,
-        **{name: getattr(config, ours) for ours, name in _SIZES.items()},
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
+        **{name: getattr(config, ours) for ours, (name, _) in _NUMBERS.items()},
         "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
+        "rope_scaling": scaling and {"rope_type": "llama3", **dataclasses.asdict(scaling)},
         "tie_word_embeddings": config.tied_embeddings,
         "attention_dropout": 0.0,
         "bos_token_id": None,
@@ -133,24 +134,24 @@ def what_it_is(path: pathlib.Path, error: Exception) -> str:
 
 
 def _check_supported(raw: dict, where: pathlib.Path) -> None:
-    kind = raw.get("model_type")
+    kind, types = raw.get("model_type"), raw.get("layer_types")
     _only(where, "model_type", kind, list(ARCHITECTURES))
     wanted = [ARCHITECTURES[str(kind)]]
     _only(where, f"{kind}'s architectures", raw.get("architectures") or wanted, [wanted])
     _only(where, "hidden_act", raw.get("hidden_act", "silu"), ["silu"])
     _only(where, "quantization_config", raw.get("quantization_config") or None, [None])
+    for field in ("tie_word_embeddings", "use_sliding_window"):
+        _only(where, field, raw.get(field), [True, False, None])
     # Qwen2 has its biases on q, k and v whatever these fields say.
     for field in () if kind == "qwen2" else ("attention_bias", "mlp_bias"):
-        _only(where, f"{kind}'s {field}", _flag(raw, field, where), [False])
+        _only(where, f"{kind}'s {field}", raw.get(field), [False, None])
     # Windows that are in use; the fields alone are in every Qwen2 file.
-    types = raw.get("layer_types")
     if types is not None:
         for layer in types if isinstance(types, list) else [types]:
             _only(where, "layer_types", layer, ["full_attention"])
-    elif _flag(raw, "use_sliding_window", where) and raw.get("sliding_window") is not None:
+    elif raw.get("use_sliding_window") and raw.get("sliding_window") is not None:
         full, layers = raw.get("max_window_layers"), _number(raw, "num_hidden_layers", where)
-        windowed = not isinstance(full, int) or full < layers
-        _only(where, "use_sliding_window", windowed, [False])
+        _only(where, "use_sliding_window", not isinstance(full, int) or full < layers, [False])
 
 
 def _only(where: pathlib.Path, name: str, value: Any, supported: list) -> None:
@@ -178,10 +179,13 @@ def _rope(raw: dict, where: pathlib.Path) -> tuple[float, RopeScaling | None]:
     if kind == "default":
         return theta, None
     inside = f"{where}: {field}"
-    original = raw.get(_ORIGINAL) or raw.get("max_position_embeddings")
+    original = "original_max_position_embeddings"
+    usual = raw.get(original) or raw.get("max_position_embeddings")
     scaling = RopeScaling(
-        **{name: _number(rope, name, inside, float) for name in _FACTORS},
-        original_max_positions=_number(rope, _ORIGINAL, inside, default=original),
+        _number(rope, "factor", inside, float),
+        _number(rope, "low_freq_factor", inside, float),
+        _number(rope, "high_freq_factor", inside, float),
+        _number(rope, original, inside, default=usual),
     )
     if scaling.high_freq_factor <= scaling.low_freq_factor:
         raise InputError(f"{inside}: high_freq_factor must be greater than low_freq_factor")
@@ -198,10 +202,3 @@ def _number(scope: dict, name: str, where: object, kind: type = int, default: An
         wanted = "a positive integer" if kind is int else "a positive number"
         raise InputError(f"{where}: field {name} is {value!r}; it must be {wanted}")
     return kind(value)
-
-
-def _flag(raw: dict, name: str, where: pathlib.Path) -> bool:
-    value = raw.get(name)
-    if value not in (None, False, True):
-        raise InputError(f"{where}: field {name} is {value!r}; it must be true or false")
-    return bool(value)

@@ -17,13 +17,8 @@ TOKENIZER_FILES = (
     TOKENIZER,
     TOKENIZER_CONFIG,
     GENERATION_CONFIG,
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("tokenizer.model", "chat_template.jinja", "chat_template.json"),
 )
 
 
@@ -35,7 +30,7 @@ class Vocabulary(NamedTuple):
     pad_id: int
 
 
-def load_vocabulary(directory: str) -> Vocabulary:
+def load_vocabulary(directory: str | os.PathLike) -> Vocabulary:
     """The tokenizer of a model directory with its end and padding ids."""
     tokenizer = load_tokenizer(directory)
     return Vocabulary(tokenizer, eos_ids(directory, tokenizer), pad_id(tokenizer))
@@ -64,8 +59,25 @@ def load_tokenizer(directory: str | os.PathLike) -> "PreTrainedTokenizerFast":
         )
     except Exception as error:  # the Rust side raises bare Exception
         raise InputError(f"{root}: damaged tokenizer files ({one_line(error)})") from None
-    _check_template(tokenizer, root)
-    _check_vocabulary(tokenizer, root)
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{root}: tokenizer has no chat template; {TOKENIZER_CONFIG} can hold one as "
+            "chat_template, or a file chat_template.jinja"
+        )
+    message = [{"role": "user", "content": "1"}]
+    try:
+        tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template can fail in any way that Python can
+        raise InputError(
+            f"{root}: chat template does not render one user message ({one_line(error)})"
+        ) from None
+    size = _vocab_size(root)
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
+    if size is not None and largest >= size:
+        raise InputError(
+            f"{root}: token {token!r} has id {largest}, but the model's vocab_size is {size}; "
+            "ids must be below it"
+        )
     return tokenizer
 
 
@@ -76,26 +88,24 @@ def eos_ids(directory: str | os.PathLike, tokenizer: "PreTrainedTokenizerFast") 
     Raises:
         InputError: none of the three names one, or one is no token id of the model.
     """
-    root, found = existing_directory(directory), []
-    for name in (GENERATION_CONFIG, CONFIG):
-        content = read_json(root / name) if (root / name).is_file() else {}
-        value = content.get("eos_token_id")
-        found = value if isinstance(value, list) else [] if value is None else [value]
-        rows = _vocab_size(root)
-        for i in found:
-            if type(i) is not int or i < 0 or (rows is not None and i >= rows):
+    root, found = existing_directory(directory), list[int]()
+    size = _vocab_size(root)
+    for path in (root / GENERATION_CONFIG, root / CONFIG):
+        value = read_json(path).get("eos_token_id") if path.is_file() and not found else None
+        for i in value if isinstance(value, list) else [] if value is None else [value]:
+            if type(i) is not int or not 0 <= i < (size or i + 1):
                 raise InputError(
-                    f"{root / name}: eos_token_id is {value!r}; it must be a token id or a list of "
-                    f"them{f', below vocab_size {rows}' if rows else ''}"
+                    f"{path}: eos_token_id is {value!r}; it must be a token id or a list of them"
+                    f"{f', below vocab_size {size}' if size else ''}"
                 )
-        if found:
-            break
-    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if not found and not own:
+            found.append(i)
+    if tokenizer.eos_token_id is not None:
+        found.append(tokenizer.eos_token_id)
+    if not found:
         raise InputError(
             f"{root}: no end-of-sequence token; {GENERATION_CONFIG} can name it as eos_token_id"
         )
-    return tuple(dict.fromkeys([*found, *own]))
+    return tuple(dict.fromkeys(found))
 
 
 def pad_id(tokenizer: "PreTrainedTokenizerFast") -> int:
@@ -111,32 +121,6 @@ def pad_id(tokenizer: "PreTrainedTokenizerFast") -> int:
         f"{pathlib.Path(tokenizer.name_or_path) / TOKENIZER_CONFIG}: "
         "names neither pad_token nor eos_token; one is needed"
     )
-
-
-def _check_template(tokenizer: Any, root: pathlib.Path) -> None:
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"{root}: tokenizer has no chat template; {TOKENIZER_CONFIG} can hold one as "
-            "chat_template, or a file chat_template.jinja"
-        )
-    try:
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": "1"}], add_generation_prompt=True, tokenize=False
-        )
-    except Exception as error:  # a template can fail in any way that Python can
-        raise InputError(
-            f"{root}: chat template does not render one user message ({one_line(error)})"
-        ) from None
-
-
-def _check_vocabulary(tokenizer: Any, root: pathlib.Path) -> None:
-    rows = _vocab_size(root)
-    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
-    if rows is not None and largest >= rows:
-        raise InputError(
-            f"{root}: token {token!r} has id {largest}, but the model's vocab_size is {rows}; "
-            "ids must be below it"
-        )
 
 
 def _vocab_size(root: pathlib.Path) -> int | None:

@@ -1,11 +1,14 @@
-"""A Hugging Face model directory <-> a decoder's parameter tree; the one door to such directories.
+"""A Hugging Face model directory <-> a decoder's parameter tree.
 
 Weights travel one tensor at a time, so that host memory never holds a second copy of the model.
 A linear map is stored by torch as [outputs, inputs] and by us as [inputs, outputs]; nothing else
 differs but the names. What a directory gets wrong is an `InputError` of one line.
 """
 
+import collections
 import dataclasses
+import fnmatch
+import hashlib
 import json
 import os
 import pathlib
@@ -31,33 +34,13 @@ from remix_jax.models.hf_config import (
     read_json,
     what_it_is,
 )
-from remix_jax.models.hf_tokenizer import (
-    TOKENIZER_FILES,
-    Vocabulary,
-    eos_ids,
-    load_tokenizer,
-    load_vocabulary,
-    pad_id,
-)
+from remix_jax.models.hf_tokenizer import TOKENIZER_FILES
 from remix_jax.sharding import spec_of
 from remix_jax.text import one_line
-
-__all__ = [
-    "Vocabulary",
-    "check_target",
-    "eos_ids",
-    "load",
-    "load_tokenizer",
-    "load_vocabulary",
-    "pad_id",
-    "read_config",
-    "save",
-]
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 MARK = ("saved_by", "remix_jax")  # in the config.json of every directory that `save` made
-
 _DTYPES = ("float32", "bfloat16")
 _STORED_DTYPES = ("F32", "BF16", "F16", "F64")
 _MODULES = {
@@ -73,6 +56,24 @@ _MODULES = {
 
 ParamPath = tuple[str, ...]  # ("layers_0", "q", "kernel")
 Shape = tuple[int, ...]
+
+
+def _parameter_shapes(model: Decoder) -> dict[ParamPath, Shape]:
+    slot = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), slot, slot, slot)["params"]
+    return {path: x.shape for path, x in flax.traverse_util.flatten_dict(tree).items()}
+
+
+def _tensor_name(path: ParamPath) -> str:
+    """Torch's name: ("layers_0", "q", "bias") is model.layers.0.self_attn.q_proj.bias."""
+    *layer, module, kind = path
+    prefix = f"model.layers.{layer[0].removeprefix('layers_')}." if layer else ""
+    return f"{prefix}{_MODULES[module]}.{'bias' if kind == 'bias' else 'weight'}"
+
+
+def _torch_order(path: ParamPath, axes: tuple) -> tuple:
+    """A shape or an index of a parameter in the order of axes in which torch stores it."""
+    return axes[::-1] if path[-1] == "kernel" else axes
 
 
 # --- weights -> parameters -------------------------------------------------------------------
@@ -101,160 +102,104 @@ def load(
         raise InputError(f"dtype {dtype!r} is not supported; it can be {' or '.join(_DTYPES)}")
     root = existing_directory(directory)
     model = Decoder(dataclasses.replace(read_config(root), dtype=dtype))
-
-    def where(path: ParamPath, shape: Shape) -> jax.sharding.Sharding | None:
-        if mesh is None:
-            return None
-        return jax.sharding.NamedSharding(mesh, spec_of("/".join(path), shape, mesh))
-
     shapes = _parameter_shapes(model)
-    stored = _stored_tensors(root)
-    _check_tensors(root, shapes, stored, model.config.tied_embeddings)
-    params = {
-        path: _place(stored[_tensor_name(path)], path, shape, dtype, where(path, shape))
-        for path, shape in shapes.items()
-    }
+    wanted = {_tensor_name(path): _torch_order(path, shape) for path, shape in shapes.items()}
+    tied = model.config.tied_embeddings
+    files = _checked_tensors(root, wanted, tied)
+    if tied and "lm_head.weight" in files:  # stored twice: it must be the same matrix
+        both = ("lm_head.weight", "model.embed_tokens.weight")
+        head, embedding = (_read(files[name], name, (slice(None),) * 2) for name in both)
+        if not np.array_equal(head, embedding):
+            raise InputError(
+                f"{files[both[0]]}: tensor {both[0]} differs from {both[1]} though {CONFIG} "
+                "has tie_word_embeddings true; it can be false"
+            )
+
+    def placed(path: ParamPath, shape: Shape) -> jax.Array:
+        """A tensor on its device, or on each device of the mesh the slice that it holds."""
+
+        def read(index: Any) -> np.ndarray:
+            name = _tensor_name(path)
+            value = _read(files[name], name, _torch_order(path, index))
+            with np.errstate(all="ignore"):
+                if not np.isfinite(np.sum(value, dtype=np.float64)):
+                    raise InputError(f"{files[name]}: tensor {name} holds NaN or infinity")
+            value = value.T if path[-1] == "kernel" else value
+            return value.astype(jnp.dtype(dtype), order="C", copy=False)
+
+        if mesh is None:
+            return jax.device_put(read((slice(None),) * len(shape)))
+        where = jax.sharding.NamedSharding(mesh, spec_of("/".join(path), shape, mesh))
+        return jax.make_array_from_callback(shape, where, read)
+
+    params = {path: placed(path, shape) for path, shape in shapes.items()}
     return model, flax.traverse_util.unflatten_dict(params)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """A tensor in a file, not read yet."""
-
-    file: pathlib.Path
-    name: str
-    shape: Shape
-    dtype: str  # as the file spells it
-
-    def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        # Opened for each read: pages of a file kept mapped count as memory until it is closed.
-        try:
-            with safetensors.safe_open(self.file, framework="numpy") as handle:
-                return handle.get_slice(self.name)[index]
-        except (OSError, safetensors.SafetensorError) as error:
-            raise InputError(
-                f"{self.file}: tensor {self.name} cannot be read ({one_line(error)})"
-            ) from None
-
-
-def _parameter_shapes(model: Decoder) -> dict[ParamPath, Shape]:
-    slot = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    tree = jax.eval_shape(model.init, jax.random.key(0), slot, slot, slot)["params"]
-    return {path: x.shape for path, x in flax.traverse_util.flatten_dict(tree).items()}
-
-
-def _tensor_name(path: ParamPath) -> str:
-    """Torch's name: ("layers_0", "q", "bias") is model.layers.0.self_attn.q_proj.bias."""
-    *layer, module, kind = path
-    prefix = f"model.layers.{layer[0].removeprefix('layers_')}." if layer else ""
-    return f"{prefix}{_MODULES[module]}.{'bias' if kind == 'bias' else 'weight'}"
-
-
-def _torch_order(path: ParamPath, axes: tuple) -> tuple:
-    """A shape or an index of a parameter in the order of axes in which torch stores it."""
-    return axes[::-1] if path[-1] == "kernel" else axes
-
-
-def _stored_tensors(root: pathlib.Path) -> dict[str, _Stored]:
-    """Every stored tensor by name, from the one file or from the shards that the index lists."""
+def _listed_tensors(root: pathlib.Path) -> dict[str, set[str]]:
+    """The weight files, and what the index lists of each; nothing of one that needs no index."""
     if (root / WEIGHTS).is_file():
-        return {tensor.name: tensor for tensor in _tensors_of(root / WEIGHTS)}
+        return {WEIGHTS: set()}
     index = root / WEIGHTS_INDEX
     if not index.is_file():
         raise InputError(f"{root}: has neither {WEIGHTS} nor {WEIGHTS_INDEX}")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: weight_map must be an object from tensor names to file names")
-    stored: dict[str, _Stored] = {}
-    for file in sorted({str(file) for file in weight_map.values()}):
-        if pathlib.PurePath(file).name != file:
+    listed: dict[str, set[str]] = collections.defaultdict(set)
+    for name, file in weight_map.items():
+        if pathlib.PurePath(str(file)).name != file:
             raise InputError(f"{index}: {file!r} must be the name of a file beside it")
-        for tensor in _tensors_of(root / file):
-            if weight_map.get(tensor.name) != file:
-                raise InputError(f"{index}: does not list tensor {tensor.name} of {file}")
-            stored[tensor.name] = tensor
-    for name in sorted(weight_map.keys() - stored.keys()):
-        raise InputError(f"{index}: lists tensor {name}, which {weight_map[name]} does not hold")
-    return stored
+        listed[file].add(name)
+    return listed
 
 
-def _tensors_of(file: pathlib.Path) -> list[_Stored]:
-    tensors = []
-    try:
-        with safetensors.safe_open(file, framework="numpy") as handle:
-            for name in handle.keys():  # noqa: SIM118 - a file handle, not a mapping
-                entry = handle.get_slice(name)
-                tensors.append(_Stored(file, name, tuple(entry.get_shape()), entry.get_dtype()))
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(
-            f"{file}: missing or damaged weights ({what_it_is(file, error)})"
-        ) from None
-    return tensors
-
-
-def _check_tensors(
-    root: pathlib.Path, shapes: dict[ParamPath, Shape], stored: dict[str, _Stored], tied: bool
-) -> None:
-    """Compares names, shapes and dtypes with what the config asks for, before anything is read."""
-    wanted = {_tensor_name(path): _torch_order(path, shape) for path, shape in shapes.items()}
-    missing = [name for name in wanted if name not in stored]
+def _checked_tensors(
+    root: pathlib.Path, wanted: dict[str, Shape], tied: bool
+) -> dict[str, pathlib.Path]:
+    """Tensor names -> files. Names, shapes and dtypes are compared before anything is read."""
+    files: dict[str, pathlib.Path] = {}
+    supported = ", ".join(_STORED_DTYPES)
+    for name, listed in sorted(_listed_tensors(root).items()):
+        file, held = root / name, {}
+        try:
+            with safetensors.safe_open(file, framework="numpy") as handle:
+                for tensor in handle.keys():  # noqa: SIM118 - a file handle, not a mapping
+                    entry = handle.get_slice(tensor)
+                    held[tensor] = tuple(entry.get_shape()), entry.get_dtype()
+        except (OSError, safetensors.SafetensorError) as error:
+            what = what_it_is(file, error)
+            raise InputError(f"{file}: missing or damaged weights ({what})") from None
+        for tensor in sorted(held.keys() ^ (listed or held.keys())):
+            fault = "does not list it" if tensor in held else "lists it, the file does not hold it"
+            raise InputError(f"{file}: tensor {tensor}: {WEIGHTS_INDEX} {fault}")
+        for tensor, (shape, dtype) in held.items():
+            files[tensor] = file
+            if tensor.endswith(".rotary_emb.inv_freq") or (tied and tensor == "lm_head.weight"):
+                continue
+            for wrong, fault in (
+                (tensor not in wanted, f"has no place in the model that {CONFIG} describes"),
+                (shape != wanted.get(tensor), f"must have shape {wanted.get(tensor)} by {CONFIG}"),
+                (dtype not in _STORED_DTYPES, f"has dtype {dtype}, not supported: {supported} are"),
+            ):
+                if wrong:
+                    raise InputError(f"{file}: tensor {tensor} of shape {shape} {fault}")
+    missing = [name for name in wanted if name not in files]
     if missing:
         raise InputError(
             f"{root}: tensor {missing[0]} of shape {wanted[missing[0]]}, which {CONFIG} asks for, "
             f"is missing from the weights ({len(missing)} missing in all)"
         )
-    for name, tensor in stored.items():
-        if name.endswith(".rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
-            continue
-        if name not in wanted:
-            raise InputError(
-                f"{tensor.file}: tensor {name} of shape {tensor.shape} has no place in the model "
-                f"that {CONFIG} describes"
-            )
-        if tensor.shape != wanted[name]:
-            raise InputError(
-                f"{tensor.file}: tensor {name} has shape {tensor.shape}, "
-                f"{CONFIG} asks for {wanted[name]}"
-            )
-        if tensor.dtype not in _STORED_DTYPES:
-            raise InputError(
-                f"{tensor.file}: tensor {name} has dtype {tensor.dtype}, which is not supported; "
-                f"it can be {', '.join(_STORED_DTYPES)}"
-            )
-    if tied and "lm_head.weight" in stored:
-        _check_same(stored["lm_head.weight"], stored["model.embed_tokens.weight"])
+    return files
 
 
-def _check_same(head: _Stored, embedding: _Stored) -> None:
-    """A tied checkpoint may store the matrix twice, but then it must be the same matrix."""
-    whole = slice(None), slice(None)
-    if not np.array_equal(head.read(whole), embedding.read(whole)):
-        raise InputError(
-            f"{head.file}: tensor {head.name} differs from {embedding.name} though {CONFIG} "
-            "has tie_word_embeddings true; it can be false"
-        )
-
-
-def _place(
-    tensor: _Stored,
-    path: ParamPath,
-    shape: Shape,
-    dtype: str,
-    sharding: jax.sharding.Sharding | None,
-) -> jax.Array:
-    """Reads a tensor onto its device, or onto each device of a mesh the slice that it holds."""
-
-    def read(index: Any) -> np.ndarray:
-        value = tensor.read(_torch_order(path, index))
-        with np.errstate(all="ignore"):
-            if not np.isfinite(np.sum(value, dtype=np.float64)):
-                raise InputError(f"{tensor.file}: tensor {tensor.name} holds NaN or infinity")
-        value = value.T if path[-1] == "kernel" else value
-        return value.astype(jnp.dtype(dtype), order="C", copy=False)
-
-    if sharding is None:
-        return jax.device_put(read((slice(None),) * len(shape)))
-    return jax.make_array_from_callback(shape, sharding, read)
+def _read(file: pathlib.Path, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    # Opened for each read: pages of a file kept mapped count as memory until it is closed.
+    try:
+        with safetensors.safe_open(file, framework="numpy") as handle:
+            return handle.get_slice(name)[index]
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{file}: tensor {name} cannot be read ({one_line(error)})") from None
 
 
 # --- parameters -> weights -------------------------------------------------------------------
@@ -287,19 +232,25 @@ def save(
         ValueError: `params` is not a parameter tree of `model`, or `model` is a critic.
     """
     target = check_target(directory)
-    tensors = _named(model, params)
+    if model.head != "lm":
+        raise ValueError(f"only a decoder with head 'lm' can be saved, not {model.head!r}")
+    shapes, arrays = _parameter_shapes(model), flax.traverse_util.flatten_dict(params)
+    for path in sorted(shapes.keys() | arrays.keys()):
+        given, own = (jnp.shape(arrays[path]) if path in arrays else None), shapes.get(path)
+        if given != own:
+            raise ValueError(f"parameter {'/'.join(path)} has shape {given}, the model's has {own}")
     dtype = dtype or jnp.dtype(params["embed"]["embedding"].dtype).name
     config = _config_json(model.config, dtype, like)
     if jax.process_index() > 0:
-        for path, x in tensors.values():  # its part of each gathering
-            _fetch(path, x)
+        for path in shapes:  # its part of each gathering
+            _fetch(path, arrays[path])
         return
     scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
         _write_json(scratch / CONFIG, config)
-        _write_weights(scratch, tensors, dtype)
+        _write_weights(scratch, {path: arrays[path] for path in shapes}, dtype)
         if like is not None:
             sources = (pathlib.Path(like).expanduser() / name for name in TOKENIZER_FILES)
             for source in filter(pathlib.Path.is_file, sources):
@@ -316,39 +267,21 @@ def check_target(directory: str | os.PathLike) -> pathlib.Path:
         InputError: something exists there that `save` did not make.
     """
     target = pathlib.Path(directory).expanduser().resolve()
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+    names = sorted(os.listdir(target)) if target.is_dir() else []
+    if not target.exists() or (target.is_dir() and not names):
         return target
-    ours = target.is_dir() and (target / CONFIG).is_file()
-    if not ours or read_json(target / CONFIG).get(MARK[0]) != MARK[1]:
+    if CONFIG not in names or read_json(target / CONFIG).get(MARK[0]) != MARK[1]:
         raise InputError(
             f"{target}: exists and is no model saved by {MARK[1]}, so it is not written over; "
             "give a new directory"
         )
-    for entry in sorted(target.iterdir()):
-        weights = entry.name.startswith("model") and ".safetensors" in entry.name
-        if not weights and entry.name not in (CONFIG, *TOKENIZER_FILES):
+    for name in names:
+        weights = fnmatch.fnmatch(name, "model*.safetensors*")
+        if not weights and name not in (CONFIG, *TOKENIZER_FILES):
             raise InputError(
-                f"{target}: holds {entry.name}, which would be lost; "
-                "move it or give a new directory"
+                f"{target}: holds {name}, which would be lost; move it or give a new directory"
             )
     return target
-
-
-def _named(model: Decoder, params: dict) -> dict[str, tuple[ParamPath, jax.Array]]:
-    """Parameters by torch's names, checked against the model's own tree."""
-    if model.head != "lm":
-        raise ValueError(f"only a decoder with head 'lm' can be saved, not {model.head!r}")
-    shapes = _parameter_shapes(model)
-    arrays = flax.traverse_util.flatten_dict(params)
-    for path in sorted(shapes.keys() ^ arrays.keys()):
-        fault = "is missing" if path in shapes else "is unknown"
-        raise ValueError(f"parameter {'/'.join(path)} {fault}")
-    for path, shape in shapes.items():
-        if arrays[path].shape != shape:
-            raise ValueError(
-                f"parameter {'/'.join(path)} has shape {arrays[path].shape}, not {shape}"
-            )
-    return {_tensor_name(path): (path, arrays[path]) for path in shapes}
 
 
 def _config_json(config: DecoderConfig, dtype: str, like: str | os.PathLike | None) -> dict:
@@ -356,22 +289,20 @@ def _config_json(config: DecoderConfig, dtype: str, like: str | os.PathLike | No
     if like is not None:
         other = read_config(like)
         other = dataclasses.replace(other, dtype=config.dtype, execution=config.execution)
-        for field in dataclasses.fields(config):
-            ours, theirs = getattr(config, field.name), getattr(other, field.name)
-            if ours != theirs:
+        for name, ours in vars(config).items():
+            if getattr(other, name) != ours:
                 raise InputError(
-                    f"{like}: {CONFIG} describes another model: "
-                    f"{field.name} is {theirs!r}, that of the model to save is {ours!r}"
+                    f"{like}: {CONFIG} describes another model: {name} is "
+                    f"{getattr(other, name)!r}, that of the model to save is {ours!r}"
                 )
-        names = {key: raw[key] for key in ("architectures", "model_type")}
-        raw = read_json(existing_directory(like) / CONFIG) | names
+        named = {"architectures": raw["architectures"]}
+        raw = read_json(existing_directory(like) / CONFIG) | named
     spellings = [key for key in ("torch_dtype", "dtype") if key in raw] or ["dtype"]
     return {**raw, **dict.fromkeys(spellings, dtype), MARK[0]: MARK[1]}
 
 
-def _write_weights(
-    folder: pathlib.Path, tensors: dict[str, tuple[ParamPath, jax.Array]], dtype: str
-) -> None:
+def _write_weights(folder: pathlib.Path, arrays: dict[ParamPath, jax.Array], dtype: str) -> None:
+    tensors = {_tensor_name(path): (path, x) for path, x in arrays.items()}
     split = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda tensor: tensor[1].size * jnp.dtype(dtype).itemsize,
@@ -402,14 +333,36 @@ def _write_json(path: pathlib.Path, content: dict) -> None:
 
 def _swap(scratch: pathlib.Path, target: pathlib.Path) -> None:
     """Renames `scratch` to `target`; what was there goes only once the new one is in its place."""
-    if not target.exists():
-        scratch.rename(target)
-        return
     old = scratch.with_suffix(".old")
-    target.rename(old)
+    if target.exists():
+        target.rename(old)
     try:
         scratch.rename(target)
     except BaseException:
-        old.rename(target)
+        if old.exists():
+            old.rename(target)
         raise
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# --- which model it is -----------------------------------------------------------------------
+
+
+def model_digest(directory: str | os.PathLike) -> str:
+    """Sixteen hex digits that tell two models apart.
+
+    Of config and tokenizer files whole; of weight files the size and both ends: training moves
+    every tensor, so the ends tell two checkpoints apart without reading gigabytes.
+    """
+    root, digest = existing_directory(directory), hashlib.sha256()
+    for path in sorted(root.iterdir()):
+        if path.name in (CONFIG, *TOKENIZER_FILES):
+            digest.update(path.name.encode() + path.read_bytes())
+        elif path.suffix == ".safetensors":
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}".encode())
+            with path.open("rb") as file:
+                digest.update(file.read(2**20))
+                file.seek(max(size - 2**20, 0))
+                digest.update(file.read(2**20))
+    return digest.hexdigest()[:16]

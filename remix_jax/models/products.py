@@ -25,13 +25,8 @@ def einsum(subscripts: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array
     """jnp.einsum of operands rounded to `dtype`, summed in float32."""
     # float32 is to mean float32 on accelerators too, whose default is to round the operands.
     exact = lax.Precision.HIGHEST if dtype == "float32" else None
-    return jnp.einsum(
-        subscripts,
-        a.astype(dtype),
-        b.astype(dtype),
-        precision=exact,
-        preferred_element_type=jnp.float32,
-    )
+    a, b = a.astype(dtype), b.astype(dtype)
+    return jnp.einsum(subscripts, a, b, precision=exact, preferred_element_type=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -57,22 +52,21 @@ def _matmul_backward(dtype, places, residuals, dy_NF):
     x_ND, w_DF = residuals
     dx_ND = einsum("nf,df->nd", dy_NF, _gathered(w_DF, dtype, places), dtype)
     plain = partial(einsum, "nd,nf->df", dtype=dtype)
-    # A CPU has no fast product that sums over the leading axis of both operands, unless the result
-    # is float32 and wide: there it pays to lay out the transpose first.
-    wide = dtype == "float32" and x_ND.shape[1] <= dy_NF.shape[1]
+
+    def of_copy(x_ND, dy_NF):
+        x_DN = with_layout_constraint(x_ND.T, Layout((0, 1)))
+        # The barrier keeps a transpose of the result (tied embeddings) from being folded into the
+        # product, where it would undo the layout.
+        return lax.optimization_barrier(einsum("dn,nf->df", x_DN, dy_NF, dtype))
+
     if places is not None:  # first summed, then cut: a reduce-scatter, and no rows gathered
         dw_DF = constrain(constrain(plain(x_ND, dy_NF), *places.used), *places.kept)
     else:
-        copied = partial(_product_of_copy, dtype=dtype)
-        dw_DF = lax.platform_dependent(x_ND, dy_NF, cpu=plain if wide else copied, default=plain)
+        # A CPU has no fast product that sums over the leading axis of both operands, unless the
+        # result is float32 and wide: otherwise it pays to lay out the transpose first.
+        wide = dtype == "float32" and x_ND.shape[1] <= dy_NF.shape[1]
+        dw_DF = lax.platform_dependent(x_ND, dy_NF, cpu=plain if wide else of_copy, default=plain)
     return dx_ND, dw_DF.astype(w_DF.dtype)
-
-
-def _product_of_copy(x_ND, dy_NF, dtype):
-    x_DN = with_layout_constraint(x_ND.T, Layout((0, 1)))
-    # The barrier keeps a transpose of the result (tied embeddings) from being folded into the
-    # product, where it would undo the layout.
-    return lax.optimization_barrier(einsum("dn,nf->df", x_DN, dy_NF, dtype))
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -120,7 +114,7 @@ def attention(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype: str) -> jax.Array:
 
 
 def _attention_forward(q_BKXE, k_BKSE, v_BKSE, bias_BTS, dtype):
-    q, k, v = q_BKXE.astype(dtype), k_BKSE.astype(dtype), v_BKSE.astype(dtype)
+    q, k, v = (x.astype(dtype) for x in (q_BKXE, k_BKSE, v_BKSE))
     B, K, X, _ = q.shape
     _, T, S = bias_BTS.shape
     score = einsum("bkxe,bkse->bkxs", q, k, dtype).reshape(B, K, X // T, T, S)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from remix_jax.models.decoder import Cache, Decoder
-from remix_jax.models.waves import Waves, in_waves
 from remix_jax.sharding import ROWS, by_rows, constrain, in_use, places, row_shards
 from remix_jax.types import positions
 
@@ -38,8 +38,7 @@ class SamplerSettings:
     @property
     def truncates(self) -> bool:
         """Whether any cut is on."""
-        cuts = self.top_k > 0 or self.top_p < 1 or self.min_p > 0
-        return cuts and self.temperature > 0
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
 class Sampled(NamedTuple):
@@ -87,17 +86,53 @@ class Task:
         return self.prompt_slots + self.response_slots
 
 
-class _Loop(NamedTuple):
-    """The carry of the decode loop: t tokens a row are drawn, and all but the last are cached."""
+class Waves(NamedTuple):
+    """`number` waves, one after the other, of `groups` groups each; the last may not be full."""
 
-    t: jax.Array
-    last_B: jax.Array  # token t - 1
-    live_B: jax.Array  # neither empty nor ended
-    length_B: jax.Array
-    tokens_BT: jax.Array
-    behav_logp_BT: jax.Array
-    sampled_logp_BT: jax.Array
-    cache: Cache
+    number: int
+    groups: int
+    group_size: int  # rows that share a prefill: a group, or a part of one that has no room
+
+    @property
+    def rows(self) -> int:
+        """Of a wave, empty slots included."""
+        return self.groups * self.group_size
+
+
+def in_waves(groups: int, group_size: int, slots: int, budget: int, shards: int = 1) -> Waves:
+    """The fewest waves that a budget of cache allows, as equal as can be.
+
+    Rows of a wave divide evenly over the devices, else what is drawn for them would move between
+    devices at every token; so do prompts where there are enough, else their cache would.
+
+    Args:
+      groups, group_size: rows to each of so many prompts.
+      slots: of a row's cache, prompt and response.
+      budget: slots that one device holds; 0: all rows at once.
+      shards: devices that rows are divided over.
+
+    Raises:
+      ValueError: the budget has no room for a row.
+    """
+
+    def unit(groups: int, part: int) -> int:
+        """What the groups of a wave are a multiple of."""
+        return shards if groups >= shards else shards // math.gcd(shards, part)
+
+    part, most = group_size, groups
+    if budget:
+        on_device = budget // slots
+        if on_device == 0:
+            raise ValueError(f"{budget} slots have no room for a row of {slots}")
+        # Spread over the devices, a part of n rows puts n / gcd(n, shards) rows on each at least.
+        divisors = (n for n in range(group_size, 0, -1) if group_size % n == 0)
+        part = next(n for n in divisors if n // math.gcd(n, shards) <= on_device)
+        most = on_device * shards // part
+        most -= most % unit(most, part)
+    parts = groups * group_size // part
+    number = -(-parts // most)
+    each = -(-parts // number)
+    return Waves(number, each + -each % unit(each, part), part)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "task"))
@@ -115,13 +150,8 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
       key: of this batch.
     """
     run = functools.partial(model.apply, {"params": _for_decoding(model, params)})
-    waves = in_waves(
-        task.prompts,
-        task.group_size,
-        slots=task.slots,
-        budget=model.config.execution.decode_tokens,
-        shards=row_shards(in_use()),
-    )
+    budget, shards = model.config.execution.decode_tokens, row_shards(in_use())
+    waves = in_waves(task.prompts, task.group_size, task.slots, budget, shards)
     wave = functools.partial(_wave, run, key, waves.group_size, task)
     filled = _filled(prompts, task.group_size, waves)
     if waves.number == 1:
@@ -131,91 +161,8 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
         *of_waves, steps_W = jax.lax.map(wave, parts)
         joined = [x.reshape(-1, *x.shape[2:]) for x in of_waves]
         sampled = Sampled._make([*joined, steps_W.sum()])
-    if waves.number * waves.rows == task.rows:
-        return sampled
     *padded, steps = sampled
     return Sampled._make([*(x[: task.rows] for x in padded), steps])
-
-
-def _filled(prompts: Prompts, group_size: int, waves: Waves) -> Prompts:
-    """Prompts as often as they are prefilled, and empty slots up to whole waves.
-
-    The last prompt is repeated in them, because a row without a real token has no defined output.
-    """
-    groups, rows = waves.number * waves.groups, waves.number * waves.rows
-
-    def longer(x_N, n: int, mode: str):
-        missing = n - x_N.shape[0]
-        behind = ((0, missing),) + ((0, 0),) * (x_N.ndim - 1)
-        return constrain(jnp.pad(x_N, behind, mode=mode)) if missing else x_N  # whole, as it came
-
-    def of_prompts(x_Q):
-        if waves.group_size < group_size:
-            x_Q = jnp.repeat(x_Q, group_size // waves.group_size, axis=0)
-        return longer(x_Q, groups, "edge")
-
-    return Prompts(
-        *(of_prompts(x_Q) for x_Q in (prompts.tokens_QP, prompts.prompt_len_Q)),
-        *(longer(x_B, rows, "constant") for x_B in (prompts.row_ids_B, prompts.active_B)),
-    )
-
-
-def _wave(
-    run: Callable[..., Any], key: jax.Array, group_size: int, task: Task, prompts: Prompts
-) -> Sampled:
-    """`sample` for rows that are decoded together, group_size of them to a prefilled prompt."""
-    members = functools.partial(jnp.repeat, repeats=group_size, axis=0)
-    P, T = task.prompt_slots, task.response_slots
-    prompts_QP, prompt_len_Q, row_ids_B, active_B = by_rows(prompts)
-    mask_QP = jnp.arange(P)[None] >= P - prompt_len_Q[:, None]
-    x_QD, cache = run(prompts_QP, positions(mask_QP), mask_QP, method="prefill")
-    prompt_mask_BP, prompt_len_B = members(mask_QP), members(prompt_len_Q)
-    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(row_ids_B)
-
-    def drawn(loop: _Loop, logits_BV) -> _Loop:
-        keys_of_t_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, loop.t)
-        return _append(loop, *draw(logits_BV, keys_of_t_B, task.settings), task)
-
-    def decoded(loop: _Loop) -> _Loop:
-        cache, logits_BV = _decode(run, prompt_mask_BP, prompt_len_B, loop)
-        return drawn(loop._replace(cache=cache), logits_BV)
-
-    logits_QV = run(x_QD[:, None], method="project")[:, 0]
-    cache = jax.tree.map(lambda x: constrain(members(x), ROWS, "tensor"), cache)
-    loop = drawn(_start(active_B, T, task.pad_id, cache), members(logits_QV))
-    # A segment's cache is just long enough for it: no step pays for slots that only later segments
-    # fill, and none slices (which copies) a longer cache.
-    for begin, end in _segments(T):
-
-        def unfinished(loop: _Loop, end: int = end) -> jax.Array:
-            return (loop.t < end) & loop.live_B.any()
-
-        loop = loop._replace(cache=_grow(loop.cache, end - begin))
-        loop = jax.lax.while_loop(unfinished, decoded, loop)
-    sampled = Sampled(
-        tokens_BS=jnp.concatenate([members(prompts_QP), loop.tokens_BT], axis=1),
-        prompt_len_B=prompt_len_B,
-        response_len_B=loop.length_B,
-        behav_logp_BT=loop.behav_logp_BT,
-        sampled_logp_BT=loop.sampled_logp_BT,
-        loss_mask_BT=(jnp.arange(T)[None] < loop.length_B[:, None]).astype(jnp.float32),
-        ended_B=active_B & ~loop.live_B,
-        steps=loop.t,
-    )
-    return jax.tree.map(constrain, sampled)  # whole on every device: the host reads all of it
-
-
-def _decode(
-    run: Callable[..., Any], prompt_mask_BP: jax.Array, prompt_len_B: jax.Array, loop: _Loop
-) -> tuple[Cache, jax.Array]:
-    """The cache with each row's last token, and the logits [B, V] of the next."""
-    P = prompt_mask_BP.shape[1]
-    slot, width = P + loop.t - 1, loop.cache[0][1].shape[2]
-    written = (jnp.arange(width) >= P) & (jnp.arange(width) <= slot)
-    seen_BS = jnp.pad(prompt_mask_BP, ((0, 0), (0, width - P))) | written[None]
-    at_B = prompt_len_B + loop.t - 1
-    x_BD, cache = run(loop.last_B, at_B, loop.cache, seen_BS, slot, method="decode")
-    return cache, run(x_BD[:, None], method="project")[:, 0]
 
 
 def _for_decoding(model: Decoder, params: dict) -> dict:
@@ -231,6 +178,112 @@ def _for_decoding(model: Decoder, params: dict) -> dict:
         return rounded if where is None else constrain(rounded, *where.used)
 
     return jax.tree_util.tree_map_with_path(prepared, params)
+
+
+def _filled(prompts: Prompts, group_size: int, waves: Waves) -> Prompts:
+    """Prompts as often as they are prefilled, and empty slots up to whole waves.
+
+    The last prompt is repeated in them, because a row without a real token has no defined output.
+    """
+    prefills = group_size // waves.group_size
+
+    def filled(x_N, copies: int, of_a_wave: int, mode: str):
+        x_N = jnp.repeat(x_N, copies, axis=0) if copies > 1 else x_N
+        missing = waves.number * of_a_wave - x_N.shape[0]
+        behind = ((0, missing),) + ((0, 0),) * (x_N.ndim - 1)
+        return constrain(jnp.pad(x_N, behind, mode=mode)) if missing else x_N  # whole, as it came
+
+    return Prompts(
+        filled(prompts.tokens_QP, prefills, waves.groups, "edge"),
+        filled(prompts.prompt_len_Q, prefills, waves.groups, "edge"),
+        filled(prompts.row_ids_B, 1, waves.rows, "constant"),
+        filled(prompts.active_B, 1, waves.rows, "constant"),
+    )
+
+
+def _wave(
+    run: Callable[..., Any], key: jax.Array, group_size: int, task: Task, prompts: Prompts
+) -> Sampled:
+    """`sample` for rows that are decoded together, group_size of them to a prefilled prompt."""
+    members = functools.partial(jnp.repeat, repeats=group_size, axis=0)
+    P, T = task.prompt_slots, task.response_slots
+    prompts_QP, prompt_len_Q, row_ids_B, active_B = by_rows(prompts)
+    mask_QP = jnp.arange(P)[None] >= P - prompt_len_Q[:, None]
+    x_QD, cache = run(prompts_QP, positions(mask_QP), mask_QP, method="prefill")
+    prompt_mask_BP, prompt_len_B = members(mask_QP), members(prompt_len_Q)
+    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(row_ids_B)
+
+    def drawn(sampled: Sampled, logits_BV) -> Sampled:
+        """With token t = `steps` of the live rows; the others keep their padding and zeros."""
+        t, live_B = sampled.steps, ~sampled.ended_B
+        keys_of_t_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, t)
+        token_B, logp_B, sampled_logp_B = draw(logits_BV, keys_of_t_B, task.settings)
+        token_B = jnp.where(live_B, token_B, task.pad_id)
+        ends = [live_B & (token_B == eos) for eos in task.eos_ids]
+
+        def write(x_BT, x_B, slot=t):
+            return jax.lax.dynamic_update_slice_in_dim(x_BT, x_B[:, None], slot, axis=1)
+
+        return sampled._replace(
+            tokens_BS=write(sampled.tokens_BS, token_B, P + t),
+            response_len_B=sampled.response_len_B + live_B,
+            behav_logp_BT=write(sampled.behav_logp_BT, jnp.where(live_B, logp_B, 0.0)),
+            sampled_logp_BT=write(sampled.sampled_logp_BT, jnp.where(live_B, sampled_logp_B, 0.0)),
+            loss_mask_BT=write(sampled.loss_mask_BT, live_B.astype(jnp.float32)),
+            ended_B=functools.reduce(operator.or_, ends, sampled.ended_B),
+            steps=t + 1,
+        )
+
+    def decoded(carry: tuple[Sampled, Cache]) -> tuple[Sampled, Cache]:
+        """Caches each row's last token and draws the next."""
+        sampled, cache = carry
+        slot, width = P + sampled.steps - 1, cache[0][1].shape[2]
+        last_B = jax.lax.dynamic_index_in_dim(sampled.tokens_BS, slot, axis=1, keepdims=False)
+        written = (jnp.arange(width) >= P) & (jnp.arange(width) <= slot)
+        seen_BS = jnp.pad(prompt_mask_BP, ((0, 0), (0, width - P))) | written[None]
+        at_B = prompt_len_B + sampled.steps - 1
+        x_BD, cache = run(last_B, at_B, cache, seen_BS, slot, method="decode")
+        return drawn(sampled, run(x_BD[:, None], method="project")[:, 0]), cache
+
+    nothing_BT = jnp.zeros((active_B.shape[0], T))
+    empty = Sampled(
+        tokens_BS=jnp.pad(members(prompts_QP), ((0, 0), (0, T)), constant_values=task.pad_id),
+        prompt_len_B=prompt_len_B,
+        response_len_B=jnp.zeros_like(prompt_len_B),
+        behav_logp_BT=nothing_BT,
+        sampled_logp_BT=nothing_BT,
+        loss_mask_BT=nothing_BT,
+        ended_B=~active_B,
+        steps=jnp.zeros((), jnp.int32),
+    )
+    logits_QV = run(x_QD[:, None], method="project")[:, 0]
+    cache = jax.tree.map(lambda x: constrain(members(x), ROWS, "tensor"), cache)
+    sampled = drawn(empty, members(logits_QV))
+    # A segment's cache is just long enough for it: no step pays for slots that only later segments
+    # fill, and none slices (which copies) a longer cache.
+    for begin, end in _segments(T):
+
+        def unfinished(carry: tuple[Sampled, Cache], end: int = end) -> jax.Array:
+            return (carry[0].steps < end) & ~carry[0].ended_B.all()
+
+        carry = sampled, _grow(cache, end - begin)
+        sampled, cache = jax.lax.while_loop(unfinished, decoded, carry)
+    sampled = sampled._replace(ended_B=sampled.ended_B & active_B)
+    return jax.tree.map(constrain, sampled)  # whole on every device: the host reads all of it
+
+
+def _segments(T: int) -> list[tuple[int, int]]:
+    """Response slots [begin, end) that each growth of the cache adds."""
+    width = -(-T // (_SEGMENTS * _SEGMENT_UNIT)) * _SEGMENT_UNIT
+    return [(begin, min(begin + width, T)) for begin in range(0, T, width)]
+
+
+def _grow(cache: Cache, by: int) -> Cache:
+    none, slots = (0, 0), (0, by)
+    return tuple(
+        (jnp.pad(k_BKES, (none, none, none, slots)), jnp.pad(v_BKSE, (none, none, slots, none)))
+        for k_BKES, v_BKSE in cache
+    )
 
 
 def draw(
@@ -285,55 +338,3 @@ def cut(logits_BV: jax.Array, settings: SamplerSettings) -> jax.Array:
         best_B1 = logits_BV.max(axis=-1, keepdims=True)
         least_B1 = jnp.maximum(least_B1, best_B1 + jnp.log(settings.min_p))
     return least_B1
-
-
-def _start(active_B, T: int, pad_id: int, cache) -> _Loop:
-    B = active_B.shape[0]
-    return _Loop(
-        t=jnp.zeros((), jnp.int32),
-        last_B=jnp.full((B,), pad_id, jnp.int32),
-        live_B=active_B,
-        length_B=jnp.zeros((B,), jnp.int32),
-        tokens_BT=jnp.full((B, T), pad_id, jnp.int32),
-        behav_logp_BT=jnp.zeros((B, T)),
-        sampled_logp_BT=jnp.zeros((B, T)),
-        cache=cache,
-    )
-
-
-def _append(loop: _Loop, token_B, logp_B, sampled_logp_B, task: Task) -> _Loop:
-    """Writes token t of the live rows; the others keep their padding and zeros."""
-
-    def write(x_BT, x_B):
-        return jax.lax.dynamic_update_slice_in_dim(x_BT, x_B[:, None], loop.t, axis=1)
-
-    token_B = jnp.where(loop.live_B, token_B, task.pad_id)
-    ends = [token_B == eos for eos in task.eos_ids]
-    ended_B = functools.reduce(operator.or_, ends, jnp.zeros_like(loop.live_B))
-    return loop._replace(
-        t=loop.t + 1,
-        last_B=token_B,
-        live_B=loop.live_B & ~ended_B,
-        length_B=loop.length_B + loop.live_B,
-        tokens_BT=write(loop.tokens_BT, token_B),
-        behav_logp_BT=write(loop.behav_logp_BT, jnp.where(loop.live_B, logp_B, 0.0)),
-        sampled_logp_BT=write(loop.sampled_logp_BT, jnp.where(loop.live_B, sampled_logp_B, 0.0)),
-    )
-
-
-def _segments(T: int) -> list[tuple[int, int]]:
-    """Response slots [begin, end) that each growth of the cache adds."""
-    width = -(-T // (_SEGMENTS * _SEGMENT_UNIT)) * _SEGMENT_UNIT
-    return [(begin, min(begin + width, T)) for begin in range(0, T, width)]
-
-
-def _grow(cache: Cache, by: int) -> Cache:
-    slots = ((0, by),)
-    rows_heads, features = ((0, 0),) * 2, ((0, 0),)
-    return tuple(
-        (
-            jnp.pad(k_BKES, rows_heads + features + slots),
-            jnp.pad(v_BKSE, rows_heads + slots + features),
-        )
-        for k_BKES, v_BKSE in cache
-    )

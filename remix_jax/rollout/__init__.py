@@ -7,7 +7,7 @@
 `rollouts` scores responses and makes rows of them and of an expert's traces.
 """
 
-from remix_jax.models.huggingface import Vocabulary, load_vocabulary
+from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
 from remix_jax.models.sampling import Sampled, SamplerSettings
 from remix_jax.rollout.rollouts import prompt_batch, response_ids, texts_of
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, compiled

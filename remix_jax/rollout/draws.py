@@ -12,7 +12,7 @@ from remix_jax.data import traces
 from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
-from remix_jax.models.huggingface import Vocabulary
+from remix_jax.models.hf_tokenizer import Vocabulary
 from remix_jax.rl.prefixes import draw_cuts, prefixed_units
 
 

@@ -20,7 +20,7 @@ from remix_jax.data.problems import Problem
 from remix_jax.data.prompts import pad_left
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
-from remix_jax.models.huggingface import Vocabulary
+from remix_jax.models.hf_tokenizer import Vocabulary
 from remix_jax.models.sampling import Sampled
 from remix_jax.rewards import Item, Score, Scorer
 from remix_jax.rollout.draws import Draw, Prefix

@@ -11,7 +11,7 @@ from remix_jax.data import tasks
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.learner.programs import Memory, Programs
 from remix_jax.learner.state import TrainState
-from remix_jax.models.waves import Waves, in_waves
+from remix_jax.models.sampling import Waves, in_waves
 from remix_jax.rl import family
 from remix_jax.rollout.draws import prefix_plan
 from remix_jax.rollout.sampler import Samplers, evaluation_task, memory_of, rollout_task

@@ -21,7 +21,7 @@ from remix_jax.learner.state import (
 )
 from remix_jax.models import attention, huggingface
 from remix_jax.models.decoder import DecoderConfig
-from remix_jax.models.huggingface import Vocabulary, load_vocabulary
+from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
 from remix_jax.rewards import Scorer
 from remix_jax.rollout.draws import Prefixes, load_prefixes
 from remix_jax.rollout.rollouts import Traces, with_traces

@@ -5,7 +5,7 @@ import pytest
 
 from remix_jax.data.prompts import EncodedPrompts, chat, encode_prompts, pad_left
 from remix_jax.errors import InputError
-from remix_jax.models.huggingface import load_tokenizer
+from remix_jax.models.hf_tokenizer import load_tokenizer
 from tests import tiny_models
 
 

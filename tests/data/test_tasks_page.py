@@ -6,7 +6,7 @@ from experiments.configs import arithmetic_remix_ppo
 from remix_jax import plugins
 from remix_jax.config import Memory, Model
 from remix_jax.data.tasks import load_set, plan
-from remix_jax.models.huggingface import load_tokenizer
+from remix_jax.models.hf_tokenizer import load_tokenizer
 from remix_jax.run import loop
 from tests.doc_pages import write_named
 from tests.experiments.runs import figures, quiet

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from experiments.arithmetic import make_base, task
 from remix_jax.data.problems import load_problems
 from remix_jax.grading import grade
-from remix_jax.models import huggingface
+from remix_jax.models import hf_tokenizer, huggingface
 from remix_jax.rewards import builtins
 
 SHIPPED = pathlib.Path(make_base.__file__).resolve().parent
@@ -170,10 +170,10 @@ def test_shipped_base_meets_the_gate(chains):
 
 def test_base_loads_with_its_end_and_padding_tokens():
     model, params = huggingface.load(BASE)
-    tokenizer = huggingface.load_tokenizer(BASE)
+    tokenizer = hf_tokenizer.load_tokenizer(BASE)
     assert model.config.architecture == "qwen2"
     assert model.config.vocab_size >= len(task.WORDS) == len(tokenizer)
-    assert huggingface.eos_ids(BASE, tokenizer) == (task.ID["<|end|>"],)
+    assert hf_tokenizer.eos_ids(BASE, tokenizer) == (task.ID["<|end|>"],)
     assert 90_000 < sum(np.size(leaf) for leaf in _leaves(params)) < 500_000
 
 

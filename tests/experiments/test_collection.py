@@ -19,7 +19,7 @@ from remix_jax.config import Config, Data, Model
 from remix_jax.data import traces
 from remix_jax.errors import InputError
 from remix_jax.models import huggingface
-from remix_jax.models.huggingface import load_vocabulary
+from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.models.sampling import SamplerSettings
 from remix_jax.rollout.rollouts import response_ids
 from remix_jax.rollout.sampler import Prompts, Task, compiled

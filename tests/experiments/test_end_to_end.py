@@ -15,7 +15,7 @@ from remix_jax.config import Config, Data, Evaluation, Model
 from remix_jax.data.problems import INSTRUCTION, load_problems
 from remix_jax.evaluation import evaluate, run
 from remix_jax.models import huggingface
-from remix_jax.models.huggingface import load_vocabulary
+from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.run import loop
 from tests import bpe_models
 from tests.experiments.runs import figures, quiet

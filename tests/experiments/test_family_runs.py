@@ -10,7 +10,7 @@ from experiments.configs.family import base, sft
 from remix_jax import config_rules, schedule
 from remix_jax.data.tasks import load_set
 from remix_jax.errors import InputError
-from remix_jax.models.huggingface import load_vocabulary
+from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.rewards import Scorer
 from remix_jax.rl.family import METHODS
 from remix_jax.rollout.rollouts import with_traces

@@ -10,8 +10,8 @@ from remix_jax import config_rules, schedule
 from remix_jax.data import traces
 from remix_jax.data.tasks import load_set
 from remix_jax.errors import InputError
-from remix_jax.models.digest import model_digest
-from remix_jax.models.huggingface import load_vocabulary
+from remix_jax.models.hf_tokenizer import load_vocabulary
+from remix_jax.models.huggingface import model_digest
 from remix_jax.rollout import draws
 
 

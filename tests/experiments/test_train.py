@@ -22,7 +22,7 @@ from remix_jax.errors import InputError
 from remix_jax.grading import pool as grader_pool
 from remix_jax.grading import verdicts as grading
 from remix_jax.learner import programs as compiled
-from remix_jax.models import huggingface
+from remix_jax.models import hf_tokenizer, huggingface
 from remix_jax.rollout import sampler
 from remix_jax.run import loop, resume, stop
 from remix_jax.run.checkpoint import Checkpoints
@@ -181,7 +181,7 @@ def test_the_export_is_the_policy_for_torch(finished):
     ones = np.ones_like(tokens)
     logits = model.apply({"params": params}, tokens, np.cumsum(ones, axis=1) - 1, ones)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
-    tokenizer = huggingface.load_tokenizer(workdir / "export")
+    tokenizer = hf_tokenizer.load_tokenizer(workdir / "export")
     assert tokenizer.chat_template
 
 

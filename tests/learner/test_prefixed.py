@@ -19,7 +19,7 @@ from remix_jax.data.tasks import ProblemSet
 from remix_jax.data.traces import Bank, Trace
 from remix_jax.errors import InputError
 from remix_jax.learner import losses
-from remix_jax.models.huggingface import load_vocabulary
+from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.models.sampling import Sampled
 from remix_jax.rewards import Scorer
 from remix_jax.rollout import draws

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from remix_jax.errors import InputError
-from remix_jax.models import huggingface
+from remix_jax.models import hf_tokenizer, huggingface
 from remix_jax.models.decoder import Decoder
 from tests import tiny_models
 from tests.tiny_models import edit_json
@@ -75,7 +75,7 @@ def test_damaged_config(copy, content):
         ({"rms_norm_eps": float("nan")}, ["rms_norm_eps", "nan"]),
         ({"num_key_value_heads": 3}, ["num_key_value_heads 3", "num_attention_heads 4"]),
         ({"head_dim": 5}, ["head_dim", "even"]),
-        ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings", "true or false"]),
+        ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings", "true, false"]),
         (
             {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "attention_bias": True},
             ["attention_bias", "llama"],
@@ -155,13 +155,13 @@ def test_weights_that_are_no_numbers(copy):
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_a_pointer_in_place_of_a_file(copy, file):
     (copy / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    load = huggingface.load_tokenizer if file == "tokenizer.json" else huggingface.load
+    load = hf_tokenizer.load_tokenizer if file == "tokenizer.json" else huggingface.load
     refused(load, copy, words=[file, "Git LFS pointer", "git lfs pull"])
 
 
 def test_a_run_is_no_model_but_holds_one(exported, tmp_path):
     shutil.copytree(exported, tmp_path / "run" / "export")
-    for load in (huggingface.load, huggingface.load_tokenizer):
+    for load in (huggingface.load, hf_tokenizer.load_tokenizer):
         refused(load, tmp_path / "run", words=["directory of a run", tmp_path / "run" / "export"])
 
 
@@ -293,11 +293,11 @@ def test_save_refuses_another_model(copy, tmp_path):
     edit_json(copy / "config.json", rope_theta=5e5)
     refused(huggingface.save, model, params, tmp_path / "out", like=copy, words=["rope_theta"])
     partial = {name: value for name, value in params.items() if name != "final_norm"}
-    with pytest.raises(ValueError, match="final_norm/scale is missing"):
+    with pytest.raises(ValueError, match=r"final_norm/scale has shape None, .* has \(16,\)"):
         huggingface.save(model, partial, tmp_path / "out")
-    with pytest.raises(ValueError, match="lm_head/kernel is unknown"):
+    with pytest.raises(ValueError, match=r"lm_head/kernel has shape \(2,\), .* has None"):
         huggingface.save(model, params | {"lm_head": {"kernel": jnp.ones(2)}}, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"final_norm/scale has shape \(2,\), not \(16,\)"):
+    with pytest.raises(ValueError, match=r"final_norm/scale has shape \(2,\), .* has \(16,\)"):
         huggingface.save(model, params | {"final_norm": {"scale": jnp.ones(2)}}, tmp_path / "out")
     with pytest.raises(ValueError, match="head 'lm'"):
         huggingface.save(Decoder(model.config, head="value"), params, tmp_path / "out")
@@ -308,16 +308,16 @@ def test_save_refuses_another_model(copy, tmp_path):
 
 
 def test_tokenizer_file_is_obeyed(exported):
-    tokenizer = huggingface.load_tokenizer(exported)  # beside a config.json of model_type qwen2
+    tokenizer = hf_tokenizer.load_tokenizer(exported)  # beside a config.json of model_type qwen2
     text = "a  b\n\n\n12  "
     assert [tiny_models.VOCABULARY[i] for i in tokenizer(text)["input_ids"]] == ["<s>", *text]
 
 
 def test_chat_template_from_a_file_of_its_own(tmp_path):
     folder = tiny_models.write_tokenizer(tmp_path, chat_template=None)
-    refused(huggingface.load_tokenizer, folder, words=[folder, "no chat template", "jinja"])
+    refused(hf_tokenizer.load_tokenizer, folder, words=[folder, "no chat template", "jinja"])
     (folder / "chat_template.jinja").write_text(tiny_models.CHAT_TEMPLATE)
-    assert huggingface.load_tokenizer(folder).chat_template == tiny_models.CHAT_TEMPLATE
+    assert hf_tokenizer.load_tokenizer(folder).chat_template == tiny_models.CHAT_TEMPLATE
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_chat_template_from_a_file_of_its_own(tmp_path):
 )
 def test_chat_template_that_fails(tmp_path, template):
     folder = tiny_models.write_tokenizer(tmp_path, chat_template=template)
-    refused(huggingface.load_tokenizer, folder, words=[folder, "chat template", "render"])
+    refused(hf_tokenizer.load_tokenizer, folder, words=[folder, "chat template", "render"])
 
 
 def test_damaged_tokenizer(tmp_path):
@@ -337,12 +337,12 @@ def test_damaged_tokenizer(tmp_path):
         (whole.replace('"WordLevel"', '"Unheard"'), ["damaged tokenizer"]),
     ]:
         (folder / "tokenizer.json").write_text(content)
-        refused(huggingface.load_tokenizer, folder, words=[folder, *words])
+        refused(hf_tokenizer.load_tokenizer, folder, words=[folder, *words])
     (folder / "tokenizer.json").unlink()
-    refused(huggingface.load_tokenizer, folder, words=["tokenizer.json", "no such file"])
+    refused(hf_tokenizer.load_tokenizer, folder, words=["tokenizer.json", "no such file"])
     (tiny_models.write_tokenizer(folder) / "tokenizer_config.json").unlink()
-    refused(huggingface.load_tokenizer, folder, words=["tokenizer_config.json", "no such file"])
-    refused(huggingface.load_tokenizer, tmp_path / "none", words=["no such model directory"])
+    refused(hf_tokenizer.load_tokenizer, folder, words=["tokenizer_config.json", "no such file"])
+    refused(hf_tokenizer.load_tokenizer, tmp_path / "none", words=["no such model directory"])
 
 
 def test_remote_code_is_not_run(tmp_path):
@@ -350,40 +350,40 @@ def test_remote_code_is_not_run(tmp_path):
         tmp_path, auto_map={"AutoTokenizer": [None, "evil.Evil"]}, tokenizer_class="Evil"
     )
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    huggingface.load_tokenizer(folder)
+    hf_tokenizer.load_tokenizer(folder)
     assert not (tmp_path / "ran").exists()
 
 
 def test_token_beyond_the_vocabulary(copy):
     edit_json(copy / "config.json", vocab_size=len(tiny_models.VOCABULARY))
-    huggingface.load_tokenizer(copy)
+    hf_tokenizer.load_tokenizer(copy)
     edit_json(copy / "config.json", vocab_size=len(tiny_models.VOCABULARY) - 1)
-    refused(huggingface.load_tokenizer, copy, words=["vocab_size", "'C'"])
+    refused(hf_tokenizer.load_tokenizer, copy, words=["vocab_size", "'C'"])
 
 
 def test_every_eos_id(copy):
-    tokenizer = huggingface.load_tokenizer(copy)
+    tokenizer = hf_tokenizer.load_tokenizer(copy)
     generation = copy / "generation_config.json"
     end = tiny_models.END  # the tokenizer's own always ends a response as well
-    assert huggingface.eos_ids(copy, tokenizer) == (end,)
+    assert hf_tokenizer.eos_ids(copy, tokenizer) == (end,)
     edit_json(copy / "config.json", eos_token_id=7)
-    assert huggingface.eos_ids(copy, tokenizer) == (7, end)
+    assert hf_tokenizer.eos_ids(copy, tokenizer) == (7, end)
     for value, wanted in [([5, 3, 5], (5, 3)), (0, (0,)), (None, (7,)), ([], (7,)), (end, ())]:
         generation.write_text(json.dumps({"eos_token_id": value}))
-        assert huggingface.eos_ids(copy, tokenizer) == (*wanted, end)
+        assert hf_tokenizer.eos_ids(copy, tokenizer) == (*wanted, end)
     for value in (["<end>"], -1, 2.0, True, "2", 151643):
         generation.write_text(json.dumps({"eos_token_id": value}))
-        refused(huggingface.eos_ids, copy, tokenizer, words=[generation, "eos_token_id"])
+        refused(hf_tokenizer.eos_ids, copy, tokenizer, words=[generation, "eos_token_id"])
     generation.write_text("{")
-    refused(huggingface.eos_ids, copy, tokenizer, words=[generation, "JSON"])
+    refused(hf_tokenizer.eos_ids, copy, tokenizer, words=[generation, "JSON"])
 
 
 def test_pad_falls_back_to_eos(tmp_path):
-    whole = huggingface.load_tokenizer(tiny_models.write_tokenizer(tmp_path / "a"))
-    assert huggingface.pad_id(whole) == tiny_models.PAD
+    whole = hf_tokenizer.load_tokenizer(tiny_models.write_tokenizer(tmp_path / "a"))
+    assert hf_tokenizer.pad_id(whole) == tiny_models.PAD
     no_pad = tiny_models.write_tokenizer(tmp_path / "b", pad_token=None)
-    assert huggingface.pad_id(huggingface.load_tokenizer(no_pad)) == tiny_models.END
+    assert hf_tokenizer.pad_id(hf_tokenizer.load_tokenizer(no_pad)) == tiny_models.END
     neither = tiny_models.write_tokenizer(tmp_path / "c", pad_token=None, eos_token=None)
-    tokenizer = huggingface.load_tokenizer(neither)
-    refused(huggingface.pad_id, tokenizer, words=["tokenizer_config.json", "pad_token"])
-    refused(huggingface.eos_ids, neither, tokenizer, words=["generation_config.json", neither])
+    tokenizer = hf_tokenizer.load_tokenizer(neither)
+    refused(hf_tokenizer.pad_id, tokenizer, words=["tokenizer_config.json", "pad_token"])
+    refused(hf_tokenizer.eos_ids, neither, tokenizer, words=["generation_config.json", neither])

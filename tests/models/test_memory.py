@@ -12,9 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from remix_jax import types
 from remix_jax.models import attention, scoring
-from remix_jax.models.decoder import Decoder
-from remix_jax.models.execution import Execution
-from remix_jax.models.head import Pieces, logp_and_entropy
+from remix_jax.models.decoder import Decoder, Execution
+from remix_jax.models.scoring import logp_and_entropy
 from tests.tiny_models import decoder_config, random_decoder
 
 
@@ -42,13 +41,14 @@ def drawn(B=2, T=7, D=5, V=23):
     return jnp.asarray(x_BTD, jnp.float32), jnp.asarray(head_DV, jnp.float32), tokens_BT
 
 
-@pytest.mark.parametrize("pieces", [(0, 0), (3, 0), (0, 8), (2, 5), (4, 6, 2), (0, 1)], ids=str)
+@pytest.mark.parametrize(
+    "pieces", [(0, 0, 1), (3, 0, 1), (0, 8, 1), (2, 5, 1), (4, 6, 2), (0, 1, 1)], ids=str
+)
 def test_scores_in_pieces_are_those_of_all_logits(pieces):
     x_BTD, head_DV, tokens_BT = drawn()
     want = pulled(lambda x, w: plain_scores(x, w, tokens_BT, 0.7), x_BTD, head_DV)
-    cut = Pieces(*pieces)
     got = pulled(
-        lambda x, w: logp_and_entropy(x, w, tokens_BT, 0.7, "float32", cut), x_BTD, head_DV
+        lambda x, w: logp_and_entropy(x, w, tokens_BT, 0.7, "float32", pieces), x_BTD, head_DV
     )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), got, want)
 
@@ -60,7 +60,7 @@ def test_a_vocabulary_that_is_spread_over_devices_stays_so():
     want = pulled(lambda x, w: plain_scores(x, w, tokens_BT, 1.0), x_BTD, head_DV)
 
     def scores(x, w):
-        return logp_and_entropy(x, w, tokens_BT, 1.0, "float32", Pieces(0, 16, 4))
+        return logp_and_entropy(x, w, tokens_BT, 1.0, "float32", (0, 16, 4))
 
     with jax.set_mesh(mesh):
         x = jax.device_put(x_BTD, NamedSharding(mesh, P("data")))
@@ -218,5 +218,5 @@ def test_the_kernel_follows_the_device():
     assert attention.chosen("tpu", "float32") == "splash"
     assert attention.chosen("gpu", "bfloat16") == "cudnn"
     assert attention.chosen("gpu", "float32") == attention.chosen("cpu", "bfloat16") == "plain"
-    assert attention.for_slots("splash", attention.LONG - 1) == "plain"
-    assert attention.for_slots("splash", attention.LONG) == "splash"
+    assert attention.for_slots("splash", attention.LONG - 1) == ("plain", attention.LONG - 1)
+    assert attention.for_slots("splash", attention.LONG + 1) == ("splash", attention.LONG + 512)

@@ -9,10 +9,8 @@ import pytest
 
 from launch import hlo, jaxpr_flops
 from remix_jax import sharding
-from remix_jax.models.decoder import Decoder
-from remix_jax.models.execution import Execution
-from remix_jax.models.sampling import SamplerSettings
-from remix_jax.models.waves import Waves, in_waves
+from remix_jax.models.decoder import Decoder, Execution
+from remix_jax.models.sampling import SamplerSettings, Waves, in_waves
 from remix_jax.rollout import sampler
 from remix_jax.rollout.sampler import Prompts, Task
 from tests.tiny_models import ROWS, decoder_config, random_decoder

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from remix_jax import grading
-from remix_jax.models.huggingface import load_vocabulary
+from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.rollout.rollouts import texts_of
 from tests.doc_pages import ROOT
 
