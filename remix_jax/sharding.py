@@ -111,9 +111,9 @@ def spec_of(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
     kept: list[tuple[str, ...]] = [()] * len(shape)
     for i, axes in enumerate(spec, start=len(shape) - len(spec)):
         for axis in (axes,) if isinstance(axes, str) else axes or ():
-            if shape[i] % math.prod(mesh.shape[a] for a in (*kept[i], axis)):
+            if shape[i] % math.prod(mesh.shape.get(a, 1) for a in (*kept[i], axis)):
                 break
-            if mesh.shape[axis] > 1:
+            if mesh.shape.get(axis, 1) > 1:
                 kept[i] += (axis,)
     return P(*kept)
 
