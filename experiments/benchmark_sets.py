@@ -3,7 +3,7 @@
 import pathlib
 from typing import NamedTuple
 
-from remix_jax.data.problem_files import SUFFIXES
+from remix_jax.data.problems import SUFFIXES
 from remix_jax.errors import InputError
 
 PREPARED_FOLDER, PREPARED_VERSION = "math_benchmarks", "1.0.0"  # as `tfds_builders` writes them

@@ -95,7 +95,7 @@ def problem_plan(config: Config) -> dict[str, object]:
     data, scorer = config.data, Scorer.of(config)
     tasks.check_sets(data)
     sets = [spec for spec in (data.train, *data.suites, data.validation) if spec]
-    files = {spec: tasks.file_of(spec) for spec in sets}
+    files = {spec: tasks.parse(spec).path for spec in sets}
     ready = [spec for spec in sets if not files[spec] or pathlib.Path(files[spec]).exists()]
     if not all((pathlib.Path(config.model.path) / name).is_file() for name in TOKENIZER):
         for spec in filter(files.get, ready):
@@ -222,7 +222,7 @@ def _missing(config: Config) -> list[str]:
     model = pathlib.Path(config.model.path)
     files = [model / name for name in (MODEL_CONFIG, *TOKENIZER)]
     sets = [config.data.train, *config.data.suites, config.data.validation]
-    paths = [*map(str, files), *(path for each in sets if (path := tasks.file_of(each)))]
+    paths = [*map(str, files), *(path for each in sets if (path := tasks.parse(each).path))]
     paths += [bank for bank in (config.prefix.bank, config.expert.bank) if bank]
     missing = [path for path in paths if not pathlib.Path(path).exists()]
     if not any(model.glob("*.safetensors")):

@@ -168,9 +168,9 @@ def count_correct(
     model, params = huggingface.load(directory)
     tokenizer = hf_tokenizer.load_tokenizer(directory)
     texts = [chat(chain.text()) for chain in chains]
-    encoded = encode_prompts(tokenizer, texts, task.PROMPT_TOKENS)
+    prompts = list(encode_prompts(tokenizer, texts, task.PROMPT_TOKENS).values())
     pad_id = hf_tokenizer.pad_id(tokenizer)
-    tokens_QP, length_Q = pad_left(encoded.ids, task.PROMPT_TOKENS, pad_id)
+    tokens_QP, length_Q = pad_left(prompts, task.PROMPT_TOKENS, pad_id)
     rows = len(chains) * samples
     asked = sampling.Prompts(tokens_QP, length_Q, np.arange(rows), np.ones(rows, bool))
     of_base = sampling.Task(

@@ -1,17 +1,17 @@
-"""Rows in, problems out."""
+"""Rows of JSON, JSON lines, parquet or a prepared TFDS directory in, problems out."""
 
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from remix_jax.data.problem_files import Unreadable, kind, parse_json, read_rows
 from remix_jax.errors import InputError
 from remix_jax.grading.answers import last_box
+from remix_jax.text import one_line
 
 Answer = str | float
 
@@ -19,13 +19,18 @@ Answer = str | float
 INSTRUCTION = "Let's think step by step and output the final answer within \\boxed{}."
 HASH_INSTRUCTION = 'Let\'s think step by step and output the final answer after "####".'  # verl's
 TAG_INSTRUCTION = "Provide your final answer between <answer> and </answer> tags."
-
-FORMS = (
+# Form of the answer -> (for people, what asks for it, its mark in an instruction).
+FORMS = {
+    "boxed": ("in \\boxed{}", INSTRUCTION, "\\boxed"),
+    "hash": ("a number after ####", HASH_INSTRUCTION, "####"),
+    "reasoning_gym": ("scored by reasoning-gym", TAG_INSTRUCTION, "<answer>"),
+}
+SUFFIXES = (".json", ".jsonl", ".parquet")
+_EXPECTED = (
     "`problem` and `answer`, or `question` and `answer`, or `prompt` (a text or chat messages) "
     "with `answer`, `solution` or `reward_model.ground_truth`"
 )
-_MESSAGE = ("role", "content")
-_MARKS = {"boxed": "\\boxed", "hash": "####", "tag": "<answer>"}  # of a form of answer
+_CLASS_KEYS, _TFDS_CLASSES = ("pythonClassName", "python_class_name"), "tensorflow_datasets.core."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +42,13 @@ class Problem:
     id: str
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     context: tuple[tuple[str, str], ...] = ()  # (role, text) of the messages before it
-    # The form of answer that the row's own prompt asks for; empty: none.
+    # The form of answer that the row's own prompt asks for, a key of FORMS; empty: none.
     asks: str = dataclasses.field(default="", compare=False)
 
     @property
     def instructed(self) -> bool:
         """Whether the text itself says in which form to answer."""
-        return bool(self.asks) and _MARKS[self.asks] in self.problem
+        return bool(self.asks) and FORMS[self.asks][2] in self.problem
 
 
 def load_problems(
@@ -57,7 +62,6 @@ def load_problems(
     columns are kept for reward functions. See docs/tasks.md.
 
     Args:
-      path: what to read; ~ is the home directory.
       skipped: takes the message of each malformed row, which is then left out; None refuses the
         file at its first malformed row.
       needs_answer: False takes rows without a usable answer too.
@@ -68,101 +72,192 @@ def load_problems(
     """
     path = pathlib.Path(path).expanduser()
     problems = []
-    for i, (where, row) in enumerate(read_rows(path)):
+    for i, (place, row) in enumerate(_rows(path)):
         try:
-            problems.append(_problem(row, where, f"{path.stem}-{i}", needs_answer))
+            problems.append(_problem(row, f"{path.stem}-{i}", needs_answer))
         except InputError as error:
+            message = f"{path}, {place}: {error}"
             if skipped is None:
-                raise
-            skipped.append(str(error))
+                raise InputError(message) from None
+            skipped.append(message)
     if not problems:
-        raise InputError(f"{path}: holds no problem; expected rows with {FORMS}")
+        raise InputError(f"{path}: holds no problem; expected rows with {_EXPECTED}")
     return problems
 
 
 def asked_form(text: str) -> str:
-    """The form of answer that a text asks for: boxed, hash, tag, or empty."""
-    return next((form for form, mark in _MARKS.items() if mark in text), "")
+    """The form of answer that a text asks for, a key of FORMS, or empty."""
+    return next((form for form, (_, _, mark) in FORMS.items() if mark in text), "")
 
 
-def _problem(row: Any, where: str, default_id: str, needs_answer: bool) -> Problem:
-    if isinstance(row, Unreadable):
-        raise InputError(f"{where}: {row.reason}")
+def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+    """(place, row) of every row: plain Python data, or the InputError of one that is no JSON."""
+    rows: Iterable[Any]
+    if path.suffix in SUFFIXES and not path.exists():
+        raise InputError(f"{path}: no such problem file")
+    if path.suffix == ".jsonl":
+        # Not str.splitlines, which also cuts at separators that JSON allows in strings.
+        lines = enumerate(_text(path).split("\n"), 1)
+        return ((f"line {n}", _parsed(line)) for n, line in lines if line.strip())
+    if path.suffix == ".json":
+        rows = _parsed(_text(path).strip() or "[]")
+        if isinstance(rows, InputError):
+            raise InputError(f"{path}: {rows}")
+        if not isinstance(rows, list):
+            raise InputError(f"{path}: expected a list of objects, found {_kind(rows)}")
+    elif path.suffix == ".parquet":
+        rows = _parquet_rows(path)
+    elif path.is_dir():
+        rows = _prepared_rows(path)
+    else:
+        raise InputError(
+            f"{path}: a problem file ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or is a "
+            "directory that TFDS prepared"
+        )
+    return ((f"row {n}", row) for n, row in enumerate(rows, 1))
+
+
+def _parquet_rows(path: pathlib.Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names in no UTF-8
+        raise InputError(f"{path}: not a readable parquet file ({one_line(error)})") from None
+
+
+def _prepared_rows(path: pathlib.Path) -> Iterator[Any]:
+    """The rows of a TFDS directory of one split; its texts are bytes, its lists arrays."""
+    if not (path / "dataset_info.json").is_file():
+        raise InputError(
+            f"{path}: no prepared problems (no dataset_info.json); `python -m "
+            "experiments.prepare_data` makes such directories"
+        )
+    if (path / "features.json").is_file():
+        _check_classes(path / "features.json")
+    import tensorflow_datasets as tfds  # a third of a second to import; few callers need it
+
+    try:
+        builder = tfds.builder_from_directory(path)
+        splits = sorted(builder.info.splits)
+        source = builder.as_data_source(split=splits[0]) if len(splits) == 1 else None
+    except Exception as error:  # TFDS raises many kinds for damaged or unsupported directories
+        raise InputError(f"{path}: TFDS cannot read it ({one_line(error)})") from None
+    if source is None:
+        raise InputError(f"{path}: has the splits {', '.join(splits)}; a problem set has one")
+    for i in range(len(source)):
+        row = json.dumps(
+            source[i],
+            default=lambda x: x.decode(errors="replace") if isinstance(x, bytes) else x.tolist(),
+        )
+        yield json.loads(row)
+
+
+def _check_classes(path: pathlib.Path) -> None:
+    """Refuses a features.json that names a class of others: TFDS would import it."""
+    foreign: list[str] = []
+
+    def look(node: dict[str, Any]) -> None:
+        for key, value in node.items():
+            names_class = key in _CLASS_KEYS or (key == "type" and "content" in node)
+            if names_class and not str(value).startswith(_TFDS_CLASSES):
+                foreign.append(str(value)[:100])
+            elif key in ("json", "content") and isinstance(value, str):
+                _parsed(value, look)
+
+    content = _parsed(_text(path), look)
+    if isinstance(content, InputError):
+        raise InputError(f"{path}: {content}")
+    if foreign:
+        raise InputError(f"{path}: names the class {foreign[0]}, which is none of TFDS's")
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable UTF-8 file ({one_line(error)})") from None
+
+
+def _parsed(text: str, check: Callable[[dict[str, Any]], object] | None = None) -> Any:
+    """The value of a JSON text, or an InputError in its place; `check` sees every object in it."""
+    try:
+        return json.loads(text, object_hook=check)
+    except (ValueError, RecursionError) as error:
+        return InputError(f"not JSON ({one_line(error)})")
+
+
+def _problem(row: Any, default_id: str, needs_answer: bool) -> Problem:
+    """Raises InputError where the row is malformed."""
+    if isinstance(row, InputError):
+        raise row
     if not isinstance(row, dict):
-        raise InputError(f"{where}: expected an object with {FORMS}, found {kind(row)}")
+        raise InputError(f"expected an object with {_EXPECTED}, found {_kind(row)}")
     row_id = row.get("id", default_id)
     if isinstance(row_id, bool) or not isinstance(row_id, str | int):
-        raise InputError(f"{where}: `id` must be a text or an integer, found {_found(row, 'id')}")
-    text, context, asks = _question(row, where)
-    answers = _answers(row, where, needs_answer)
+        raise InputError(f"`id` must be a text or an integer, found {_found(row, 'id')}")
+    text, context, asks = _question(row)
+    answers = _answers(row, needs_answer)
     for part in (text, str(row_id), *(t for _, t in context), *map(str, answers)):
         if any("\ud800" <= letter <= "\udfff" for letter in part):
-            raise InputError(f"{where}: holds half a character (a lone surrogate): {part[:60]!a}")
+            raise InputError(f"holds half a character (a lone surrogate): {part[:60]!a}")
     return Problem(text, answers, str(row_id), row, context, asks)
 
 
-def _question(row: dict[str, Any], where: str) -> tuple[str, tuple[tuple[str, str], ...], str]:
+def _question(row: dict[str, Any]) -> tuple[str, tuple[tuple[str, str], ...], str]:
     """The problem's text, the messages before it, and the form of answer that it asks for.
 
     Known sentences that ask for a form are taken off a prompt, for they are added again.
     """
-    field = next((f for f in ("problem", "question", "prompt") if f in row), "problem")
-    text, asks = row.get(field), ""
-    context: tuple[tuple[str, str], ...] = ()
-    if isinstance(text, list) and field == "prompt":
-        text, context = _messages(text)
-        if text is None:
+    field = next((f for f in ("problem", "question", "prompt") if f in row), None)
+    if field is None:
+        raise InputError(_no_field(row))
+    text, context, asks = row[field], [], ""
+    if field == "prompt" and isinstance(text, list):
+        messages = (m if isinstance(m, dict) else {} for m in text)
+        pairs = [(m.get("role"), m.get("content")) for m in messages]
+        are_texts = all(isinstance(part, str) for pair in pairs for part in pair)
+        if not pairs or not are_texts or pairs[-1][0] != "user":
             raise InputError(
-                f"{where}: `prompt` must be a text or a list of messages that ends with the "
-                f"user's, found {_found(row, field)}"
+                "`prompt` must be a text or a list of messages that ends with the user's, found "
+                f"{_found(row, field)}"
             )
-    if field not in row:
-        raise InputError(f"{where}: {_no_field(row)}")
+        *context, (_, text) = pairs
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{where}: `{field}` must be a non-empty text, found {_found(row, field)}")
+        raise InputError(f"`{field}` must be a non-empty text, found {_found(row, field)}")
     if field == "prompt":
         asks = asked_form(text) or ("hash" if row.get("data_source") == "openai/gsm8k" else "")
         for sentence in (INSTRUCTION, HASH_INSTRUCTION):
             text = text.removesuffix(f" {sentence}")
-    return text, context, asks
+    return text, tuple(context), asks
 
 
-def _messages(given: list[Any]) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    """The last message's text, if it is the user's, and (role, text) of those before it."""
-    pairs: list[tuple[str, str]] = []
-    for message in given:
-        role, text = (message.get(k) if isinstance(message, dict) else None for k in _MESSAGE)
-        if not isinstance(role, str) or not isinstance(text, str):
-            return None, ()
-        pairs.append((role, text))
-    if not pairs or pairs[-1][0] != "user":
-        return None, ()
-    return pairs[-1][1], tuple(pairs[:-1])
-
-
-def _answers(row: dict[str, Any], where: str, needed: bool) -> tuple[Answer, ...]:
+def _answers(row: dict[str, Any], needed: bool) -> tuple[Answer, ...]:
     """What makes a response right, wherever the row's form keeps it."""
     field = next((f for f in ("answers_json", "answer", "solution") if f in row), "answer")
     holder = row
     if "reward_model" in row and "answer" not in row:
         field, holder = "ground_truth", row["reward_model"]
         if not isinstance(holder, dict):
-            raise InputError(f"{where}: `reward_model` must be an object, found {kind(holder)}")
+            raise InputError(f"`reward_model` must be an object, found {_kind(holder)}")
     given = holder.get(field)
     if field == "answers_json" and isinstance(given, list):  # as the TFDS builders write them
-        given = [parse_json(x) if isinstance(x, str) else None for x in given]
+        given = [_parsed(x) if isinstance(x, str) else None for x in given]
     elif isinstance(given, str):
         given = _final(given, field, "question" in row)
     answers: list[Any] = given if isinstance(given, list) else [given]
-    if answers and all(_is_answer(answer) for answer in answers):
+    if answers and all(map(_is_answer, answers)):
         return tuple(map(_shortest, answers))
     if not needed:
         return ()
     if not row.keys() & {"answer", "answers_json", "solution", "reward_model"}:
-        raise InputError(f"{where}: {_no_field(row)}")
+        raise InputError(_no_field(row))
     raise InputError(
-        f"{where}: `{field}` must be a non-empty text, a finite number or a non-empty list of "
-        f"these, found {_found(holder, field)}"
+        f"`{field}` must be a non-empty text, a finite number or a non-empty list of these, found "
+        f"{_found(holder, field)}"
     )
 
 
@@ -172,20 +267,16 @@ def _final(text: str, field: str, gsm8k: bool) -> Any:
         return text.rpartition("####")[2].strip()
     if field == "solution" and (box := (last_box(text)[0] or "").strip()):
         return box
-    if text.lstrip().startswith(("[", "{")):
-        listed = parse_json(text)
-        # A list of numbers may be an interval or a vector; of texts it is a list of answers.
-        if isinstance(listed, list) and listed and all(isinstance(x, str) for x in listed):
-            return listed
-    return text
+    # A list of numbers may be an interval or a vector; of texts it is a list of answers.
+    listed = _parsed(text) if text.lstrip().startswith("[") else None
+    is_texts = isinstance(listed, list) and listed and all(isinstance(x, str) for x in listed)
+    return listed if is_texts else text
 
 
 def _is_answer(value: Any) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return isinstance(value, int) or math.isfinite(value)
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def _shortest(answer: Answer) -> Answer:
@@ -196,9 +287,15 @@ def _shortest(answer: Answer) -> Answer:
     return float(str(single)) if float(single) == answer else answer
 
 
+def _kind(value: Any) -> str:
+    """What JSON calls a value, for messages."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
 def _no_field(row: dict[str, Any]) -> str:
     fields = ", ".join(map(str, row)) or "none"
-    return f"expected {FORMS}; found the fields {fields[:200]}"
+    return f"expected {_EXPECTED}; found the fields {fields[:200]}"
 
 
 def _found(row: dict[str, Any], field: str) -> str:

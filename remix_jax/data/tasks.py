@@ -14,33 +14,20 @@ import dataclasses
 import difflib
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remix_jax import plugins
 from remix_jax.config import Data
-from remix_jax.data.problems import (
-    HASH_INSTRUCTION,
-    INSTRUCTION,
-    TAG_INSTRUCTION,
-    Problem,
-    asked_form,
-    load_problems,
-)
-from remix_jax.data.prompts import Chat, chat, encode_prompts
+from remix_jax.data.problems import FORMS, Problem, asked_form, load_problems
+from remix_jax.data.prompts import chat, encode_prompts
 from remix_jax.errors import InputError
 from remix_jax.text import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-OWN_OPTIONS = ("instruction", "system", "answer", "name", "samples")
-# Form of the answer -> (for people, what asks for it, what it looks like in an instruction).
-FORMS = {
-    "boxed": ("in \\boxed{}", INSTRUCTION, "boxed"),
-    "hash": ("a number after ####", HASH_INSTRUCTION, "hash"),
-    "reasoning_gym": ("scored by reasoning-gym", TAG_INSTRUCTION, "tag"),
-}
+_OPTIONS = ("instruction", "system", "answer", "name", "samples")
 _GYM = "reasoning_gym:"
 
 
@@ -48,33 +35,11 @@ class Spec(NamedTuple):
     """A set's name taken apart."""
 
     text: str
-    source: str  # path, or reasoning_gym:NAME
-    own: dict[str, str]  # OWN_OPTIONS that were given
+    name: str  # what the set is called
+    path: str  # of its file or directory; empty: it is generated
+    generator: str  # NAME of reasoning_gym:NAME; empty: it is read
+    own: dict[str, str]  # those options that every set may have
     options: dict[str, Any]  # of the generator
-
-    @property
-    def generator(self) -> str:
-        """NAME of reasoning_gym:NAME; empty for a path."""
-        return self.source.removeprefix(_GYM) if self.source.startswith(_GYM) else ""
-
-    @property
-    def name(self) -> str:
-        """What the set is called: its file's name, NAME of a prepared .../NAME/1.0.0, `name`."""
-        path = pathlib.PurePath(self.source)
-        is_version = path.name.replace(".", "").isdigit()
-        found = self.generator or (path.parent.name if is_version else path.stem)
-        return self.own.get("name", found)
-
-    @property
-    def samples(self) -> int:
-        """Responses a problem where that is evaluated; 0: as the config says."""
-        return int(self.own.get("samples", 0))
-
-    @property
-    def seeds(self) -> range:
-        """A problem's each: reasoning-gym makes problem i from seed + i."""
-        first = self.options["seed"]
-        return range(first, first + self.options["size"])
 
 
 class ProblemSet(NamedTuple):
@@ -97,13 +62,13 @@ class ProblemSet(NamedTuple):
 
 
 def parse(text: str, what: str = "problem set") -> Spec:
-    """A spec taken apart.
+    """A spec taken apart. The name of a prepared directory .../NAME/1.0.0 is NAME.
 
     Raises:
       InputError: options that do not belong to it.
     """
     source, options = plugins.split_options(text, what)
-    own = {name: str(options.pop(name)) for name in OWN_OPTIONS if name in options}
+    own = {name: str(options.pop(name)) for name in _OPTIONS if name in options}
     where, form, samples = f"{what} = {text!r}", own.get("answer"), own.get("samples", "1")
     if form is not None and form not in FORMS:
         raise InputError(f"{where}: answer={form} can be {', '.join(FORMS)}")
@@ -114,16 +79,15 @@ def parse(text: str, what: str = "problem set") -> Spec:
         for name, least in (("size", 1), ("seed", 0)):
             if type(options[name]) is not int or options[name] < least:
                 raise InputError(f"{where}: {name} must be a whole number from {least}")
-    elif options:
-        known = ", ".join(OWN_OPTIONS)
+        generator = source.removeprefix(_GYM)
+        return Spec(text, own.get("name", generator), "", generator, own, options)
+    if options:
+        known = ", ".join(_OPTIONS)
         raise InputError(f"{where}: a file has no option {next(iter(options))}; it can be {known}")
-    return Spec(text, source, own, options)
-
-
-def file_of(text: str) -> str:
-    """The path of a spec's file or directory, ~ expanded; empty where there is none."""
-    spec = parse(text)
-    return "" if spec.generator or not text else str(pathlib.Path(spec.source).expanduser())
+    path = pathlib.Path(source)
+    is_version = path.name.replace(".", "").isdigit()
+    name = own.get("name", path.parent.name if is_version else path.stem)
+    return Spec(text, name, source and str(path.expanduser()), "", own, options)
 
 
 def check_sets(data: Data) -> None:
@@ -137,15 +101,15 @@ def check_sets(data: Data) -> None:
     check_names([spec.name for spec in held])
     train = parse(data.train, "config.data.train")
     for spec in held:
-        if spec.samples:
+        if "samples" in spec.own:
             raise InputError(f"{spec.text!r}: a run takes config.evaluation.samples for all sets")
         if train.generator and spec.generator == train.generator:
-            own, other = spec.seeds, train.seeds
-            if own.start < other.stop and other.start < own.stop:
+            (a, n), (b, m) = ((s.options["seed"], s.options["size"]) for s in (spec, train))
+            if a < b + m and b < a + n:
                 raise InputError(
                     f"{spec.text!r}: shares problems with the training set {train.text!r} "
                     "(reasoning-gym makes problem i from seed + i); give it another seed, as "
-                    f"seed={other.stop}"
+                    f"seed={b + m}"
                 )
 
 
@@ -174,9 +138,7 @@ def load_set(
     Prompts over data.prompt_tokens are dropped and counted.
 
     Args:
-      text: the spec.
       data: gives instruction, system prompt, form of the answer where the spec does not.
-      tokenizer: of the model.
       needs_answer: False where the reward scores problems without an answer too.
       skip_malformed: leaves malformed rows out, and says so in `skipped`, instead of refusing.
       limit: the first so many problems; 0: all.
@@ -184,28 +146,33 @@ def load_set(
     Raises:
       InputError: the set cannot be read or made, or its parts contradict each other.
     """
-    spec = parse(text)
-    skipped: list[str] = []
+    spec, skipped, chats = parse(text), [], []
     if spec.generator:
         problems = _generated(spec)
     else:
-        problems = load_problems(spec.source, skipped if skip_malformed else None, needs_answer)
+        problems = load_problems(spec.path, skipped if skip_malformed else None, needs_answer)
     problems = problems[: limit or None]
     form = _form(spec, data, problems, needs_answer)
     instruction = _instruction(spec, data, problems, form)
-    chats = [_chat(problem, spec, data, form, instruction) for problem in problems]
-    encoded = encode_prompts(tokenizer, chats, data.prompt_tokens)
-    kept = [problems[i] for i in encoded.indices]
+    for p in problems:
+        if p.instructed and p.asks not in (form, "reasoning_gym"):
+            raise InputError(
+                f"{text!r}: the prompt of {p.id} asks for an answer {FORMS[p.asks][0]}, the set is "
+                f"scored by answer={form}"
+            )
+        added = spec.own.get("instruction", "") if p.instructed else instruction
+        chats.append(chat(p.problem, added, spec.own.get("system", data.system_prompt), p.context))
+    prompts = encode_prompts(tokenizer, chats, data.prompt_tokens)
     return ProblemSet(
         spec.name,
-        kept,
-        encoded.ids,
-        encoded.dropped,
+        [problems[i] for i in prompts],
+        list(prompts.values()),
+        len(problems) - len(prompts),
         tuple(skipped),
         form,
         instruction,
-        spec.samples,
-        tuple(encoded.indices),
+        int(spec.own.get("samples", 0)),
+        tuple(prompts),
     )
 
 
@@ -214,31 +181,40 @@ def plan(
 ) -> dict[str, object]:
     """How problems are asked, for people: form of the answer, instruction, the end of a prompt.
 
-    With a training set also a warning of held-out problems that are in it.
+    With a training set also a warning of held-out problems whose text is a training problem's.
     """
-    lines: dict[str, object] = {}
     sets = [*([train] if train else []), *held_out]
-    lines["answers"] = _by_set(sets, lambda s: FORMS[s.form][0])
-    lines["instruction"] = _by_set(sets, _instruction_text)
-    lines["a prompt ends"] = repr(tokenizer.decode(sets[0].prompts[0])[-100:])
-    shared = overlap(train.problems, held_out) if train else []
-    if shared:
-        found = ", ".join(f"{n:,} of {len(s.problems):,} of {s.name}" for s, n in shared)
+
+    def said(say: Callable[[ProblemSet], str]) -> str:
+        by_set = {s.name: say(s) for s in sets}
+        if len(set(by_set.values())) == 1:
+            return by_set[sets[0].name]
+        return "; ".join(f"{name}: {text}" for name, text in by_set.items())
+
+    def words(s: ProblemSet) -> list[str]:
+        return [" ".join(problem.problem.split()) for problem in s.problems]
+
+    lines: dict[str, object] = {
+        "answers": said(lambda s: FORMS[s.form][0]),
+        "instruction": said(_instruction_text),
+        "a prompt ends": repr(tokenizer.decode(sets[0].prompts[0])[-100:]),
+    }
+    known = set(words(train)) if train else set()
+    counts = [(sum(text in known for text in words(s)), s) for s in held_out]
+    if shared := [f"{n:,} of {len(s.problems):,} of {s.name}" for n, s in counts if n]:
+        found = ", ".join(shared)
         lines["WARNING"] = f"held-out problems that are training problems too: {found}"
     return lines
 
 
-def overlap(
-    train: Iterable[Problem], held_out: Sequence[ProblemSet]
-) -> list[tuple[ProblemSet, int]]:
-    """The held-out sets with problems whose text is a training problem's, and how many."""
-
-    def words(problems: Iterable[Problem]) -> list[str]:
-        return [" ".join(problem.problem.split()) for problem in problems]
-
-    known = set(words(train))
-    counts = [(s, sum(text in known for text in words(s.problems))) for s in held_out]
-    return [(s, n) for s, n in counts if n]
+def _instruction_text(found: ProblemSet) -> str:
+    first = found.problems[0]
+    if first.instructed:
+        return "in the problems"
+    if found.instruction:
+        return repr(found.instruction)
+    silent = found.form == "boxed" and "\\boxed" not in first.problem
+    return "none (nothing asks for \\boxed{})" if silent else "none"
 
 
 def _generated(spec: Spec) -> list[Problem]:
@@ -249,11 +225,9 @@ def _generated(spec: Spec) -> list[Problem]:
         raise InputError(f"{spec.text!r}: needs reasoning-gym; pip install reasoning-gym") from None
     name = spec.generator
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, 3)
-        raise InputError(
-            f"{spec.text!r}: reasoning-gym has no dataset {name!r}"
-            + (f"; did you mean {' or '.join(near)}?" if near else "")
-        )
+        near = " or ".join(difflib.get_close_matches(name, DATASETS, 3))
+        guess = f"; did you mean {near}?" if near else ""
+        raise InputError(f"{spec.text!r}: reasoning-gym has no dataset {name!r}{guess}")
     known = [field.name for field in dataclasses.fields(DATASETS[name][1])]
     for option in (option for option in spec.options if option not in known):
         raise InputError(f"{spec.text!r}: {name} has no option {option}; it has {', '.join(known)}")
@@ -273,24 +247,20 @@ def _form(spec: Spec, data: Data, problems: Sequence[Problem], needs_answer: boo
     if given:
         return given
     asked, number = Counter(problem.asks for problem in problems).most_common(1)[0]
-    if not asked or 2 * number <= len(problems):
-        return "boxed"
-    if asked in FORMS:
-        return asked
-    if needs_answer:
+    most = asked if 2 * number > len(problems) else ""
+    if most == "reasoning_gym" and needs_answer:
         raise InputError(
             f"{spec.text!r}: its prompts ask for <answer> tags, which no built-in reward reads; "
             "give reward.functions"
         )
-    return "boxed"
+    return "hash" if most == "hash" else "boxed"
 
 
 def _instruction(spec: Spec, data: Data, problems: Sequence[Problem], form: str) -> str:
     """What is added to each problem that does not itself say in which form to answer."""
     own = spec.own.get("instruction")
     text = data.instruction if own is None else own
-    _, default, mark = FORMS[form]
-    if asked_form(text) not in ("", mark):
+    if asked_form(text) not in ("", form):
         if own is not None or "answer" in spec.own or data.answer:
             raise InputError(
                 f"{spec.text!r}: the instruction {text!r} asks for another form than "
@@ -300,33 +270,4 @@ def _instruction(spec: Spec, data: Data, problems: Sequence[Problem], form: str)
     if text or own is not None:
         return text
     taken_off = any(p.asks == "boxed" and not p.instructed for p in problems)
-    return default if form != "boxed" or taken_off else ""
-
-
-def _chat(problem: Problem, spec: Spec, data: Data, form: str, instruction: str) -> Chat:
-    if problem.instructed:
-        if problem.asks != FORMS[form][2] and problem.asks in FORMS:
-            raise InputError(
-                f"{spec.text!r}: the prompt of {problem.id} asks for an answer "
-                f"{FORMS[problem.asks][0]}, the set is scored by answer={form}"
-            )
-        instruction = spec.own.get("instruction", "")
-    system = spec.own.get("system", data.system_prompt)
-    return chat(problem.problem, instruction, system, problem.context)
-
-
-def _instruction_text(found: ProblemSet) -> str:
-    if found.problems[0].instructed:
-        return "in the problems"
-    if found.instruction:
-        return repr(found.instruction)
-    silent = found.form == "boxed" and "\\boxed" not in found.problems[0].problem
-    return "none (nothing asks for \\boxed{})" if silent else "none"
-
-
-def _by_set(sets: Sequence[ProblemSet], say) -> str:
-    """What is said of all sets, once where it is the same."""
-    said = {s.name: say(s) for s in sets}
-    if len(set(said.values())) == 1:
-        return next(iter(said.values()))
-    return "; ".join(f"{name}: {text}" for name, text in said.items())
+    return FORMS[form][1] if form != "boxed" or taken_off else ""

@@ -62,11 +62,7 @@ class Bank(NamedTuple):
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """Of a tokenizer's vocabulary: equal where every id stands for the same token.
-
-    Args:
-      tokenizer: anything with `get_vocab() -> dict[str, int]`.
-    """
+    """Of a tokenizer's vocabulary (`get_vocab()`): equal where ids stand for the same tokens."""
     pieces = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(pieces.encode()).hexdigest()[:16]
 
@@ -142,13 +138,11 @@ def _schema(metadata: Mapping[bytes, str]) -> Any:
 
 
 def _trace(row: Mapping[str, Any]) -> Trace:
-    """A row. Raises ValueError or TypeError where it makes no sense."""
-    answers = json.loads(row["answers"])
+    """Raises ValueError or TypeError where the row makes no sense."""
+    answers, ids = json.loads(row["answers"]), (tuple(row["prompt"]), tuple(row["response"]))
     if not isinstance(answers, list) or not all(isinstance(x, str | int | float) for x in answers):
         raise ValueError("answers are no list of texts and numbers")
-    ids = tuple(row["prompt"]), tuple(row["response"])
-    if any(i is None or i < 0 for own in ids for i in own):
+    if any(i is None or i < 0 for i in (*ids[0], *ids[1])):
         raise ValueError("token ids below 0")
-    return Trace(
-        str(row["problem"]), tuple(answers), *ids, int(row["attempts"]), float(row["flops"])
-    )
+    numbers = int(row["attempts"]), float(row["flops"])
+    return Trace(str(row["problem"]), tuple(answers), *ids, *numbers)

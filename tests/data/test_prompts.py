@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from remix_jax.data.prompts import EncodedPrompts, chat, encode_prompts, pad_left
+from remix_jax.data.prompts import chat, encode_prompts, pad_left
 from remix_jax.errors import InputError
 from remix_jax.models.hf_tokenizer import load_tokenizer
 from tests import tiny_models
@@ -21,29 +21,24 @@ def text_of(ids):
 
 def test_message_is_problem_and_instruction(tokenizer):
     encoded = encode_prompts(tokenizer, [chat("1+1=?", "box it."), chat("a  b\n", "box it.")], 100)
-    assert isinstance(encoded, EncodedPrompts)
-    assert [text_of(ids) for ids in encoded.ids] == [
-        "<s>user:1+1=? box it.<end>a:",
-        "<s>user:a  b\n box it.<end>a:",
-    ]
-    assert encoded.indices == [0, 1]
-    assert encoded.dropped == 0
-    assert text_of(encode_prompts(tokenizer, [chat("1")], 100).ids[0]) == "<s>user:1<end>a:"
+    assert {i: text_of(ids) for i, ids in encoded.items()} == {
+        0: "<s>user:1+1=? box it.<end>a:",
+        1: "<s>user:a  b\n box it.<end>a:",
+    }
+    assert text_of(encode_prompts(tokenizer, [chat("1")], 100)[0]) == "<s>user:1<end>a:"
 
 
 def test_special_tokens_are_not_added_twice(tokenizer):
     assert tokenizer("1")["input_ids"][0] == tiny_models.BOS  # it would add one
-    (ids,) = encode_prompts(tokenizer, [chat("1")], 100).ids
+    ids = encode_prompts(tokenizer, [chat("1")], 100)[0]
     assert ids.count(tiny_models.BOS) == 1
 
 
-def test_long_prompts_are_dropped_and_counted(tokenizer):
+def test_long_prompts_are_dropped(tokenizer):
     problems = [chat(text) for text in ("a" * 5, "b" * 40, "c" * 6, "d" * 7)]
-    (shortest, *_) = encode_prompts(tokenizer, problems, 100).ids
+    shortest = encode_prompts(tokenizer, problems, 100)[0]
     encoded = encode_prompts(tokenizer, problems, len(shortest) + 1)
-    assert encoded.indices == [0, 2]
-    assert encoded.dropped == 2
-    assert [text_of(ids).count("c") for ids in encoded.ids] == [0, 6]
+    assert {i: text_of(ids).count("c") for i, ids in encoded.items()} == {0: 0, 2: 6}
     with pytest.raises(InputError, match=f"limit of 3 tokens; the shortest has {len(shortest)}$"):
         encode_prompts(tokenizer, problems, 3)
 
@@ -55,7 +50,7 @@ def test_truncation_and_padding_written_in_the_file_do_not_apply(tmp_path):
     saved.enable_padding(length=64)
     tokenizer = load_tokenizer(tiny_models.write_tokenizer(tmp_path, saved))
     encoded = encode_prompts(tokenizer, [chat("1+1+1+1+1+1=?")], 100)
-    assert text_of(encoded.ids[0]) == "<s>user:1+1+1+1+1+1=?<end>a:"
+    assert text_of(encoded[0]) == "<s>user:1+1+1+1+1+1=?<end>a:"
 
 
 def test_bad_input_is_one_line(tokenizer, tmp_path):
@@ -93,14 +88,14 @@ def test_a_template_that_writes_the_date_writes_the_same_every_day(tmp_path):
         "{% set day = '26 Jul 2024' %}{% endif %}{{ day }}{{ messages[0]['content'] }}"
     )
     dated = load_tokenizer(tiny_models.write_tokenizer(tmp_path, chat_template=template))
-    (ids,) = encode_prompts(dated, [chat("1")], 100).ids
+    ids = encode_prompts(dated, [chat("1")], 100)[0]
     assert len(ids) == len("26 Jul 2024" + "1")
     (fixed,) = (dated.encode("26 Jul 20241", add_special_tokens=False),)
     assert ids == fixed
 
 
 def test_problem_text_is_not_a_template(tokenizer):
-    (ids,) = encode_prompts(tokenizer, [chat("{{ 1+1 }}")], 100).ids
+    ids = encode_prompts(tokenizer, [chat("{{ 1+1 }}")], 100)[0]
     assert "1+1" in text_of(ids)
 
 
@@ -116,7 +111,8 @@ def test_golden_chat_ids(goldens):
     ]
     assert cases
     problems = [case["messages"] for case in cases]
-    assert encode_prompts(tokenizer, problems, 10_000).ids == [case["ids"] for case in cases]
+    expected = dict(enumerate(case["ids"] for case in cases))
+    assert encode_prompts(tokenizer, problems, 10_000) == expected
 
 
 def test_pad_left():

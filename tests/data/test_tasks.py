@@ -7,9 +7,8 @@ import pathlib
 import pytest
 
 from remix_jax.config import Data
-from remix_jax.data import tasks
-from remix_jax.data.problems import HASH_INSTRUCTION, INSTRUCTION, TAG_INSTRUCTION
-from remix_jax.data.tasks import check_sets, file_of, load_set, overlap, parse, plan
+from remix_jax.data.problems import FORMS, HASH_INSTRUCTION, INSTRUCTION, TAG_INSTRUCTION
+from remix_jax.data.tasks import check_sets, load_set, parse, plan
 from remix_jax.errors import InputError
 
 FIXTURE = pathlib.Path(__file__).parent.parent / "fixtures" / "tasks" / "verl_gsm8k.parquet"
@@ -199,7 +198,8 @@ def test_the_plan_says_how_problems_are_asked_and_what_is_in_both_sets(tmp_path)
             tmp_path, {"problem": "p1 ", "answer": 1}, {"problem": "q", "answer": 1}, name="h.json"
         )
     )
-    assert overlap(train.problems, [train, held]) == [(train, 4), (held, 1)]
+    both = plan([train, held], TOKENIZER, train)["WARNING"]
+    assert both.endswith("training problems too: 4 of 4 of set, 1 of 2 of h")
     lines = plan([held], TOKENIZER, train)
     assert lines["answers"] == "in \\boxed{}"
     assert lines["instruction"] == "none (nothing asks for \\boxed{})"
@@ -213,6 +213,6 @@ def test_the_plan_says_how_problems_are_asked_and_what_is_in_both_sets(tmp_path)
 
 def test_paths_of_specs(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert file_of("~/a.json?answer=hash") == str(tmp_path / "a.json")
-    assert file_of("reasoning_gym:chain_sum") == ""
-    assert set(tasks.FORMS) == {"boxed", "hash", "reasoning_gym"}
+    assert parse("~/a.json?answer=hash").path == str(tmp_path / "a.json")
+    assert parse("reasoning_gym:chain_sum").path == ""
+    assert set(FORMS) == {"boxed", "hash", "reasoning_gym"}
