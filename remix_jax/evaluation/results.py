@@ -1,19 +1,24 @@
-"""Figures of an evaluation: per set, and the unweighted mean of the sets, as the paper has it."""
+"""Figures of an evaluation: per set, and the unweighted mean of the sets, as the paper has it.
 
-import functools
+Shape letters: P problems, N samples a problem.
+"""
+
 import json
+import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from remix_jax import grading
 from remix_jax.data.tasks import ProblemSet
-from remix_jax.evaluation import statistics
 from remix_jax.text import MISSING, count, number, percent
 
+RESAMPLES = 10_000  # of the bootstrap
+MAJORITY_DRAWS = 1_000  # subsets a problem over which maj@k is averaged
 RATES = ("truncated", "format", "reflection")
 NOTES = (
     "Pass@1: mean over the samples of a problem, then over the problems. 95 %: Wilson's interval "
@@ -23,19 +28,15 @@ NOTES = (
 # What reasoning models say when they turn back to what they wrote. The paper reports the share of
 # responses with self-reflection and does not list its words; these are ours, so that shares compare
 # between models measured here, not with the paper's figure.
-_REFLECTION = re.compile(
+REFLECTION = re.compile(
     r"\b(wait|hold on|(re|double)[- ]?check|check again|let me check|let's check|let me verify|"
     r"let's verify|verify again|re-?think|think again|reconsider|re-?evaluate|re-?examine|"
     r"try again)\b",
     re.IGNORECASE,
 )
 
+Interval = tuple[float, float]
 Rows = Sequence[Mapping[str, Any]]
-
-
-def reflects(text: str) -> bool:
-    """Whether a response reflects on itself."""
-    return _REFLECTION.search(text) is not None
 
 
 def summarise(
@@ -47,17 +48,14 @@ def summarise(
     set. Length, reward and rates are over the responses. Where no function of the reward says what
     correct is, there is no Pass@1.
     """
-    by_set: dict[str, list[Mapping[str, Any]]] = {s.name: [] for s in sets}
-    for row in generations:
-        by_set[row["set"]].append(row)
-    found = {s.name: _figures(by_set[s.name], s) for s in sets}
+    found = {s.name: _figures([r for r in generations if r["set"] == s.name], s) for s in sets}
     keys = ["reward", "response_length", *(f"{rate}_rate" for rate in RATES)]
     mean: dict[str, Any] = {k: float(np.mean([f[k] for f in found.values()])) for k in keys}
-    judged = [figures for figures in found.values() if "pass@1" in figures]
-    if len(judged) == len(found):
-        shares, intervals = zip(*((f["pass@1"], f["interval"]) for f in judged), strict=True)
+    if all("pass@1" in figures for figures in found.values()):
+        shares = [figures["pass@1"] for figures in found.values()]
+        intervals = [figures["interval"] for figures in found.values()]
         mean["pass@1"] = float(np.mean(shares))
-        mean["interval"] = statistics.mean_interval(shares, intervals)
+        mean["interval"] = mean_interval(shares, intervals)
     return {"settings": dict(settings), "sets": found, "mean": mean}
 
 
@@ -78,58 +76,49 @@ def _figures(rows: Rows, asked: ProblemSet) -> dict[str, Any]:
     n = asked.samples
     right_PN = np.zeros((asked.size, n))  # dropped problems last, and wrong
     majority = dict.fromkeys((*(2**i for i in range(11) if 2**i < n), n), 0.0)
-    same = _same_box if asked.form == "boxed" else (lambda one, other: one == other)
+
+    def same(answer: str, other: str) -> bool:  # of two texts that differ
+        return asked.form == "boxed" and grading.grade(f"\\boxed{{{answer}}}", other).correct
+
     for place, of_problem in enumerate(by_place.values()):
         right = [bool(row["correct"]) for row in of_problem]
         right_PN[place, : len(right)] = right
-        votes = statistics.classes([row["answer"] for row in of_problem], same)
+        votes = classes([row["answer"] for row in of_problem], same)
         for k in majority:
-            majority[k] += statistics.majority_at_k(votes, right, k) / asked.size
-    passed = functools.partial(statistics.pass_at_k, n)
-    counts = right_PN.sum(axis=1).astype(int).tolist()
-    interval, method = statistics.interval(right_PN)
+            majority[k] += majority_at_k(votes, right, k) / asked.size
+    bounds, method = interval(right_PN)
     return figures | {
         "pass@1": float(right_PN.mean()),
-        "interval": interval,
+        "interval": bounds,
         "interval_method": method,
-        "pass@k": {str(k): float(np.mean([passed(c, k) for c in counts])) for k in majority},
+        "pass@k": {
+            str(k): float(np.mean([pass_at_k(n, int(c), k) for c in right_PN.sum(1)]))
+            for k in majority
+        },
         "maj@k": {str(k): share for k, share in majority.items()},
     }
 
 
-def _same_box(answer: str, other: str) -> bool:
-    """Whether the grader takes the one answer for the other."""
-    return grading.grade(f"\\boxed{{{answer}}}", other).correct
-
-
 def tables(found: Mapping[str, Any]) -> str:
     """What was right and what the responses are like, last the mean of the sets; in Markdown."""
-    sets, mean = found["sets"], found["mean"]
-    last = f"mean of {len(sets)}"
     right = [["set", "problems", "samples", "Pass@1", "95 %", "pass@n", "maj@n"]]
-    for name, f in sets.items():
-        n = str(f["samples"])
-        several = [percent(f[kind][n]) for kind in ("pass@k", "maj@k") if kind in f and n != "1"]
-        cells = [name, count(f["problems"]), n, *_pass_cells(f), *(several or [MISSING] * 2)]
-        right.append(cells)
-    right.append([last, "", "", *_pass_cells(mean), "", ""])
     like = [["set", "reward", "tokens", *RATES]]
-    for name, f in [*sets.items(), (last, mean)]:
+    sets = found["sets"]
+    for name, f in [*sets.items(), (f"mean of {len(sets)}", found["mean"])]:
+        n, passed, interval, several = f.get("samples"), MISSING, MISSING, [MISSING] * 2
+        if "pass@1" in f:
+            passed = f"{100 * f['pass@1']:.2f} %"
+            interval = " to ".join(f"{100 * bound:.1f}" for bound in f["interval"])
+            if n is not None and n > 1:
+                several = [percent(f[kind][str(n)]) for kind in ("pass@k", "maj@k")]
+        right.append([name, count(f.get("problems")), count(n), passed, interval, *several])
         rates = [percent(f[f"{rate}_rate"]) for rate in RATES]
         like.append([name, number(f["reward"]), count(f["response_length"]), *rates])
-    return f"{_markdown(*right)}\n\n{_markdown(*like)}"
-
-
-def _markdown(header: list[str], *rows: list[str]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _pass_cells(f: Mapping[str, Any]) -> list[str]:
-    if "pass@1" not in f:
-        return [MISSING, MISSING]
-    low, high = f["interval"]
-    return [f"{100 * f['pass@1']:.2f} %", f"{100 * low:.1f} to {100 * high:.1f}"]
+    for table in (right, like):
+        table.insert(1, ["---", *["---:"] * (len(table[0]) - 1)])
+    return "\n\n".join(
+        "\n".join(f"| {' | '.join(line)} |" for line in table) for table in (right, like)
+    )
 
 
 def write(found: Mapping[str, Any], out: pathlib.Path) -> None:
@@ -138,3 +127,86 @@ def write(found: Mapping[str, Any], out: pathlib.Path) -> None:
     settings = "\n".join(f"* {name}: {json.dumps(x)}" for name, x in found["settings"].items())
     parts = ["# Evaluation", tables(found), NOTES, settings]
     (out / "results.md").write_text("\n\n".join(parts) + "\n")
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Chance that k of n samples, drawn without replacement, hold one of the c right; unbiased.
+
+    1 - C(n - c, k) / C(n, k)     (Chen et al. 2021)
+    """
+    if not 1 <= k <= samples or not 0 <= correct <= samples:
+        raise ValueError(f"pass@{k} of {correct} right in {samples} is not defined")
+    return 1 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def majority_at_k(votes: Sequence[Hashable | None], right: Sequence[bool], k: int) -> float:
+    """Chance that the commonest answer of k samples is right; ties go to the one met first.
+
+    For k = n all samples vote, in their order. Below, the mean over `MAJORITY_DRAWS` random
+    ordered subsets.
+
+    Args:
+      votes: the class of each sample's answer; None casts no vote. No vote at all is wrong.
+    """
+    n = len(votes)
+    if not 1 <= k <= n:
+        raise ValueError(f"maj@{k} of {n} samples is not defined")
+    rng, won = np.random.default_rng(0), []
+    for _ in range(1 if k == n else MAJORITY_DRAWS):
+        order = range(n) if k == n else rng.permutation(n)[:k].tolist()
+        cast = Counter(votes[i] for i in order if votes[i] is not None)
+        ((winner, _),) = cast.most_common(1) or [(None, 0)]  # of equals the one met first
+        won.append(winner is not None and next(right[i] for i in order if votes[i] == winner))
+    return float(np.mean(won))
+
+
+def classes(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> list[int | None]:
+    """The class of each answer: that of the first class whose first answer is the same.
+
+    Args:
+      answers: of the samples of a problem; None and empty ones belong to no class.
+      same: equivalence of two answers; asked of texts that differ.
+    """
+    known: list[str] = []
+    found: dict[str, int] = {}
+    for answer in filter(None, answers):
+        if answer not in found:
+            like = (i for i, other in enumerate(known) if same(answer, other))
+            found[answer] = next(like, len(known))
+            if found[answer] == len(known):
+                known.append(answer)
+    return [found[answer] if answer else None for answer in answers]
+
+
+def interval(correct_PN: np.ndarray) -> tuple[Interval, str]:
+    """95 % interval of a set's Pass@1, and the name of its method.
+
+    With one sample a problem, Wilson's; with several, whose verdicts depend on each other, the
+    percentiles of a bootstrap over problems. Where all is right or all wrong a bootstrap would
+    have no width: there Wilson's too, of the problems.
+    """
+    from scipy import stats  # half a second to import
+
+    problems, samples = correct_PN.shape
+    mean_P = correct_PN.mean(axis=1)
+    if samples == 1 or np.ptp(mean_P) == 0:
+        counted = stats.binomtest(round(float(mean_P.mean()) * problems), problems)
+        found, method = counted.proportion_ci(method="wilson"), "Wilson"
+    else:
+        boot = stats.bootstrap(
+            (mean_P,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=0
+        )
+        found, method = boot.confidence_interval, "bootstrap over problems"
+    return (float(found.low), float(found.high)), method
+
+
+def mean_interval(shares: Sequence[float], intervals: Sequence[Interval]) -> Interval:
+    """95 % interval of the unweighted mean of independent shares, from the interval of each.
+
+    The distances of the shares to their bounds add up in squares, each side for itself (the method
+    of variance estimates recovery, Zou and Donner 2008).
+    """
+    mean, sets = sum(shares) / len(shares), list(zip(shares, intervals, strict=True))
+    below = math.sqrt(sum((share - low) ** 2 for share, (low, _) in sets))
+    above = math.sqrt(sum((high - share) ** 2 for share, (_, high) in sets))
+    return mean - below / len(sets), mean + above / len(sets)

@@ -1,4 +1,4 @@
-"""An evaluation from end to end: sets, prompts, batches, files, figures.
+"""Responses to held-out problems, sampled and scored in batches: during a run, and of any model.
 
 Generations are written after every batch, so that a kill costs at most the batch that was running.
 A response depends on the seed, its set, its problem's place and its sample number (`row_id`), not
@@ -14,36 +14,138 @@ import json
 import pathlib
 import time
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 from rich.markdown import Markdown
 
-from remix_jax import config_rules, files, processes, sharding, streams
+from remix_jax import config_rules, files, processes, rewards, sharding, streams
 from remix_jax.config import Config
 from remix_jax.data import tasks
+from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
 from remix_jax.evaluation import results
-from remix_jax.evaluation.responses import Question, questions, respond
 from remix_jax.learner.state import executed
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder
 from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
 from remix_jax.models.huggingface import model_digest
 from remix_jax.rewards import Item, Score, Scorer
-from remix_jax.rollout.sampler import evaluation_task, make
+from remix_jax.rollout.rollouts import prompt_batch, response_ids, score_responses
+from remix_jax.rollout.sampler import Prompts, Sampler, Task, evaluation_task, make
 from remix_jax.sinks.console import Console
 from remix_jax.text import duration
 
 SETTINGS, GENERATIONS = "settings.json", "generations.jsonl"
+_SHOWN = ("model", "temperature", "top_p", "prompt_tokens", "response_tokens", "seed", "dtype")
 SAMPLE_BITS, PLACE_BITS = 10, 14  # of a response's number: see `row_id`
 # Prompts are padded to the least of limit / 16, limit / 4, limit that holds them: three programs at
 # most, and no short prompt pays for the cache of a long one.
 _WIDTHS = (16, 4, 1)
 # In the order of the paper's tables, which is part of their random streams.
 BENCHMARKS = ("aime24", "amc23", "math500", "minerva", "olympiad_bench")
+
+
+class Question(NamedTuple):
+    """One response to be drawn."""
+
+    set: str
+    place: int  # index of the problem in its set
+    sample: int
+    problem: Problem
+    prompt: list[int]
+    form: str  # of the answer
+
+
+def questions(found: ProblemSet, samples: int) -> Iterator[Question]:
+    """`samples` questions of each problem, in order."""
+    indices = found.indices or range(len(found.problems))
+    for place, problem, prompt in zip(indices, found.problems, found.prompts, strict=True):
+        for i in range(samples):
+            yield Question(found.name, place, i, problem, prompt, found.form)
+
+
+def respond(
+    sampler: Sampler,
+    task: Task,
+    params: dict,
+    asked: Sequence[Question],
+    row_ids: Sequence[int],
+    vocabulary: Vocabulary,
+    key: jax.Array,
+    scorer: Scorer,
+) -> list[tuple[Item, Score]]:
+    """One batch: a response to each question and its score, in order; processes score a part each.
+
+    The task may hold more rows than there are questions, `group_size` in a row of each prompt.
+    `row_ids` number the responses' random streams under `key`.
+    """
+    prompts = [q.prompt for q in asked[:: task.group_size]]
+    tokens_QP, length_Q = prompt_batch(prompts, task.prompts, task.prompt_slots, task.pad_id)
+    ids_B = np.zeros(task.rows, np.int32)
+    ids_B[: len(asked)] = row_ids
+    active_B = np.arange(task.rows) < len(asked)
+    sampled = sampler(params, Prompts(tokens_QP, length_Q, ids_B, active_B), key)
+    return score_responses(
+        scorer,
+        vocabulary,
+        [q.problem for q in asked],
+        [q.prompt for q in asked],
+        [q.form for q in asked],
+        response_ids(sampled, len(asked)),
+        jax.device_get(sampled.ended_B)[: len(asked)].tolist(),
+    )
+
+
+def held_out(
+    sampler: Sampler,
+    params: dict,
+    suites: Sequence[ProblemSet],
+    validation: Sequence[ProblemSet],
+    vocabulary: Vocabulary,
+    config: Config,
+    scorer: Scorer,
+) -> dict[str, float]:
+    """Pass@1 of each suite and the unweighted mean of the suites, as the paper reports them.
+
+    The draws depend on the config's seed and the problem's place alone: the same noise at every
+    step, whatever the batches.
+
+    Returns:
+      eval/<suite> and eval/mean in [0, 1], or mean rewards where no function says what correct is;
+      eval_reward/<suite>, the mean reward, where that may be another number; over the suites,
+      eval/response_length in tokens and eval/grader_timeout_rate, the share of responses that the
+      grader gave up on; validation/<name> of the problems that settings are chosen by, which no
+      mean contains.
+    """
+    task = evaluation_task(config, vocabulary.eos_ids, vocabulary.pad_id)
+    key = streams.key(config.seed, "evaluation")
+    asked = [q for s in (*suites, *validation) for q in questions(s, config.evaluation.samples)]
+    by_set: dict[str, list[tuple[Item, Score]]] = {s.name: [] for s in (*suites, *validation)}
+    for i in range(0, len(asked), task.rows):
+        batch = asked[i : i + task.rows]
+        row_ids = range(i, i + len(batch))
+        said = respond(sampler, task, params, batch, row_ids, vocabulary, key, scorer)
+        for question, found in zip(batch, said, strict=True):
+            by_set[question.set].append(found)
+    metrics: dict[str, float] = {}
+    for kind, sets in (("eval", suites), ("validation", validation)):
+        for each in sets:
+            figures = rewards.metrics([s for _, s in by_set[each.name]])
+            metrics[f"{kind}/{each.name}"] = figures.get("accuracy", figures["reward"])
+            if config.reward.functions or each.form == "reasoning_gym":
+                metrics[f"{kind}_reward/{each.name}"] = figures["reward"]
+    of_suites = [found for s in suites for found in by_set[s.name]]
+    means = {
+        "eval/mean": [metrics[f"eval/{s.name}"] for s in suites],
+        "eval/response_length": [len(item.completion_ids) for item, _ in of_suites],
+        "eval/grader_timeout_rate": [s.reason == "timeout" for _, s in of_suites],
+    }
+    return metrics | {name: float(np.mean(values)) for name, values in means.items()}
 
 
 def evaluate(
@@ -69,10 +171,16 @@ def evaluate(
     vocabulary = load_vocabulary(config.model.path)
     sets = _sets(config, vocabulary, scorer)
     mesh = _mesh(config)
-    settings = _identity(config, sets, scorer)
+    settings = _settings(config, sets, scorer)
     found: dict[str, Any] = {}
     with _Record(out, settings) as record:
-        console.print_plan(_plan(config, sets, vocabulary, mesh, scorer), title="Evaluation")
+        plan = {name: settings[name] for name in _SHOWN}
+        for s in sets:
+            dropped = f", {s.dropped} dropped: prompt too long" if s.dropped else ""
+            plan[s.name] = f"{s.size} problems, {s.samples} samples each{dropped}"
+        plan |= {"reward": scorer.text, "device": sharding.devices_text(mesh)}
+        plan |= tasks.plan(sets, vocabulary.tokenizer)
+        console.print_plan(plan, title="Evaluation")
         _generate(config, sets, vocabulary, mesh, scorer, record, console)
         if processes.is_first():
             found = results.summarise(record.rows, sets, settings)
@@ -112,11 +220,6 @@ class _Record(contextlib.ExitStack):
         self._lines = files.JsonLines(directory / GENERATIONS)
         self.callback(self._lines.close)
         self.rows = [row for _, row in files.json_lines(directory / GENERATIONS)]
-
-    def done(self) -> set[tuple]:
-        """(set, place, sample) of the responses that are there; equal on all processes."""
-        own = [(r["set"], r["place"], r["sample"]) for r in self.rows]
-        return set(map(tuple, processes.from_first(own)))
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Adds a batch; returns when it is on disk."""
@@ -174,8 +277,8 @@ def _mesh(config: Config) -> Mesh | None:
     return mesh
 
 
-def _identity(config: Config, sets: Sequence[ProblemSet], scorer: Scorer) -> dict[str, Any]:
-    """The settings as saved: what must be the same for an evaluation to be continued."""
+def _settings(config: Config, sets: Sequence[ProblemSet], scorer: Scorer) -> dict[str, Any]:
+    """As saved: what must be the same for an evaluation to be continued."""
     content = [[s.prompts, [(p.problem, p.answers) for p in s.problems]] for s in sets]
     e, data, model = config.evaluation, config.data, config.model
     return {
@@ -197,33 +300,6 @@ def _identity(config: Config, sets: Sequence[ProblemSet], scorer: Scorer) -> dic
     }
 
 
-def _plan(
-    config: Config,
-    sets: Sequence[ProblemSet],
-    vocabulary: Vocabulary,
-    mesh: Mesh | None,
-    scorer: Scorer,
-) -> dict[str, object]:
-    e, data, model = config.evaluation, config.data, config.model
-    lines: dict[str, object] = {"model": model.path}
-    for each in sets:
-        notes = [f"{each.samples} sample{'s' if each.samples > 1 else ''} each"]
-        notes += [f"{each.dropped} dropped: prompt too long"] if each.dropped else []
-        lines[each.name] = f"{each.size} problems, {', '.join(notes)}"
-    heat = f"temperature {e.temperature:g}, top-p {e.top_p:g}"
-    return {
-        **lines,
-        "reward": scorer.text,
-        **tasks.plan(sets, vocabulary.tokenizer),
-        "decoding": heat if e.temperature else "greedy",
-        "tokens": f"{data.prompt_tokens} of prompt, {data.response_tokens} of response",
-        "seed": str(config.seed),
-        "dtype": model.compute_dtype or model.dtype,
-        "batch": f"{e.batch_size} responses",
-        "device": sharding.devices_text(mesh),
-    }
-
-
 def _generate(
     config: Config,
     sets: Sequence[ProblemSet],
@@ -233,28 +309,32 @@ def _generate(
     record: _Record,
     console: Console,
 ) -> None:
-    """Draws what is missing, batch by batch."""
-    done = record.done()
+    """Draws what is missing, batch by batch, longest prompts first: they need most memory."""
+    there = processes.from_first([(r["set"], r["place"], r["sample"]) for r in record.rows])
+    done = set(map(tuple, there))
     every = (q for s in sets for q in questions(s, s.samples))
     missing = [q for q in every if (q.set, q.place, q.sample) not in done]
+    missing.sort(key=lambda q: -len(q.prompt))
     if done:
         console.event(f"{len(done):,} responses were there already")
     if not missing:
         return
-    batches = _batches(config, missing)
     loaded, params = huggingface.load(config.model.path, dtype=config.model.dtype, mesh=mesh)
-    policy = Decoder(executed(loaded.config, config))
+    policy, rows = Decoder(executed(loaded.config, config)), config.evaluation.batch_size
     task = evaluation_task(config, vocabulary.eos_ids, vocabulary.pad_id)
-    alone = dataclasses.replace(task, prompts=config.evaluation.batch_size, group_size=1)
-    widths = sorted({width for width, _ in batches})
-    wanted = {width: dataclasses.replace(alone, prompt_slots=width) for width in widths}
-    samplers = {width: make(config, policy, task, mesh) for width, task in wanted.items()}
     key = streams.key(config.seed, "evaluation")
+    widths = sorted({-(-config.data.prompt_tokens // part) for part in _WIDTHS}, reverse=True)
+    batches = []
+    for width, below in zip(widths, [*widths[1:], 0], strict=True):
+        if fitting := [q for q in missing if below < len(q.prompt) <= width]:
+            own = dataclasses.replace(task, prompts=rows, group_size=1, prompt_slots=width)
+            sampler = make(config, policy, own, mesh)
+            batches += [(sampler, own, fitting[i : i + rows]) for i in range(0, len(fitting), rows)]
     console.event(f"{len(missing):,} responses to generate in {len(batches):,} batches")
     begin, responses, tokens = time.monotonic(), 0, 0
-    for number, (width, batch) in enumerate(batches, start=1):
+    for number, (sampler, own, batch) in enumerate(batches, start=1):
         ids = [row_id(q.set, q.place, q.sample) for q in batch]
-        said = respond(samplers[width], wanted[width], params, batch, ids, vocabulary, key, scorer)
+        said = respond(sampler, own, params, batch, ids, vocabulary, key, scorer)
         record.add([_row(q, *found) for q, found in zip(batch, said, strict=True)])
         responses += len(batch)
         tokens += sum(len(item.completion_ids) for item, _ in said)
@@ -264,17 +344,6 @@ def _generate(
             f"batch {number:,}/{len(batches):,} | responses {responses:,}/{len(missing):,} | "
             f"{tokens / spent:,.0f} tokens/s | {duration(spent)}, left {duration(left)}"
         )
-
-
-def _batches(config: Config, asked: Sequence[Question]) -> list[tuple[int, list[Question]]]:
-    """(prompt width, questions) of each batch, longest prompts first: they need most memory."""
-    limit, rows = config.data.prompt_tokens, config.evaluation.batch_size
-    widths = sorted({-(-limit // part) for part in _WIDTHS}, reverse=True)
-    ordered, batches = sorted(asked, key=lambda q: -len(q.prompt)), []
-    for width, below in zip(widths, [*widths[1:], 0], strict=True):
-        fitting = [q for q in ordered if below < len(q.prompt) <= width]
-        batches += [(width, fitting[i : i + rows]) for i in range(0, len(fitting), rows)]
-    return batches
 
 
 def _row(question: Question, item: Item, score: Score) -> dict[str, Any]:
@@ -295,7 +364,7 @@ def _row(question: Question, item: Item, score: Score) -> dict[str, Any]:
         "length": len(item.completion_ids),
         "truncated": not item.ended,
         "format": bool(score.answer),
-        "reflection": results.reflects(item.completion),
+        "reflection": results.REFLECTION.search(item.completion) is not None,
     }
     if score.errors or len(score.parts) > 1:
         row |= {"parts": score.parts, "errors": score.errors}
