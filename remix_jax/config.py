@@ -13,6 +13,8 @@ import copy
 import dataclasses
 import difflib
 import json
+import re
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,33 +28,50 @@ DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("auto", "plain", "splash", "cudnn")
 
 
-class Section:
-    """A group of fields: others are refused, and so is every change after `freeze`.
+def _types(kind: Any) -> dict[str, Any]:
+    """The fields of a section with their types; none where `kind` is no section."""
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return {field.name: field.type for field in fields}
 
-    A section that is given to another one is copied, so that no two configs share one.
+
+def _type(kind: Any, name: str) -> Any:
+    """The type of a section's field; InputError where it has no such field."""
+    if name not in (types := _types(kind)):
+        meant = " or ".join(similar_fields(name, kind))
+        guess = f"; did you mean {meant}?" if meant else f": its fields are {', '.join(types)}"
+        raise InputError(f"{kind.__name__} has no field {name}{guess}")
+    return types[name]
+
+
+@typing.dataclass_transform(field_specifiers=(dataclasses.field,))
+class Section:
+    """A group of fields, a dataclass: others are refused, and so is every change after `freeze`.
+
+    A section in another one, as its default too, is a copy, so that no two configs share one.
 
     Raises:
       InputError: an unknown field (the message names the one that was meant), or a late change.
     """
 
+    def __init_subclass__(cls) -> None:
+        for name, value in list(vars(cls).items()):
+            if isinstance(value, Section):  # which __setattr__ copies
+                setattr(cls, name, dataclasses.field(default_factory=lambda value=value: value))
+        dataclasses.dataclass(cls)
+
     def __new__(cls, *_args: Any, **fields: Any):
         for name in fields:
-            _check_field(cls, name)
+            _type(cls, name)
         return super().__new__(cls)
 
-    def __post_init__(self) -> None:
-        for name, value in list(vars(self).items()):
-            if isinstance(value, Section):
-                setattr(self, name, copy.deepcopy(value))
-
     def __setattr__(self, name: str, value: Any) -> None:
-        _check_field(type(self), name)
+        _type(type(self), name)
         if "_frozen" in vars(self):
             raise InputError(
                 f"{type(self).__name__}.{name}: a config that was checked cannot be changed; "
                 "dataclasses.replace(config, ...) or copy.deepcopy(config) makes another one"
             )
-        super().__setattr__(name, value)
+        super().__setattr__(name, copy.deepcopy(value) if isinstance(value, Section) else value)
 
     def __getstate__(self) -> dict[str, Any]:  # of a copy, which may be changed
         return {name: value for name, value in vars(self).items() if name != "_frozen"}
@@ -65,7 +84,6 @@ class Section:
         vars(self)["_frozen"] = True
 
 
-@dataclasses.dataclass
 class Model(Section):
     """The policy that is finetuned; the critic starts from the same weights."""
 
@@ -76,7 +94,6 @@ class Model(Section):
     attention: str = "auto"  # for long rows: plain, splash (TPU), cudnn (GPU); auto: by device
 
 
-@dataclasses.dataclass
 class Data(Section):
     """Problems and the width of a row."""
 
@@ -91,7 +108,6 @@ class Data(Section):
     response_tokens: int = 8192  # [P]
 
 
-@dataclasses.dataclass
 class Sampling(Section):
     """The distribution that rollouts are drawn from."""
 
@@ -103,7 +119,6 @@ class Sampling(Section):
     correct_truncation: bool = False  # [C] ratios against the truncated distribution
 
 
-@dataclasses.dataclass
 class Replay(Section):
     """Mix-PPG: rows of the last `window` steps make up `share` of each batch."""
 
@@ -112,7 +127,6 @@ class Replay(Section):
     sampler: str = "uniform"  # [C] which groups are drawn: a key of replay.SAMPLERS
 
 
-@dataclasses.dataclass
 class KL(Section):
     """coef * KL(policy || anchors), added to the loss. Convex: the two anchors of KL-Convex."""
 
@@ -125,7 +139,6 @@ class KL(Section):
     floor: float = 0.5  # [P]
 
 
-@dataclasses.dataclass
 class Reward(Section):
     """What a response is worth: the weighted sum of functions (docs/rewards.md)."""
 
@@ -136,7 +149,6 @@ class Reward(Section):
     seconds: float = 2.0  # processor time of a call of one's own function; by the clock 5 times
 
 
-@dataclasses.dataclass
 class Objective(Section):
     """The policy's loss."""
 
@@ -154,7 +166,6 @@ class Objective(Section):
     whiten: bool = True  # [R] GAE advantages over the mixed batch
 
 
-@dataclasses.dataclass
 class Imitation(Section):
     """Self-imitation: successes of the last steps are made likelier. Not part of the paper."""
 
@@ -162,7 +173,6 @@ class Imitation(Section):
     window: int = 10  # steps whose rows are remembered
 
 
-@dataclasses.dataclass
 class Prefix(Section):
     """PrefixRL: groups that go on from a prefix of a successful trace (arXiv 2601.18795)."""
 
@@ -174,14 +184,12 @@ class Prefix(Section):
     high: float = 0.8  # the longest
 
 
-@dataclasses.dataclass
 class Expert(Section):
     """A row of each group that an expert wrote: a verified trace, without log-probs."""
 
     bank: str = ""  # directory of a bank of traces; empty: no expert
 
 
-@dataclasses.dataclass
 class Optimizer(Section):
     """AdamW with a bound on the gradient's norm."""
 
@@ -195,12 +203,8 @@ class Optimizer(Section):
     first_moment_dtype: str = ""  # empty: that of the parameters
 
 
-@dataclasses.dataclass
 class Memory(Section):
-    """What is cut, computed again or kept smaller so that long rows of large models fit.
-
-    Off, as it is here, nothing is: small models run faster so (docs/scaling.md).
-    """
+    """What is cut, computed again or kept smaller so that long rows of large models fit."""
 
     micro_batch_tokens: int = 0  # slots of a device's rows in a pass; 0: by the numbers of rows
     decode_tokens: int = 0  # slots of cache that a device holds while decoding; 0: of all rows
@@ -212,18 +216,14 @@ class Memory(Section):
     anchors_on_host: bool = False  # both lie in the host's pinned memory between their uses
 
 
-@dataclasses.dataclass
 class Critic(Section):
     """PPO's value function: a model of its own with its own optimizer."""
 
-    optimizer: Optimizer = dataclasses.field(
-        default_factory=lambda: Optimizer(learning_rate=1e-5)  # [P]
-    )
+    optimizer: Optimizer = Optimizer(learning_rate=1e-5)  # [P]
     value_clip: float = 0.5  # [R]
     value_coef: float = 0.5  # [R] weight of the clipped value loss
 
 
-@dataclasses.dataclass
 class Evaluation(Section):
     """Held-out accuracy during the run."""
 
@@ -235,7 +235,6 @@ class Evaluation(Section):
     limit: int = 0  # the first problems of each set; 0: all
 
 
-@dataclasses.dataclass
 class Mesh(Section):
     """Devices along each axis of the mesh (sharding.py); -1 for one axis: all that are left.
 
@@ -253,7 +252,6 @@ class Mesh(Section):
         return self.data, self.fsdp, self.tensor
 
 
-@dataclasses.dataclass
 class Config(Section):
     """A run."""
 
@@ -271,21 +269,21 @@ class Config(Section):
     keep_checkpoints: int = 2  # the newest so many stay
     keep_every: int = 0  # steps; checkpoints of its multiples stay too, 0: none
     samples_per_step: int = 16  # responses written to samples.jsonl
-    model: Model = dataclasses.field(default_factory=Model)
-    data: Data = dataclasses.field(default_factory=Data)
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
-    replay: Replay = dataclasses.field(default_factory=Replay)
-    kl: KL = dataclasses.field(default_factory=KL)
-    reward: Reward = dataclasses.field(default_factory=Reward)
-    objective: Objective = dataclasses.field(default_factory=Objective)
-    imitation: Imitation = dataclasses.field(default_factory=Imitation)
-    prefix: Prefix = dataclasses.field(default_factory=Prefix)
-    expert: Expert = dataclasses.field(default_factory=Expert)
-    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
-    critic: Critic = dataclasses.field(default_factory=Critic)
-    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
-    memory: Memory = dataclasses.field(default_factory=Memory)
-    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    model: Model = Model()
+    data: Data = Data()
+    sampling: Sampling = Sampling()
+    replay: Replay = Replay()
+    kl: KL = KL()
+    reward: Reward = Reward()
+    objective: Objective = Objective()
+    imitation: Imitation = Imitation()
+    prefix: Prefix = Prefix()
+    expert: Expert = Expert()
+    optimizer: Optimizer = Optimizer()
+    critic: Critic = Critic()
+    evaluation: Evaluation = Evaluation()
+    memory: Memory = Memory()
+    mesh: Mesh = Mesh()
 
     @property
     def has_critic(self) -> bool:
@@ -326,51 +324,30 @@ class Config(Section):
 
 
 def field_type(path: str) -> type:
-    """The type of the field at a dotted path, as on the command line.
-
-    Raises:
-      InputError: there is none; the message names the one that was meant.
-    """
+    """The type of the field at a dotted path; an InputError names the one that was meant."""
     kind: Any = Config
     for name in path.split("."):
-        if not dataclasses.is_dataclass(kind):
+        if not _types(kind):
             raise InputError(f"config.{path}: {path.rpartition('.')[0]} has no fields")
-        _check_field(kind, name)
-        kind = {field.name: field.type for field in dataclasses.fields(kind)}[name]
+        kind = _type(kind, name)
     return kind
-
-
-def _check_field(kind: Any, name: str) -> None:
-    """Raises InputError where a section has no such field."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    if name in names:
-        return
-    meant = " or ".join(similar_fields(name, kind))
-    guess = f"; did you mean {meant}?" if meant else f": its fields are {', '.join(names)}"
-    raise InputError(f"{kind.__name__} has no field {name}{guess}")
 
 
 def similar_fields(name: str, kind: type | None = None) -> list[str]:
     """Dotted paths of the fields that may be meant by a wrong name: lr -> learning_rate."""
-    leaves = {path: path.rpartition(".")[2] for path in _paths(kind or Config)}
+    leaves = {path: path.rpartition(".")[2] for path, _ in paths(kind or Config)}
 
-    def initials(field: str) -> str:
-        return "".join(word[0] for word in field.split("_"))
-
-    return (
-        [path for path, leaf in leaves.items() if leaf == name]
-        or [path for path, leaf in leaves.items() if initials(leaf) == name]
-        or difflib.get_close_matches(name, leaves, 1, 0.7)
-        or [p for p, leaf in leaves.items() if difflib.get_close_matches(name, [leaf], 1, 0.8)]
-    )[:3]
+    initials = {path: "".join(re.findall(r"(?:^|_)(.)", leaf)) for path, leaf in leaves.items()}
+    exact = [path for path, leaf in leaves.items() if name in (leaf, initials[path])]
+    near = difflib.get_close_matches(name, {*leaves, *leaves.values()}, 1, 0.75)
+    return (exact or [path for path, leaf in leaves.items() if {path, leaf} & {*near}])[:3]
 
 
-def _paths(kind: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted paths of all fields and sections below."""
-    for field in dataclasses.fields(kind):
-        yield prefix + field.name
-        if dataclasses.is_dataclass(field.type):
-            yield from _paths(field.type, f"{prefix}{field.name}.")
+def paths(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, type) of all fields and sections below."""
+    for name, inner in _types(kind).items():
+        yield prefix + name, inner
+        yield from paths(inner, f"{prefix}{name}.")
 
 
 def to_json(config: Config) -> str:
@@ -386,11 +363,10 @@ def from_json(text: str, where: object = "config.json") -> Config:
     """
 
     def section(kind: Any, content: dict[str, Any]) -> Any:
-        types = {field.name: field.type for field in dataclasses.fields(kind)}
         values = {}
         for name, value in content.items():
-            if dataclasses.is_dataclass(types.get(name)):
-                value = section(types[name], value)
+            if _types(inner := _types(kind).get(name)):
+                value = section(inner, value)
             values[name] = tuple(value) if isinstance(value, list) else value
         return kind(**values)
 

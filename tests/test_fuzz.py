@@ -34,7 +34,7 @@ few = settings(
 )
 many = settings(few, max_examples=300)
 
-LEAVES = [path for path, _, _ in config_rules._typed_leaves(Config())]
+LEAVES = [path for path, kind in configs.paths(Config) if not dataclasses.is_dataclass(kind)]
 scalars = (
     st.none()
     | st.booleans()
