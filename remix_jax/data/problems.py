@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 
 from remix_jax.errors import InputError
 from remix_jax.grading.answers import last_box
@@ -30,6 +32,8 @@ _EXPECTED = (
     "`problem` and `answer`, or `question` and `answer`, or `prompt` (a text or chat messages) "
     "with `answer`, `solution` or `reward_model.ground_truth`"
 )
+_ASKED = ("problem", "question", "prompt")  # the first that is there holds; of answers too
+_ANSWERED = ("answers_json", "answer", "reward_model", "solution")
 _CLASS_KEYS, _TFDS_CLASSES = ("pythonClassName", "python_class_name"), "tensorflow_datasets.core."
 
 
@@ -104,7 +108,7 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         if isinstance(rows, InputError):
             raise InputError(f"{path}: {rows}")
         if not isinstance(rows, list):
-            raise InputError(f"{path}: expected a list of objects, found {_kind(rows)}")
+            raise InputError(f"{path}: expected a list of objects, found {_shown(rows)}")
     elif path.suffix == ".parquet":
         rows = _parquet_rows(path)
     elif path.is_dir():
@@ -118,9 +122,6 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet_rows(path: pathlib.Path) -> Iterator[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
@@ -195,70 +196,72 @@ def _problem(row: Any, default_id: str, needs_answer: bool) -> Problem:
     if isinstance(row, InputError):
         raise row
     if not isinstance(row, dict):
-        raise InputError(f"expected an object with {_EXPECTED}, found {_kind(row)}")
+        raise InputError(f"expected an object with {_EXPECTED}, found {_shown(row)}")
+    asked = next((field for field in _ASKED if field in row), "")
+    answered = next((field for field in _ANSWERED if field in row), "")
+    if not asked or (needs_answer and not answered):
+        fields = ", ".join(map(str, row)) or "none"
+        raise InputError(f"expected {_EXPECTED}; found the fields {fields[:200]}")
     row_id = row.get("id", default_id)
     if isinstance(row_id, bool) or not isinstance(row_id, str | int):
-        raise InputError(f"`id` must be a text or an integer, found {_found(row, 'id')}")
-    text, context, asks = _question(row)
-    answers = _answers(row, needs_answer)
+        raise InputError(f"`id` must be a text or an integer, found {_shown(row_id)}")
+    text, context, asks = _question(row, asked)
+    try:
+        answers = _answers(row, answered) if answered else ()
+    except InputError:
+        if needs_answer:
+            raise
+        answers = ()
     for part in (text, str(row_id), *(t for _, t in context), *map(str, answers)):
         if any("\ud800" <= letter <= "\udfff" for letter in part):
             raise InputError(f"holds half a character (a lone surrogate): {part[:60]!a}")
     return Problem(text, answers, str(row_id), row, context, asks)
 
 
-def _question(row: dict[str, Any]) -> tuple[str, tuple[tuple[str, str], ...], str]:
+def _question(row: dict[str, Any], field: str) -> tuple[str, tuple[tuple[str, str], ...], str]:
     """The problem's text, the messages before it, and the form of answer that it asks for.
 
     Known sentences that ask for a form are taken off a prompt, for they are added again.
     """
-    field = next((f for f in ("problem", "question", "prompt") if f in row), None)
-    if field is None:
-        raise InputError(_no_field(row))
-    text, context, asks = row[field], [], ""
+    text, context, asks = row[field], (), ""
     if field == "prompt" and isinstance(text, list):
         messages = (m if isinstance(m, dict) else {} for m in text)
-        pairs = [(m.get("role"), m.get("content")) for m in messages]
+        pairs: list[Any] = [(m.get("role"), m.get("content")) for m in messages]
         are_texts = all(isinstance(part, str) for pair in pairs for part in pair)
         if not pairs or not are_texts or pairs[-1][0] != "user":
             raise InputError(
                 "`prompt` must be a text or a list of messages that ends with the user's, found "
-                f"{_found(row, field)}"
+                f"{_shown(text)}"
             )
-        *context, (_, text) = pairs
+        context, text = tuple(pairs[:-1]), pairs[-1][1]
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"`{field}` must be a non-empty text, found {_found(row, field)}")
+        raise InputError(f"`{field}` must be a non-empty text, found {_shown(text)}")
     if field == "prompt":
         asks = asked_form(text) or ("hash" if row.get("data_source") == "openai/gsm8k" else "")
         for sentence in (INSTRUCTION, HASH_INSTRUCTION):
             text = text.removesuffix(f" {sentence}")
-    return text, tuple(context), asks
+    return text, context, asks
 
 
-def _answers(row: dict[str, Any], needed: bool) -> tuple[Answer, ...]:
+def _answers(row: dict[str, Any], field: str) -> tuple[Answer, ...]:
     """What makes a response right, wherever the row's form keeps it."""
-    field = next((f for f in ("answers_json", "answer", "solution") if f in row), "answer")
-    holder = row
-    if "reward_model" in row and "answer" not in row:
-        field, holder = "ground_truth", row["reward_model"]
-        if not isinstance(holder, dict):
-            raise InputError(f"`reward_model` must be an object, found {_kind(holder)}")
-    given = holder.get(field)
+    given = row[field]
+    if field == "reward_model":
+        if not isinstance(given, dict):
+            raise InputError(f"`reward_model` must be an object, found {_shown(given)}")
+        field, given = "ground_truth", given.get("ground_truth")
+    found = given
     if field == "answers_json" and isinstance(given, list):  # as the TFDS builders write them
-        given = [_parsed(x) if isinstance(x, str) else None for x in given]
+        found = [_parsed(x) if isinstance(x, str) else None for x in given]
     elif isinstance(given, str):
-        given = _final(given, field, "question" in row)
-    answers: list[Any] = given if isinstance(given, list) else [given]
-    if answers and all(map(_is_answer, answers)):
-        return tuple(map(_shortest, answers))
-    if not needed:
-        return ()
-    if not row.keys() & {"answer", "answers_json", "solution", "reward_model"}:
-        raise InputError(_no_field(row))
-    raise InputError(
-        f"`{field}` must be a non-empty text, a finite number or a non-empty list of these, found "
-        f"{_found(holder, field)}"
-    )
+        found = _final(given, field, "question" in row)
+    answers = tuple(map(_answer, found if isinstance(found, list) else [found]))
+    if not answers or None in answers:
+        raise InputError(
+            f"`{field}` must be a non-empty text, a finite number or a non-empty list of these, "
+            f"found {_shown(given)}"
+        )
+    return answers
 
 
 def _final(text: str, field: str, gsm8k: bool) -> Any:
@@ -273,33 +276,19 @@ def _final(text: str, field: str, gsm8k: bool) -> Any:
     return listed if is_texts else text
 
 
-def _is_answer(value: Any) -> bool:
+def _answer(value: Any) -> Any:
+    """An answer, or None; 0.1 for 0.10000000149011612, which is of a float32 column."""
     if isinstance(value, str):
-        return bool(value.strip())
-    return type(value) is int or (type(value) is float and math.isfinite(value))
+        return value if value.strip() else None
+    if type(value) is not float:
+        return value if type(value) is int else None
+    if value.is_integer() or not abs(value) < 1e30:
+        return value if math.isfinite(value) else None
+    single = np.float32(value)
+    return float(str(single)) if float(single) == value else value
 
 
-def _shortest(answer: Answer) -> Answer:
-    """0.1 for 0.10000000149011612: such a fraction comes from a column of float32."""
-    if not isinstance(answer, float) or answer.is_integer() or abs(answer) > 1e30:
-        return answer
-    single = np.float32(answer)
-    return float(str(single)) if float(single) == answer else answer
-
-
-def _kind(value: Any) -> str:
-    """What JSON calls a value, for messages."""
-    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
-    return "null" if value is None else names.get(type(value), "a number")
-
-
-def _no_field(row: dict[str, Any]) -> str:
-    fields = ", ".join(map(str, row)) or "none"
-    return f"expected {_EXPECTED}; found the fields {fields[:200]}"
-
-
-def _found(row: dict[str, Any], field: str) -> str:
-    if field not in row:
-        return "no such field"
-    shown = json.dumps(row[field], default=str)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+def _shown(value: Any) -> str:
+    """A value as JSON for messages, cut where it is long."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

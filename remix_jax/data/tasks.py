@@ -62,10 +62,9 @@ class ProblemSet(NamedTuple):
 
 
 def parse(text: str, what: str = "problem set") -> Spec:
-    """A spec taken apart. The name of a prepared directory .../NAME/1.0.0 is NAME.
+    """A spec taken apart, or an InputError where its options do not belong to it.
 
-    Raises:
-      InputError: options that do not belong to it.
+    The name of a prepared directory .../NAME/1.0.0 is NAME.
     """
     source, options = plugins.split_options(text, what)
     own = {name: str(options.pop(name)) for name in _OPTIONS if name in options}
@@ -91,11 +90,7 @@ def parse(text: str, what: str = "problem set") -> Spec:
 
 
 def check_sets(data: Data) -> None:
-    """Names apart, and no generator whose held-out problems are among those of training.
-
-    Raises:
-      InputError: two sets of one name, or seeds that training and a held-out set share.
-    """
+    """Raises InputError for two sets of one name, or held-out seeds that are those of training."""
     held = [parse(text, "config.data.suites") for text in data.suites]
     held += [parse(text, "config.data.validation") for text in (data.validation,) if text]
     check_names([spec.name for spec in held])
@@ -114,11 +109,7 @@ def check_sets(data: Data) -> None:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Sets are told apart by their names.
-
-    Raises:
-      InputError: two have one name.
-    """
+    """Raises InputError where two sets have one name."""
     for name, number in Counter(names).items():
         if number > 1:
             raise InputError(f"{number} sets are called {name}: name one SET?name=OTHER")

@@ -14,6 +14,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pyarrow
+import pyarrow.parquet
+
 from remix_jax.data.problems import Answer, Problem
 from remix_jax.errors import InputError
 from remix_jax.files import write_durably
@@ -79,9 +82,6 @@ def save(bank: Bank, directory: str | pathlib.Path) -> None:
     Raises:
       InputError: the directory cannot be written.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     described = {"format": _FORMAT} | bank._replace(sampler=dict(bank.sampler))._asdict()
     del described["traces"]
     rows = [t._asdict() | {"answers": json.dumps(t.answers)} for t in bank.traces]
@@ -99,15 +99,9 @@ def save(bank: Bank, directory: str | pathlib.Path) -> None:
 def load(directory: str | pathlib.Path, tokenizer: str | None = None) -> Bank:
     """Reads what `save` wrote.
 
-    Args:
-      tokenizer: fingerprint of the vocabulary that the ids must belong to; None: any.
-
     Raises:
-      InputError: no bank, a damaged one, or one of another tokenizer.
+      InputError: no bank, a damaged one, or one of another tokenizer than of that fingerprint.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     path = pathlib.Path(directory).expanduser() / BANK_FILE
     if not path.is_file():
         raise InputError(f"{directory}: holds no trace bank ({BANK_FILE})")
@@ -130,8 +124,6 @@ def load(directory: str | pathlib.Path, tokenizer: str | None = None) -> Bank:
 
 
 def _schema(metadata: Mapping[bytes, str]) -> Any:
-    import pyarrow
-
     text, ids = pyarrow.string(), pyarrow.list_(pyarrow.int32())
     types = (text, text, ids, ids, pyarrow.int64(), pyarrow.float64())
     return pyarrow.schema(zip(Trace._fields, types, strict=True), metadata=metadata)
