@@ -18,10 +18,11 @@ from absl import flags
 from experiments import main
 from experiments.arithmetic import task
 from remix_jax import grading
-from remix_jax.data.prompts import chat, encode_prompts, pad_left
+from remix_jax.data.prompts import chat, encode_prompts
 from remix_jax.errors import InputError
 from remix_jax.models import hf_tokenizer, huggingface, sampling
 from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.rollout.rollouts import prompt_batch
 from remix_jax.types import positions
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -170,7 +171,7 @@ def count_correct(
     texts = [chat(chain.text()) for chain in chains]
     prompts = list(encode_prompts(tokenizer, texts, task.PROMPT_TOKENS).values())
     pad_id = hf_tokenizer.pad_id(tokenizer)
-    tokens_QP, length_Q = pad_left(prompts, task.PROMPT_TOKENS, pad_id)
+    tokens_QP, length_Q = prompt_batch(prompts, len(prompts), task.PROMPT_TOKENS, pad_id)
     rows = len(chains) * samples
     asked = sampling.Prompts(tokens_QP, length_Q, np.arange(rows), np.ones(rows, bool))
     of_base = sampling.Task(

@@ -110,7 +110,11 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         if not isinstance(rows, list):
             raise InputError(f"{path}: expected a list of objects, found {_shown(rows)}")
     elif path.suffix == ".parquet":
-        rows = _parquet_rows(path)
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                rows = file.read().to_pylist()
+        except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: no UTF-8
+            raise InputError(f"{path}: not a readable parquet file ({one_line(error)})") from None
     elif path.is_dir():
         rows = _prepared_rows(path)
     else:
@@ -119,15 +123,6 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
             "directory that TFDS prepared"
         )
     return ((f"row {n}", row) for n, row in enumerate(rows, 1))
-
-
-def _parquet_rows(path: pathlib.Path) -> Iterator[Any]:
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from batch.to_pylist()
-    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names in no UTF-8
-        raise InputError(f"{path}: not a readable parquet file ({one_line(error)})") from None
 
 
 def _prepared_rows(path: pathlib.Path) -> Iterator[Any]:

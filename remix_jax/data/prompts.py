@@ -1,9 +1,7 @@
-"""Problems to token ids: the model's chat template, a length limit, padding on the left."""
+"""Problems to token ids: the model's chat template, a length limit."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
-
-import numpy as np
 
 from remix_jax.errors import InputError
 from remix_jax.text import one_line
@@ -76,19 +74,3 @@ def encode_prompts(
             f"the shortest has {min(map(len, encoded))}"
         )
     return kept
-
-
-def pad_left(
-    ids: Sequence[Sequence[int]], width: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as tokens_QP (int32, P = `width`, filled with `pad_id` on the left) and prompt_len_Q.
-
-    Raises:
-      ValueError: a prompt is empty or longer than `width`.
-    """
-    tokens_QP = np.full((len(ids), width), pad_id, np.int32)
-    for row, prompt in zip(tokens_QP, ids, strict=True):
-        if not 0 < len(prompt) <= width:
-            raise ValueError(f"a prompt of {len(prompt)} tokens does not fit a width of {width}")
-        row[width - len(prompt) :] = prompt
-    return tokens_QP, np.array([len(prompt) for prompt in ids], np.int32)

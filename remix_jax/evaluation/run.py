@@ -14,7 +14,7 @@ import json
 import pathlib
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,12 +61,14 @@ class Question(NamedTuple):
     form: str  # of the answer
 
 
-def questions(found: ProblemSet, samples: int) -> Iterator[Question]:
-    """`samples` questions of each problem, in order."""
-    indices = found.indices or range(len(found.problems))
-    for place, problem, prompt in zip(indices, found.problems, found.prompts, strict=True):
-        for i in range(samples):
-            yield Question(found.name, place, i, problem, prompt, found.form)
+def questions(sets: Sequence[ProblemSet], samples: int) -> list[Question]:
+    """Of each problem as many as its set says, else `samples`, in order."""
+    return [
+        Question(s.name, place, i, problem, prompt, s.form)
+        for s in sets
+        for place, problem, prompt in zip(s.indices, s.problems, s.prompts, strict=True)
+        for i in range(s.samples or samples)
+    ]
 
 
 def respond(
@@ -124,7 +126,7 @@ def held_out(
     """
     task = evaluation_task(config, vocabulary.eos_ids, vocabulary.pad_id)
     key = streams.key(config.seed, "evaluation")
-    asked = [q for s in (*suites, *validation) for q in questions(s, config.evaluation.samples)]
+    asked = questions([*suites, *validation], config.evaluation.samples)
     by_set: dict[str, list[tuple[Item, Score]]] = {s.name: [] for s in (*suites, *validation)}
     for i in range(0, len(asked), task.rows):
         batch = asked[i : i + task.rows]
@@ -223,8 +225,6 @@ class _Record(contextlib.ExitStack):
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Adds a batch; returns when it is on disk."""
-        if not processes.is_first():
-            return
         self.rows += rows
         if self.directory is not None:
             for row in rows:
@@ -312,7 +312,7 @@ def _generate(
     """Draws what is missing, batch by batch, longest prompts first: they need most memory."""
     there = processes.from_first([(r["set"], r["place"], r["sample"]) for r in record.rows])
     done = set(map(tuple, there))
-    every = (q for s in sets for q in questions(s, s.samples))
+    every = questions(sets, config.evaluation.samples)
     missing = [q for q in every if (q.set, q.place, q.sample) not in done]
     missing.sort(key=lambda q: -len(q.prompt))
     if done:

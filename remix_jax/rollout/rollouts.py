@@ -17,7 +17,6 @@ from remix_jax import processes, rewards, types
 from remix_jax.config import Config
 from remix_jax.data import traces
 from remix_jax.data.problems import Problem
-from remix_jax.data.prompts import pad_left
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
 from remix_jax.models.hf_tokenizer import Vocabulary
@@ -41,10 +40,21 @@ class Rollouts(NamedTuple):
     expert: types.FreshRows | None = None  # rows of the same groups that an expert wrote
 
 
-def prompt_batch(prompts: list[list[int]], slots: int, width: int, pad_id: int):
-    """(tokens [slots, P], lengths [slots]): the prompts, the last one repeated in empty slots."""
+def prompt_batch(
+    prompts: list[list[int]], slots: int, width: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """tokens_QP (int32, P = `width`, filled on the left) and prompt_len_Q of Q = `slots` prompts.
+
+    The last prompt is repeated in empty slots. Raises ValueError for an empty one, or a longer one
+    than `width`.
+    """
     filled = prompts + [prompts[-1]] * (slots - len(prompts))
-    return pad_left(filled, width, pad_id)
+    tokens_QP = np.full((slots, width), pad_id, np.int32)
+    for row, prompt in zip(tokens_QP, filled, strict=True):
+        if not 0 < len(prompt) <= width:
+            raise ValueError(f"a prompt of {len(prompt)} tokens does not fit a width of {width}")
+        row[width - len(prompt) :] = prompt
+    return tokens_QP, np.array([len(prompt) for prompt in filled], np.int32)
 
 
 def response_ids(sampled: Sampled, rows: int) -> list[list[int]]:

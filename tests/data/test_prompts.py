@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from remix_jax.data.prompts import chat, encode_prompts, pad_left
+from remix_jax.data.prompts import chat, encode_prompts
 from remix_jax.errors import InputError
 from remix_jax.models.hf_tokenizer import load_tokenizer
+from remix_jax.rollout.rollouts import prompt_batch
 from tests import tiny_models
 
 
@@ -115,11 +116,11 @@ def test_golden_chat_ids(goldens):
     assert encode_prompts(tokenizer, problems, 10_000) == expected
 
 
-def test_pad_left():
-    tokens_QP, prompt_len_Q = pad_left([[5, 6, 7], [8]], 4, 9)
-    np.testing.assert_array_equal(tokens_QP, [[9, 5, 6, 7], [9, 9, 9, 8]])
-    np.testing.assert_array_equal(prompt_len_Q, [3, 1])
+def test_a_batch_is_padded_on_the_left_and_filled_with_the_last_prompt():
+    tokens_QP, prompt_len_Q = prompt_batch([[5, 6, 7], [8]], 3, 4, 9)
+    np.testing.assert_array_equal(tokens_QP, [[9, 5, 6, 7], [9, 9, 9, 8], [9, 9, 9, 8]])
+    np.testing.assert_array_equal(prompt_len_Q, [3, 1, 1])
     assert tokens_QP.dtype == prompt_len_Q.dtype == np.int32
     for ids in ([1] * 5, []):
         with pytest.raises(ValueError, match=f"{len(ids)} tokens"):
-            pad_left([ids], 4, 9)
+            prompt_batch([ids], 1, 4, 9)
