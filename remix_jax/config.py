@@ -12,6 +12,7 @@ Marks beside a default say where it comes from: [P] the paper, [R] the authors' 
 import copy
 import dataclasses
 import difflib
+import functools
 import json
 import re
 import typing
@@ -55,8 +56,9 @@ class Section:
 
     def __init_subclass__(cls) -> None:
         for name, value in list(vars(cls).items()):
-            if isinstance(value, Section):  # which __setattr__ copies
-                setattr(cls, name, dataclasses.field(default_factory=lambda value=value: value))
+            if isinstance(value, Section):
+                another = functools.partial(copy.deepcopy, value)
+                setattr(cls, name, dataclasses.field(default_factory=another))
         dataclasses.dataclass(cls)
 
     def __new__(cls, *_args: Any, **fields: Any):

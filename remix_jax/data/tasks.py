@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from remix_jax import plugins
 from remix_jax.config import Data
 from remix_jax.data.problems import FORMS, Problem, asked_form, load_problems
-from remix_jax.data.prompts import chat, encode_prompts
+from remix_jax.data.prompts import Chat, chat, encode_prompts
 from remix_jax.errors import InputError
 from remix_jax.text import one_line
 
@@ -137,7 +137,9 @@ def load_set(
     Raises:
       InputError: the set cannot be read or made, or its parts contradict each other.
     """
-    spec, skipped, chats = parse(text), [], []
+    spec = parse(text)
+    skipped: list[str] = []
+    chats: list[Chat] = []
     if spec.generator:
         problems = _generated(spec)
     else:

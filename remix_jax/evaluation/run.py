@@ -142,7 +142,7 @@ def held_out(
             if config.reward.functions or each.form == "reasoning_gym":
                 metrics[f"{kind}_reward/{each.name}"] = figures["reward"]
     of_suites = [found for s in suites for found in by_set[s.name]]
-    means = {
+    means: dict[str, Sequence[float]] = {
         "eval/mean": [metrics[f"eval/{s.name}"] for s in suites],
         "eval/response_length": [len(item.completion_ids) for item, _ in of_suites],
         "eval/grader_timeout_rate": [s.reason == "timeout" for _, s in of_suites],
