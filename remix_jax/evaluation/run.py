@@ -179,7 +179,8 @@ def evaluate(
         plan = {name: settings[name] for name in _SHOWN}
         for s in sets:
             dropped = f", {s.dropped} dropped: prompt too long" if s.dropped else ""
-            plan[s.name] = f"{s.size} problems, {s.samples} samples each{dropped}"
+            samples = "1 sample" if s.samples == 1 else f"{s.samples} samples"
+            plan[s.name] = f"{s.size} problems, {samples} each{dropped}"
         plan |= {"reward": scorer.text, "device": sharding.devices_text(mesh)}
         plan |= tasks.plan(sets, vocabulary.tokenizer)
         console.print_plan(plan, title="Evaluation")
