@@ -14,7 +14,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import kills, main
 from remix_jax import schedule
@@ -58,11 +57,6 @@ def finished(tmp_path_factory):
     slots = config.data.prompt_tokens + config.data.response_tokens
     config.memory.decode_tokens = 4 * slots  # rows are decoded in waves
     count = 0
-    kept = jax.config.jax_compilation_cache_dir
-    cache = tmp_path_factory.mktemp("cache")  # for the processes of the test that kills
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    compilation_cache.reset_cache()
     for cached in (sampler.compiled, compiled.compile_learn):
         cached.cache_clear()
     jax.clear_caches()  # another test of this process may have made these programs
@@ -78,8 +72,6 @@ def finished(tmp_path_factory):
         patch.setattr(grading, "process_pool", grader_pool.GraderPool)  # none that has some already
         outcome = loop.run(config, directory / "run", console)
     assert not outcome.stopped
-    jax.config.update("jax_compilation_cache_dir", kept)
-    compilation_cache.reset_cache()
     return config, directory / "run", compilations
 
 
@@ -249,13 +241,9 @@ def test_preempted_and_continued_is_uninterrupted(finished, tmp_path, monkeypatc
         assert (workdir / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_killed_and_continued_is_uninterrupted(finished, tmp_path, monkeypatch, tmp_path_factory):
+def test_killed_and_continued_is_uninterrupted(finished, tmp_path):
     """SIGKILL in learning of step 3, and while a checkpoint is written (experiments.kill_test)."""
     config, whole, _ = finished
-    cache = tmp_path_factory.getbasetemp() / "cache0"
-    assert cache.is_dir()
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     context, workdir, log = kills.server(), tmp_path / "run", tmp_path / "log"
     rng = random.Random()
     moments = (
