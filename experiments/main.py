@@ -23,8 +23,6 @@ from remix_jax.run.checkpoint import SaveError
 from remix_jax.run.loop import FaultError, Outcome
 from remix_jax.text import one_line
 
-PREEMPTED = os.EX_TEMPFAIL
-
 
 class Stopped(Exception):
     """Ctrl-C: what is finished is kept, the same command continues."""
@@ -70,8 +68,10 @@ def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
         except InputError as error:
             _refuse(str(error))
         except FaultError as error:
+            spec = sys.modules["__main__"].__spec__
+            module = spec.name if spec is not None else sys.argv[0]
             arguments = *sys.argv[1:], f"--config.{error.override}"
-            again = shlex.join(["python", "-m", _module(), *arguments])
+            again = shlex.join(["python", "-m", module, *arguments])
             _end(f"failed: {error}; to go on from there with a lower rate: {again}", 1)
         except (OutOfMemoryError, SaveError, OSError) as error:
             _end(f"failed: {one_line(error, 2000)}", 1)
@@ -83,11 +83,6 @@ def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
 
     logging.set_verbosity(logging.FATAL)  # orbax logs every file it writes, and tracebacks
     app.run(body, flags_parser=parse)
-
-
-def _module() -> str:
-    spec = sys.modules["__main__"].__spec__
-    return spec.name if spec is not None else sys.argv[0]
 
 
 def _refuse(message: str):
@@ -105,10 +100,27 @@ def _end(message: str, code: int):
     os._exit(code)
 
 
+def profile_window(text: str | None, steps: int) -> tuple[int, int] | None:
+    """The first step to trace and how many, as START,STEPS of a flag.
+
+    Raises:
+      InputError: it is no such pair, or lies outside of the run.
+    """
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"--profile={text}: must be START,STEPS, as in --profile=5,2")
+    start, count = map(int, parts)
+    if start < 1 or count < 1 or start + count - 1 > steps:
+        raise InputError(f"--profile={text}: must be steps within 1 to {steps}")
+    return start, count
+
+
 def leave(outcome: Outcome) -> None:
     """Ends the process where a run was preempted: whoever started it may start it again."""
     if outcome.preempted:
-        sys.exit(PREEMPTED)
+        sys.exit(os.EX_TEMPFAIL)
 
 
 def cache_compilations() -> None:

@@ -14,7 +14,7 @@ from absl import flags
 from experiments import config_flag, main
 from launch import dry_run, placement
 from remix_jax.errors import InputError
-from remix_jax.run import loop, profiler
+from remix_jax.run import loop
 from remix_jax.sinks import sink
 from remix_jax.sinks.console import Console
 
@@ -47,7 +47,7 @@ def train() -> None:
     if WORKDIR.value is None:
         raise InputError("--workdir is required")
     JOIN()
-    profile = profiler.window(PROFILE.value, config.steps)
+    profile = main.profile_window(PROFILE.value, config.steps)
     trackers = TRACKERS.value
     main.leave(loop.run(config, WORKDIR.value, profile=profile, trackers=trackers))
 

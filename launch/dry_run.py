@@ -31,14 +31,7 @@ from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.rewards import Scorer
-from remix_jax.run.plan import (
-    method_plan,
-    parameters,
-    state_bytes,
-    wave_plan,
-    waves,
-)
-from remix_jax.run.setup import check_mesh, check_width
+from remix_jax.run.setup import check_sizes, config_plan, state_bytes, waves
 from remix_jax.sinks.console import Console
 from remix_jax.text import size_text
 from remix_jax.types import batch_of, empty_rows, kept_rows
@@ -60,14 +53,13 @@ def print_plans(config: Config, console: Console, architectures: pathlib.Path) -
         config.json describes its model.
     """
     directory, learner, state = described_run(config, architectures)
+    mesh = planned_mesh(config.mesh.sizes)
+    check_sizes(config, learner.policy.config, mesh)
     problems = problem_plan(config)
-    plan = method_plan(config) | {"parameters": parameters(state), "model": config.model.path}
+    plan = config_plan(config, state, mesh) | {"model": config.model.path}
     if directory != pathlib.Path(config.model.path):
         plan["architecture, from"] = directory / MODEL_CONFIG
-    mesh = planned_mesh(config.mesh.sizes)
-    check_mesh(config, learner.policy.config, mesh)
-    plan["mesh"] = sharding.axes_text(mesh)
-    plan |= wave_plan(config, mesh) | problems
+    plan |= {"mesh": sharding.axes_text(mesh)} | problems
     console.print_plan(plan)
     console.print_plan(memory_plan(config, learner, state, mesh), title="Memory of a device")
     for path in _missing(config):
@@ -135,7 +127,6 @@ def described_run(
     config_rules.validate(config)
     directory = _described(config.model.path, architectures)
     sizes = dataclasses.replace(huggingface.read_config(directory), dtype=config.model.dtype)
-    check_width(config, sizes.max_positions)
     learner = make_learner(config, Decoder(sizes))
     return directory, learner, abstract_state(learner)
 

@@ -11,7 +11,7 @@ from launch import dry_run
 from remix_jax import sharding
 from remix_jax.config import Config
 from remix_jax.learner.state import TrainState, static_of
-from remix_jax.run.setup import check_mesh
+from remix_jax.run.setup import check_sizes
 from remix_jax.sinks.console import Console
 from remix_jax.text import size_text
 from remix_jax.types import empty_rows, kept_rows
@@ -39,7 +39,7 @@ def print_placement(config: Config, console: Console, architectures: pathlib.Pat
     """
     _, learner, state = dry_run.described_run(config, architectures)
     mesh = dry_run.planned_mesh(config.mesh.sizes)
-    check_mesh(config, learner.policy.config, mesh)
+    check_sizes(config, learner.policy.config, mesh)
     total, everywhere = 0, 0
     for title, tree in parts(config, state).items():
         table = placed(tree, mesh)

@@ -36,7 +36,9 @@ from remix_jax.learner import programs
 from remix_jax.learner.state import Learner, TrainState
 from remix_jax.models import sampling, scoring
 from remix_jax.rollout import sampler
-from remix_jax.run import setup
+from remix_jax.run.setup import check_sizes
+from remix_jax.run.setup import waves as waves_of
+from remix_jax.text import size_text
 from remix_jax.types import empty_rows
 
 CONFIG = config_flag.define()
@@ -117,7 +119,7 @@ def compiled_programs(
     if config.model.attention == "auto":
         config.model.attention = "splash"
     _, learner, state = dry_run.described_run(config, ARCHITECTURES)
-    setup.check_mesh(config, learner.policy.config, mesh)
+    check_sizes(config, learner.policy.config, mesh)
     state_bytes = sharding.tree_bytes(state, mesh)
     for part in parts:
         name, traced, trips, taken = _MAKERS[part](config, learner, state, mesh)
@@ -142,7 +144,7 @@ def _sampling(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
     traced = sampler.trace(learner.policy, task, mesh)
     # Every response at its full length; the loops that depend on data are the decoding ones.
     loops = len(sampling._segments(config.data.response_tokens))
-    waves = setup.waves(config, mesh)[f"sampling, {stage.name} stage"]
+    waves = waves_of(config, mesh)[f"sampling, {stage.name} stage"]
     rows = f"{stage.fresh_groups * config.own_rows} rows"
     name = f"sampling, {rows} in waves of {waves.rows}" if waves.number > 1 else f"sampling, {rows}"
     return name, traced, config.data.response_tokens / loops, {"params": state.params}
@@ -206,7 +208,7 @@ def report(config: Config, topology: str, parts: list[str], dump: str | None) ->
         raise InputError(f"--topology={topology}: no peaks are known for this chip")
     room = chip.memory_bytes - SYSTEM_BYTES
     axes = sharding.axes_text(mesh)
-    print(f"{config.model.path} on {topology}: {axes}, {setup.size_text(room)} a chip", flush=True)
+    print(f"{config.model.path} on {topology}: {axes}, {size_text(room)} a chip", flush=True)
     fits = True
     for found in compiled_programs(config, topology, parts, dump):
         for line in _lines(found, chip, room):
@@ -220,7 +222,7 @@ def _lines(found: Compiled | TooLarge, chip: cost.Chip, room: float) -> Iterator
     if isinstance(found, TooLarge):
         yield f"  {found.name}: refused by the compiler, {found.reason}"
         return
-    text = setup.size_text
+    text = size_text
     verdict = "fits" if found.resident <= room else "DOES NOT FIT"
     yield (
         f"  {found.name}: arguments {text(found.arguments)}, temporaries {text(found.temporary)}, "

@@ -12,7 +12,7 @@ from launch.dry_run import planned_mesh
 from launch.placement import placed
 from remix_jax import sharding
 from remix_jax.errors import InputError
-from remix_jax.run.setup import check_mesh
+from remix_jax.run.setup import check_sizes
 from remix_jax.sharding import make_mesh, mesh_shape, shardings, spec_of
 from tests.learner.tiny import POLICY, grouped, make_config, start
 
@@ -97,7 +97,7 @@ def test_mesh_sizes():
 )
 def test_what_does_not_divide_is_refused(changes, sizes, message):
     with pytest.raises(InputError, match=message) as error:
-        check_mesh(make_config(**changes), POLICY.config, planned_mesh(sizes))
+        check_sizes(make_config(**changes), POLICY.config, planned_mesh(sizes))
     assert "\n" not in str(error.value)
 
 

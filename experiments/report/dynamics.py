@@ -16,7 +16,7 @@ from experiments.report.intervals import Interval, cell, median
 from experiments.report.results import Data, significant, spent, value_at
 from experiments.tables import Sheet, goal, page, share
 from remix_jax.errors import InputError
-from remix_jax.run import figures, report
+from remix_jax.run import report
 from remix_jax.sinks.console import ages
 from remix_jax.sinks.metrics import Metrics
 from remix_jax.text import count
@@ -67,7 +67,7 @@ def record(
             xs, ys = report.curve(steps, name)
             if xs:
                 series[name] = _thinned(xs, ys, "max" if key == "ratio_max" else "mean")
-    at = figures.reincarnation(metrics, "rollouts")
+    at = report.reincarnation(metrics, "rollouts")
     identity = {"panel": panel, "arm": arm, "seed": seed} | ({"broken": True} if broken else {})
     return identity | {"reincarnation": at, "series": series}
 

@@ -16,7 +16,7 @@ from experiments.report.intervals import Interval
 from experiments.report.results import Data
 from experiments.tables import goal
 from remix_jax.run import report
-from remix_jax.run.figures import logarithmic
+from remix_jax.run.report import logarithmic
 
 
 class Panel(NamedTuple):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 from experiments.report.intervals import Interval, band
-from remix_jax.run.figures import COLOURS, PERCENT, STYLE, save
+from remix_jax.run.report import COLOURS, PERCENT, STYLE
 
 BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = COLOURS
 GREY, DARK_GREY, BLACK = "#8A8A8A", "#4D4D4D", "#222222"
@@ -40,7 +40,10 @@ def render(
     directory.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         made = draw(results)
-        return [save(figure, directory / f"{name}.png") for name, figure in made.items()]
+        paths = {directory / f"{name}.png": figure for name, figure in made.items()}
+        for path, figure in paths.items():
+            figure.savefig(path)
+        return list(paths)
 
 
 # Parts of a panel

@@ -3,19 +3,19 @@
     checkpoints/50/state/   every array of the TrainState
     checkpoints/50/host/    JSON: counters, the config; a sum of every array
 
-Orbax writes a checkpoint under another name and renames it when all of it is there (in a bucket a
-marker is written last), so that a number names a whole checkpoint wherever the process was killed.
-What happens to the files later, the sums show: they are of the arrays' content, computed on the
-devices when a state is saved and again when it is restored, so nothing is read twice.
+Orbax renames a checkpoint when all of it is there (in a bucket a marker is written last), so that a
+number names a whole one wherever the process was killed. What happens to the files later, the sums
+show: computed on the devices when a state is saved and when it is restored, nothing is read twice.
 """
 
-import functools
+import contextlib
 import hashlib
 import json
 import math
 import pathlib
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -28,15 +28,13 @@ from jax.sharding import PartitionSpec as P
 from remix_jax import files, processes
 from remix_jax.errors import InputError
 from remix_jax.learner.state import TrainState, copy
+from remix_jax.sharding import path_text
 from remix_jax.text import one_line, size_text
 
-STATE, HOST = "state", "host"
 WRITING = "*.orbax-checkpoint-tmp*"  # what is being written, or was when the process was killed
-_REFUSED, _PROBE = "refused-", ".probe"
 _CHUNK = 1 << 20  # elements that are summed at once on the host
 _OVERHEAD = 1 << 20  # bytes of a checkpoint that are no array, at most
 
-Sums = dict[str, list]  # by the path of an array: dtype and shape, two sums of its content
 Restored = tuple[TrainState, dict[str, Any]]
 
 
@@ -44,7 +42,7 @@ class SaveError(RuntimeError):
     """The last state of a run could not be written."""
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The states of a run in `directory`; a context manager, which waits for what is being written.
 
     Files are written by threads while training goes on; `save` itself takes as long as a copy. A
@@ -64,15 +62,13 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             save_root_metadata=False,
         )
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=options,
-            item_handlers={
-                STATE: ocp.StandardCheckpointHandler(),
-                HOST: ocp.JsonCheckpointHandler(),
-            },
-        )
+        parts = {"state": ocp.StandardCheckpointHandler(), "host": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=parts)
         self.error: str | None = None  # why the last save failed, None if it did not
+
+    def __exit__(self, *exception: object) -> None:
+        self.wait()
+        self._manager.close()
 
     def save(self, step: int, state: TrainState, host: dict[str, Any]) -> None:
         """Returns when `state` may be donated. A step that is there already is left as it is."""
@@ -83,12 +79,8 @@ class Checkpoints:
         # On a CPU orbax writes from the very buffers that the next step is going to reuse.
         own = copy(state) if jax.default_backend() == "cpu" else state
         text = json.dumps({"sums": sums(state), "host": host})
-        args = ocp.args.Composite(
-            **{
-                STATE: ocp.args.StandardSave(own),
-                HOST: ocp.args.JsonSave({"text": text, "digest": _digest(text)}),
-            }
-        )
+        written = ocp.args.JsonSave({"text": text, "digest": digest(text)})
+        args = ocp.args.Composite(state=ocp.args.StandardSave(own), host=written)
         try:
             self._manager.save(step, args=args, force=True)
         except Exception as error:  # of file system, network or tensorstore
@@ -98,12 +90,17 @@ class Checkpoints:
         """Says that the checkpoint of a step cannot be made; what is there of it is removed."""
         self._manager.reload()  # which may finish writing in part, so what is left goes after it
         if processes.is_first() and isinstance(self._directory, pathlib.Path):
-            for left in self._directory.glob(f"{step}{WRITING[1:]}"):
-                shutil.rmtree(left, ignore_errors=True)
-        good = self._manager.latest_step()
-        kept = "there is none yet" if good is None else f"the last good one is of step {good}"
-        why = one_line(error)
-        self.error = f"the checkpoint of step {step} could not be written ({why}): {kept}"
+            for _ in range(100):  # other threads of the failed save may be writing still
+                rest = list(self._directory.glob(f"{step}{WRITING[1:]}"))
+                for left in rest:
+                    shutil.rmtree(left, ignore_errors=True)
+                if not rest:
+                    break
+                time.sleep(0.05)
+        good = self.newest_step()
+        kept = f"the last good one is of step {good}" if good else "there is none yet"
+        failed = f"the checkpoint of step {step} could not be written ({one_line(error)})"
+        self.error = f"{failed}: {kept}"
 
     def wait(self) -> None:
         """Returns when nothing is being written."""
@@ -140,7 +137,13 @@ class Checkpoints:
             if not isinstance(found, str):
                 return found
             log(f"the checkpoint of step {step} is refused: {found}")
-            self._set_aside(step)
+            if processes.is_first():
+                aside = self._directory / f"refused-{step}"
+                if aside.exists():
+                    shutil.rmtree(aside) if isinstance(aside, pathlib.Path) else aside.rmtree()
+                (self._directory / str(step)).rename(aside)
+            processes.from_first(None)
+            self._manager.reload()
         if steps:
             raise InputError(
                 f"{self._directory}: all checkpoints are damaged ({len(steps)} refused): put a "
@@ -148,64 +151,53 @@ class Checkpoints:
             )
         return None
 
-    def close(self) -> None:
-        """Waits, and ends orbax's threads."""
-        self.wait()
-        self._manager.close()
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     def _restore(self, step: int, like: TrainState, check) -> Restored | str:
         """A checkpoint, or what is wrong with it."""
         try:
             content = self._host(step)
         except Exception as error:  # damage takes many forms
-            return f"{HOST} cannot be read ({one_line(error)})"
+            return f"host cannot be read ({one_line(error)})"
         check(step, content["host"])
-        _check_arrays(self._directory / str(step), content["sums"], like)
+        wanted = {path: [shape] for path, shape, _ in _leaves(like)}
+        for path in sorted(wanted.keys() | content["sums"].keys()):
+            now, was = (each.get(path, ["absent"])[0] for each in (wanted, content["sums"]))
+            if was != now:
+                raise InputError(
+                    f"{self._directory / str(step)} does not fit this run's state "
+                    f"({path}: {was}, now {now})"
+                )
         try:
-            part = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(like)})
-            state = self._manager.restore(step, args=part)[STATE]
+            part = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+            state = self._manager.restore(step, args=part)["state"]
         except Exception as error:  # as above
-            return f"{STATE} cannot be read ({one_line(error)})"
-        found = sums(state)
-        bad = [path for path, sum_ in content["sums"].items() if found[path] != sum_]
-        if bad:
-            return f"{STATE}: {bad[0]} has other content than was written"
+            return f"state cannot be read ({one_line(error)})"
+        for path, found in sums(state).items():
+            if found != content["sums"][path]:
+                return f"state: {path} has other content than was written"
         return state, content["host"]
 
     def _host(self, step: int) -> dict[str, Any]:
-        part = ocp.args.Composite(**{HOST: ocp.args.JsonRestore()})
-        written = self._manager.restore(step, args=part)[HOST]
-        if written["digest"] != _digest(written["text"]):
+        part = ocp.args.Composite(host=ocp.args.JsonRestore())
+        written = self._manager.restore(step, args=part)["host"]
+        if written["digest"] != digest(written["text"]):
             raise ValueError("it has other content than was written")
         return json.loads(written["text"])
 
-    def _set_aside(self, step: int) -> None:
-        if processes.is_first():
-            aside = self._directory / f"{_REFUSED}{step}"
-            if aside.exists():
-                shutil.rmtree(aside) if isinstance(aside, pathlib.Path) else aside.rmtree()
-            (self._directory / str(step)).rename(aside)
-        processes.from_first(None)
-        self._manager.reload()
+
+def digest(text: str) -> str:
+    """Of a text, in hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def sums(state: TrainState) -> Sums:
-    """Of every array: its dtype and shape, and two sums that any change of its content changes."""
+def sums(state: TrainState) -> dict[str, list]:
+    """Of every array, by path: its dtype and shape, and two sums that any change of it changes."""
     found = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(state):
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x = jax.random.key_data(x)
+    for path, shape, x in _leaves(state):
         if jax.default_backend() == "cpu" and x.is_fully_addressable:
             two = host_sums(np.asarray(x))  # where the arrays are: nothing to compile
         else:  # waited for: on CPU devices, collectives of two programs can wait for each other
             two = np.asarray(device_sums(x)).tolist()
-        found[_name(path)] = [_shape(x), *two]
+        found[path] = [shape, *two]
     return found
 
 
@@ -216,36 +208,31 @@ def device_sums(x: jax.Array) -> jax.Array:
     """
     if x.sharding.memory_kind == "pinned_host":  # an anchor
         x = jax.device_put(x, x.sharding.with_memory_kind("device"))
-    mesh = x.sharding.mesh if isinstance(x.sharding, NamedSharding) else None
-    return _program(mesh)(x)
+    lies = x.sharding
+    everywhere = NamedSharding(lies.mesh, P()) if isinstance(lies, NamedSharding) else None
+    return jax.jit(_two_sums, out_shardings=everywhere)(x)
 
 
-@functools.cache
-def _program(mesh: Any) -> Callable[[jax.Array], jax.Array]:
-    def two(x):
-        bits = x.astype(jnp.uint8) if x.dtype == bool else x
-        bits = jax.lax.bitcast_convert_type(bits, f"uint{8 * bits.dtype.itemsize}")
-        index = jnp.zeros(x.shape, jnp.uint32)
-        for axis in range(x.ndim):
-            stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
-            index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
-        mixed, other = _mixed(bits.astype(jnp.uint32), index, jnp.uint32)
-        return jnp.stack([jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(other, dtype=jnp.uint32)])
-
-    return jax.jit(two, out_shardings=None if mesh is None else NamedSharding(mesh, P()))
+def _two_sums(x: jax.Array) -> jax.Array:
+    bits = x.astype(jnp.uint8) if x.dtype == bool else x
+    bits = jax.lax.bitcast_convert_type(bits, f"uint{8 * bits.dtype.itemsize}")
+    index = jnp.zeros(x.shape, jnp.uint32)
+    for axis in range(x.ndim):
+        stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+        index += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
+    mixed = _mixed(bits.astype(jnp.uint32), index, jnp.uint32)
+    return jnp.stack([jnp.sum(each, dtype=jnp.uint32) for each in mixed])
 
 
 def host_sums(x: np.ndarray) -> list[int]:
     """`device_sums` by NumPy."""
-    bits, total = np.ascontiguousarray(x).reshape(-1).view(f"u{x.dtype.itemsize}"), [0, 0]
+    bits = np.ascontiguousarray(x).reshape(-1).view(f"u{x.dtype.itemsize}")
+    total = np.zeros(2, np.uint32)
     for begin in range(0, bits.size, _CHUNK):
         part = bits[begin : begin + _CHUNK].astype(np.uint32)
-        index = np.arange(begin, begin + part.size, dtype=np.uint64).astype(np.uint32)
-        mixed = _mixed(part, index, np.uint32)
-        total = [
-            (t + int(m.sum(dtype=np.uint64))) % 2**32 for t, m in zip(total, mixed, strict=True)
-        ]
-    return total
+        index = np.arange(begin, begin + part.size).astype(np.uint32)
+        total += np.array([m.sum(dtype=np.uint32) for m in _mixed(part, index, np.uint32)])
+    return total.tolist()
 
 
 def _mixed(bits: Any, index: Any, u32: Any) -> tuple[Any, Any]:
@@ -256,29 +243,13 @@ def _mixed(bits: Any, index: Any, u32: Any) -> tuple[Any, Any]:
     return mixed, other ^ (other >> u32(16))
 
 
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _shape(x: Any) -> str:
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.eval_shape(jax.random.key_data, x)
-    return f"{x.dtype}{list(x.shape)}"
-
-
-def _check_arrays(where: files.Path, written: Sums, like: TrainState) -> None:
-    """InputError where a checkpoint holds other arrays."""
-    wanted = {_name(path): _shape(x) for path, x in jax.tree_util.tree_leaves_with_path(like)}
-    for name in sorted(wanted.keys() | written.keys()):
-        ours, theirs = wanted.get(name, "absent"), written.get(name, ["absent"])[0]
-        if ours != theirs:
-            raise InputError(
-                f"{where} does not fit this run's state ({name}: {theirs}, now {ours})"
-            )
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def _leaves(state: TrainState) -> Iterator[tuple[str, str, Any]]:
+    """(path, dtype and shape, array or what stands for it), in order; a key as its data."""
+    for path, x in jax.tree_util.tree_leaves_with_path(state):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = jax.random.key_data
+            x = data(x) if isinstance(x, jax.Array) else jax.eval_shape(data, x)
+        yield path_text(path), f"{x.dtype}{list(x.shape)}", x
 
 
 def check_room(directory: files.Path, state_bytes: int, other_bytes: int, keep: int) -> None:
@@ -294,8 +265,8 @@ def check_room(directory: files.Path, state_bytes: int, other_bytes: int, keep: 
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / _PROBE).write_text("")
-        (directory / _PROBE).unlink()
+        (directory / ".probe").write_text("")
+        (directory / ".probe").unlink()
         if not isinstance(directory, pathlib.Path):
             return
         there = sum(path.name.isdecimal() for path in directory.iterdir())

@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
+import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,31 +18,25 @@ from remix_jax.config import Config
 from remix_jax.cost import speeds, step_flops
 from remix_jax.device_memory import OutOfMemoryError
 from remix_jax.evaluation import held_out
-from remix_jax.learner import programs as compiled
 from remix_jax.learner.programs import Programs
 from remix_jax.learner.state import TrainState, fault_names, move_anchors
 from remix_jax.learner.step import step_inputs
 from remix_jax.models import huggingface
-from remix_jax.rollout import sampler as sampling
+from remix_jax.rl import replay
 from remix_jax.rollout.draws import draw_problems
 from remix_jax.rollout.rollouts import Rollouts, expert_rows, grade_rollouts, prompt_batch
 from remix_jax.rollout.sampler import Prompts, Samplers
-from remix_jax.run import resume
-from remix_jax.run.artifacts import EXPORT, leave
+from remix_jax.run import report, resume
 from remix_jax.run.checkpoint import Checkpoints, SaveError, check_room
-from remix_jax.run.plan import memory_plan, peak, plan, state_bytes
-from remix_jax.run.profiler import Profiler, Window
-from remix_jax.run.record import StepLog
-from remix_jax.run.setup import Setup, prepare
+from remix_jax.run.setup import Setup, compile_programs, plan, prepare
 from remix_jax.run.stop import Preempted, Stop, watch
 from remix_jax.schedule import Stage
-from remix_jax.sharding import put, tree_bytes
+from remix_jax.sharding import put, tree_bytes, whole
 from remix_jax.sinks import sink
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.metrics import Record, read_metrics
-from remix_jax.text import size_text
 
-TRACE = "profile"  # directory of a run
+EXPORT, TRACE = "export", "profile"  # directories of a run
 
 
 class FaultError(RuntimeError):
@@ -75,13 +69,14 @@ class _Run:
     counters: dict[str, Any]
     programs: Programs
     samplers: Samplers
-    log: StepLog
+    sinks: tuple[Any, ...]  # the record, and all others; of several processes the first one writes
     checkpoints: Checkpoints
     console: Console
     stop: Stop
-    profiler: Profiler
     mirror: files.Mirror
-    reported: set[str]  # errors of files and sinks
+    profile: tuple[int, int] | None
+    held: dict[str, Any] | None = None  # figures of the newest step, written during the next one
+    reported: set[str] = dataclasses.field(default_factory=set)  # what went wrong, and was said
 
 
 def run(
@@ -89,7 +84,7 @@ def run(
     workdir: str | os.PathLike[str],
     console: Console | None = None,
     artifacts: bool = True,
-    profile: Window | None = None,
+    profile: tuple[int, int] | None = None,
     trackers: Sequence[str | sink.Tracker] = (sink.DEFAULT,),
 ) -> Outcome:
     """Trains as the config says; everything it leaves lies in `workdir`.
@@ -103,7 +98,7 @@ def run(
       workdir: a local directory, or gs://BUCKET/... or s3://BUCKET/...
       artifacts: whether to leave figures, ledger and the exported policy at the end; one of many
         runs that are compared needs none of them.
-      profile: steps of which a trace is left in profile/.
+      profile: the first step of a trace, for TensorBoard or Perfetto, and how many; in profile/.
       trackers: what takes the figures beside the console and the files: names as of `--trackers`,
         or functions of a `sink.Run` (docs/trackers.md).
 
@@ -120,156 +115,99 @@ def run(
     config = setup.config
     with contextlib.ExitStack() as open_:
         mirror = open_.enter_context(resume.claimed(root, config))
-        console = console or open_.enter_context(_console(config))
+        if console is None:
+            file = None if processes.is_first() else open_.enter_context(open(os.devnull, "w"))
+            console = Console(config.steps, schedule.planned_rollouts(config), file=file)
         open_.enter_context(contextlib.closing(console))
+        places, kept = root / resume.CHECKPOINTS, config.keep_checkpoints
         if processes.is_first():
-            sizes = tree_bytes(setup.state), tree_bytes(setup.state.params)
-            check_room(root / resume.CHECKPOINTS, *sizes, config.keep_checkpoints)
+            check_room(places, tree_bytes(setup.state), tree_bytes(setup.state.params), kept)
             if artifacts:
                 huggingface.check_target(mirror.local / EXPORT)
         processes.wait_for_all("loaded")
-        kept = config.keep_checkpoints, config.keep_every
-        checkpoints = open_.enter_context(Checkpoints(root / resume.CHECKPOINTS, *kept))
+        checkpoints = open_.enter_context(Checkpoints(places, kept, config.keep_every))
         stop = open_.enter_context(watch(console.event))
-        profiler = open_.enter_context(contextlib.closing(Profiler(profile, mirror.local / TRACE)))
         console.print_plan(plan(setup))
         state, counters = resume.start(setup, mirror.local, checkpoints, console.event)
         setup = setup._replace(state=resume.abstract(setup.state))
-        log = open_.enter_context(contextlib.closing(_log(config, mirror, made_from, console)))
+        sinks = _open_sinks(config, mirror, made_from, console)
+        for each in sinks:
+            open_.callback(each.close)
         try:
             with stop.at_once():
-                programs, samplers = _compile(setup, console)
+                programs, samplers = compile_programs(setup, console)
         except Preempted:
-            return Outcome([], True, stop.preempted)
+            return Outcome([], True, signal.SIGTERM in stop.agreed)
         processes.wait_for_all("compiled")
         # Sampling and evaluation, which change no state, end at SIGTERM.
         rollout = {name: stop.watched(sampler) for name, sampler in samplers.rollout.items()}
         samplers = Samplers(rollout, stop.watched(samplers.evaluate))
-        shared = log, checkpoints, console, stop, profiler, mirror
-        running = _Run(setup, state, counters, programs, samplers, *shared, reported=set())
+        shared = sinks, checkpoints, console, stop, mirror, profile
+        running = _Run(setup, state, counters, programs, samplers, *shared)
         del state, counters  # `running` has them: nothing else keeps a state alive
-        return _finish(running, _train(running), artifacts)
+        try:
+            fault = _steps(running)
+        except OutOfMemoryError:
+            if not any(leaf.is_deleted() for leaf in jax.tree.leaves(running.state)):
+                _save(running)
+            raise
+        return _finish(running, fault, artifacts)
 
 
-@contextlib.contextmanager
-def _console(config: Config) -> Iterator[Console]:
-    """Standard output; of several processes the first one speaks."""
-    with open(os.devnull, "w") as nowhere:
-        file = None if processes.is_first() else nowhere
-        yield Console(config.steps, schedule.planned_rollouts(config), file=file)
-
-
-def _log(config: Config, mirror: files.Mirror, made_from, console: Console) -> StepLog:
-    """Where the figures go."""
-    settings = json.loads(configs.to_json(config))
+def _open_sinks(
+    config: Config, mirror: files.Mirror, trackers: Mapping[str, sink.Tracker], console: Console
+) -> tuple[Any, ...]:
     if not processes.is_first():
-        return StepLog(None, sink.Sinks({}, {}, sink.Run(mirror.local, "", settings, ())))
-    record = Record(mirror.local)
-    history = read_metrics(mirror.local)
-    name = pathlib.PurePath(os.path.abspath(str(mirror.root))).name
-    about = sink.Run(mirror.local, name, settings, history)
-    return StepLog(record, sink.Sinks({"console": console}, made_from, about))
-
-
-def _compile(setup: Setup, console: Console) -> tuple[Programs, Samplers]:
-    begin = time.perf_counter()
-    config, limit = setup.config, device_memory.limit()
-    kept = sum(state_bytes(setup.state, setup.mesh).values())
-    if limit is not None and kept > limit:
-        console.event(
-            f"the state alone takes {size_text(kept)} of each device, which has {size_text(limit)}"
-        )
-    console.event("compiling")
-    stages = schedule.stages(config).values()
-    ends = setup.vocabulary.eos_ids, setup.vocabulary.pad_id
-    with device_memory.phase("compiling for sampling and evaluation", "sampling"):
-        samplers = sampling.build(config, setup.learner.policy, stages, *ends, setup.mesh)
-    with device_memory.phase("compiling for learning", "learning"):
-        programs = compiled.build(setup.learner, stages, setup.mesh)
-    console.print_plan(memory_plan(setup, programs, samplers), title="Memory of a device")
-    console.event(f"compiled in {time.perf_counter() - begin:.0f} s")
-    most = peak(setup, programs, samplers)
-    if limit is not None and most > limit:
-        console.event(
-            f"about {size_text(most)} will be needed on a device, which has {size_text(limit)}: "
-            f"what needs less: {device_memory.REMEDIES['learning']} (docs/scaling.md)"
-        )
-    settings = sampling.sampler_settings(config)
-    if settings.truncates and not config.sampling.correct_truncation:
-        console.event(
-            "top_k, top_p or min_p truncates the sampling distribution and the ratios do not know "
-            "it: the gradient is biased by truncation_gap (sampling.correct_truncation corrects)"
-        )
-    return programs, samplers
-
-
-def _train(run: _Run) -> str | None:
-    """All steps that are left; the last state is saved. What was not finite, if anything."""
-    try:
-        fault = _steps(run)
-    except OutOfMemoryError:
-        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(run.state)):
-            _save_last(run)
-        raise
-    run.log.flush()
-    if fault is None:
-        _save_last(run)
-    return fault
-
-
-def _save_last(run: _Run) -> None:
-    if int(run.state.step) > 0:
-        _save(run)
-        run.checkpoints.wait()
+        return ()
+    record, settings = Record(mirror.local), json.loads(configs.to_json(config))
+    name = os.path.basename(os.path.abspath(str(mirror.root)))
+    about = sink.Run(mirror.local, name, settings, read_metrics(mirror.local))
+    return record, sink.Sinks({"console": console}, trackers, about)
 
 
 def _steps(run: _Run) -> str | None:
-    config = run.setup.config
-    if not _begun(run):
-        return None
-    for step in range(int(run.state.step) + 1, config.steps + 1):
-        if run.stop():
-            break
-        if step == config.reincarnation_step + 1 and config.reincarnation_step > 0:
-            run.console.event(f"step {step}: reincarnation, base anchor <- policy, on-policy now")
-            state = run.programs.reincarnate.call(move_anchors(config, run.state, "device"))
-            run.state = move_anchors(config, state, "pinned_host")
-        run.profiler.before(step)
+    """All steps that are left. What was not finite, if anything."""
+    config, done = run.setup.config, int(run.state.step)
+    evaluates, saves = config.evaluation.every, config.checkpoint_every
+    held = run.counters.pop("unwritten", None)  # figures of a step whose evaluation was cut short
+    if done == 0:
+        before = {"step": 0, "rollouts": 0} | run.counters["totals"]
+        held = {"host": before, "device": {}, "samples": []}
+    if held is not None:
+        run.held = held
         try:
-            fault = _step(run, step)
-            if fault is not None:
-                return f"step {step}: {fault}"
-            if _due(config.evaluation.every, step) or step == config.steps or run.stop.interrupted:
-                run.log.add(_evaluate(run))
-        except Preempted:
-            break
-        if run.profiler.after(step):
-            run.console.event(f"step {step}: the trace is in {TRACE}/ of the run")
-        if _due(config.checkpoint_every, step):
-            _save(run)
-        _report_errors(run)
+            with run.stop.at_once() if done == 0 else contextlib.nullcontext():
+                _evaluate(run)
+        except Preempted:  # nothing is lost: what is on the disk says the same
+            run.held = None
+            return None
+    with contextlib.ExitStack() as traced:
+        for step in range(done + 1, config.steps + 1):
+            if run.stop.agreed:
+                break
+            if step == config.reincarnation_step + 1 > 1:
+                told = f"step {step}: reincarnation, base anchor <- policy, on-policy now"
+                run.console.event(told)
+                state = run.programs.reincarnate.call(move_anchors(config, run.state, "device"))
+                run.state = move_anchors(config, state, "pinned_host")
+            if run.profile and step == run.profile[0]:
+                traced.callback(run.console.event, f"the trace is in {TRACE}/ of the run")
+                traced.enter_context(jax.profiler.trace(run.mirror.local / TRACE))
+            try:
+                fault = _step(run, step)
+                if fault is not None:
+                    return f"step {step}: {fault}"
+                ends = step == config.steps or signal.SIGINT in run.stop.agreed
+                if ends or (evaluates and step % evaluates == 0):
+                    _evaluate(run)
+            except Preempted:
+                break
+            if run.profile and step == sum(run.profile) - 1:
+                traced.close()
+            if saves and step % saves == 0:
+                _save(run)
+            _report(run, {})
     return None
-
-
-def _due(every: int, step: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-def _begun(run: _Run) -> bool:
-    """Evaluates the first state, or the one whose evaluation was cut short; whether to go on."""
-    unwritten = run.counters.pop("unwritten", None)
-    try:
-        if int(run.state.step) == 0:
-            run.log.hold({"step": 0, "rollouts": 0} | run.counters["totals"], {}, [])
-            with run.stop.at_once():
-                run.log.add(_evaluate(run))
-        elif unwritten is not None:
-            run.log.hold(**unwritten)
-            run.log.add(_evaluate(run))
-    except Preempted:  # nothing is lost: what is on the disk says the same
-        run.log.take()
-        return False
-    return True
 
 
 def _step(run: _Run, step: int) -> str | None:
@@ -283,16 +221,19 @@ def _step(run: _Run, step: int) -> str | None:
     begin = time.perf_counter()
     rollouts, counters = _collect(run, step, stage)
     collected = time.perf_counter()
-    device, logging = _learn(run, step, stage, rollouts)
-    fault_F = np.asarray(run.state.fault_F)
+    inputs = jax.tree.map(lambda x: put(x, run.setup.mesh), step_inputs(config, step))
+    learn = run.programs.learn[stage.name].call
+    with device_memory.phase("learning"):
+        state = move_anchors(config, run.state, "device")
+        state, device = learn(state, rollouts.rows, inputs, rollouts.expert)
+        run.state = move_anchors(config, state, "pinned_host")
+        dispatched = time.perf_counter()
+        _write(run)  # the step before, while the device learns
+        logging = time.perf_counter() - dispatched
+        fault_F = np.asarray(run.state.fault_F)
     end = time.perf_counter()
     run.stop.agree()
     own, before = rollouts.metrics, counters["totals"]
-    seconds = {
-        "seconds/sample": collected - begin - own["seconds/grade"],
-        "seconds/learn": end - collected - logging,
-        "seconds/log": logging,
-    }
     new_tokens = own.pop("new_tokens")
     flops = step_flops(run.setup.learner, config, stage, new_tokens, step)
     totals = {
@@ -301,31 +242,20 @@ def _step(run: _Run, step: int) -> str | None:
         "seconds": before["seconds"] + end - begin,
     }
     run.counters = counters | {"totals": totals}
-    rows = schedule.rollouts_until(config, step)
+    sample, learning = collected - begin - own["seconds/grade"], end - collected - logging
+    seconds = {"seconds/sample": sample, "seconds/learn": learning, "seconds/log": logging}
     slots = config.prompt_slots + config.data.response_tokens
-    by_phase = seconds["seconds/sample"], seconds["seconds/learn"]
-    speed = speeds(new_tokens, stage.passes * config.batch_size * slots, flops, *by_phase)
+    speed = speeds(new_tokens, stage.passes * config.batch_size * slots, flops, sample, learning)
+    rows = schedule.rollouts_until(config, step)
     host = {"step": step, "stage": stage.name, "rollouts": rows} | totals | own | seconds | speed
-    run.log.hold(host, device, rollouts.samples)
-    for name, line in rollouts.errors.items():
-        _report(run, f"reward {name}", f"{line} (this and more: reward_errors/{name})")
-    return _describe_fault(run.state, fault_F)
-
-
-def _learn(run: _Run, step: int, stage: Stage, rollouts: Rollouts) -> tuple[dict, float]:
-    """The learning phase: its figures on the device, and the seconds of writing those before."""
-    config = run.setup.config
-    inputs = jax.tree.map(lambda x: put(x, run.setup.mesh), step_inputs(config, step))
-    learn = run.programs.learn[stage.name].call
-    with device_memory.phase("learning"):
-        state = move_anchors(config, run.state, "device")
-        state, device = learn(state, rollouts.rows, inputs, rollouts.expert)
-        run.state = move_anchors(config, state, "pinned_host")
-        dispatched = time.perf_counter()
-        run.log.flush()  # the step before, while the device learns
-        logging = time.perf_counter() - dispatched
-        run.state.fault_F.block_until_ready()
-    return device, logging
+    run.held = {"host": host, "device": device, "samples": rollouts.samples}
+    _report(run, rollouts.errors)
+    if not fault_F.any():
+        return None
+    names = fault_names(run.state.params, run.state.critic_params)
+    bad = [name for name, fault in zip(names, fault_F, strict=True) if fault]
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return f"{bad[0]}{more} not finite, updates stopped there"
 
 
 def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, Any]]:
@@ -334,9 +264,7 @@ def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, An
     Raises:
       Preempted: the state is untouched.
     """
-    setup = run.setup
-    config, vocabulary = setup.config, setup.vocabulary
-    groups = schedule.fresh_groups(config, step)
+    setup, config, vocabulary = run.setup, run.setup.config, run.setup.vocabulary
     before = schedule.groups_until(config, step - 1)
     draw, counters = draw_problems(config, setup.train, setup.prefixes, run.counters, step)
     expert = None
@@ -345,11 +273,11 @@ def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, An
         expert = expert_rows(draw, bank, stage, before, config, pad_id, setup.mesh)
     if not config.own_rows:
         return Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], {}, expert), counters
-    width = config.prompt_slots
-    tokens_QP, length_Q = prompt_batch(draw.prompts, stage.fresh_groups, width, vocabulary.pad_id)
+    slots = stage.fresh_groups, config.prompt_slots
+    tokens_QP, length_Q = prompt_batch(draw.prompts, *slots, vocabulary.pad_id)
     row_B = np.arange(stage.fresh_groups * config.own_rows, dtype=np.int32)
+    prompts = Prompts(tokens_QP, length_Q, row_B, row_B < len(draw.prompts) * config.own_rows)
     key = jax.random.fold_in(streams.key(config.seed, "sampling"), step)
-    prompts = Prompts(tokens_QP, length_Q, row_B, row_B < groups * config.own_rows)
     # The sampler is waited for, so that grading is not charged with sampling.
     with device_memory.phase("sampling"):
         sampled = run.samplers.rollout[stage.name](run.state.params, prompts, key)
@@ -367,32 +295,49 @@ def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, An
     return graded._replace(expert=expert), counters
 
 
-def _evaluate(run: _Run) -> dict[str, float]:
+def _evaluate(run: _Run) -> None:
     """Held-out figures of the state. On Preempted the step's figures travel in the checkpoint."""
-    begin = time.perf_counter()
-    setup = run.setup
+    begin, s, held = time.perf_counter(), run.setup, run.held
+    assert held is not None
+    sets = s.suites, s.validation
     try:
         with device_memory.phase("evaluation"):
-            found = held_out(
-                run.samplers.evaluate,
-                run.state.params,
-                setup.suites,
-                setup.validation,
-                setup.vocabulary,
-                setup.config,
-                setup.scorer,
-            )
+            params, sampler = run.state.params, run.samplers.evaluate
+            found = held_out(sampler, params, *sets, s.vocabulary, s.config, s.scorer)
     except Preempted:
-        run.counters = run.counters | {"unwritten": run.log.take()}
+        device = {name: value.tolist() for name, value in jax.device_get(held["device"]).items()}
+        run.counters, run.held = run.counters | {"unwritten": held | {"device": device}}, None
         raise
-    return found | {"seconds/eval": time.perf_counter() - begin}
+    held["host"] |= found | {"seconds/eval": time.perf_counter() - begin}
+
+
+def _write(run: _Run) -> None:
+    """Fetches and writes the figures that are held, without what was not measured."""
+    held, run.held = run.held, None
+    if held is None or not run.sinks:
+        return
+    host, device = dict(held["host"]), jax.device_get(held["device"])
+    step, ratios = host.pop("step"), device.pop("row_ratio_B", ())
+    shown = zip(held["samples"], ratios, strict=False)
+    rows = [row | {"mean_ratio": float(ratio)} for row, ratio in shown]
+    figures = {name: float(value) for name, value in device.items()}
+    absent = {f"/age{n[8:]}" for n in figures if n.startswith("rows/age") and not figures[n]}
+    absent |= {"kl_prev"} if figures.get("kl_weight") == 1 else set()
+    figures = {n: v for n, v in figures.items() if not n.endswith(tuple(absent))}
+    for each in run.sinks:
+        each.samples(step, rows)
+        each.write(step, host | figures)
 
 
 def _save(run: _Run) -> None:
-    """A checkpoint, after which not a line of its step is missing in the files."""
-    step, missing = int(run.state.step), None
+    """A checkpoint, after which not a line of its step is missing in the files; none of step 0."""
+    step = int(run.state.step)
+    if step == 0:
+        return
     try:
-        run.log.sync()
+        _write(run)
+        for record in run.sinks[:1]:
+            record.sync()
         run.mirror.push()
         missing = run.mirror.error
     except OSError as error:
@@ -406,49 +351,62 @@ def _save(run: _Run) -> None:
     run.checkpoints.save(step, run.state, host)
 
 
-def _report_errors(run: _Run) -> None:
-    """One line for each new thing that could not be written; the run goes on."""
-    for error in (*run.log.errors(), run.mirror.error, run.checkpoints.error):
-        if error:
-            _report(run, error)
-
-
-def _report(run: _Run, what: str, more: str = "") -> None:
-    if what not in run.reported:
+def _report(run: _Run, rewards: Mapping[str, str]) -> None:
+    """One line for each new thing that went wrong: in files and trackers, in reward functions."""
+    errors = [error for each in run.sinks for error in each.errors]
+    wrong = {e: e for e in (*errors, run.mirror.error, run.checkpoints.error) if e}
+    for name, line in rewards.items():
+        wrong[f"reward {name}"] = f"reward {name}: {line} (this and more: reward_errors/{name})"
+    for what in [what for what in wrong if what not in run.reported]:
         run.reported.add(what)
-        run.console.event(f"{what}: {more}" if more else what)
-
-
-def _describe_fault(state: TrainState, fault_F: np.ndarray) -> str | None:
-    """One line on the first thing that was not finite, None if all was."""
-    if not fault_F.any():
-        return None
-    names = fault_names(state.params, state.critic_params)
-    bad = [name for name, fault in zip(names, fault_F, strict=True) if fault]
-    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-    return f"{bad[0]}{more} not finite, updates stopped there"
+        run.console.event(wrong[what])
 
 
 def _finish(run: _Run, fault: str | None, artifacts: bool) -> Outcome:
-    """What a run leaves at its end, and how it ended."""
+    """The last state is saved where it is good; what a run leaves at its end, and how it ended."""
+    _write(run)
+    if fault is None:
+        _save(run)
     run.checkpoints.wait()
-    run.log.close()
-    _report_errors(run)
-    done, steps = int(run.state.step), run.setup.config.steps
-    if done > 0 and artifacts and not run.stop.preempted:
-        leave(run.setup, run.state, run.mirror, run.console, export=fault is None)
-    elif done == 0:
+    for each in run.sinks:
+        each.close()
+    _report(run, {})
+    done, config = int(run.state.step), run.setup.config
+    preempted = signal.SIGTERM in run.stop.agreed
+    if done == 0:
         run.console.event("ended before the first step; the same command begins anew")
+    elif artifacts and not preempted:
+        _leave(run, export=fault is None)
     if fault is not None:
         good = run.checkpoints.newest_step()
         kept = f"the checkpoint of step {good} is good" if good else "there is no checkpoint yet"
-        config = run.setup.config
         of_critic = "value loss" in fault or "critic" in fault
         rate = (config.critic.optimizer if of_critic else config.optimizer).learning_rate / 2
         field = f"{'critic.' if of_critic else ''}optimizer.learning_rate"
         raise FaultError(f"{fault}; {kept}", f"{field}={rate:g}", good)
     if run.checkpoints.error:
         raise SaveError(run.checkpoints.error)
-    stopped = done < steps or run.stop.preempted
     written = read_metrics(run.mirror.local) if processes.is_first() else []
-    return Outcome(written, stopped, run.stop.preempted)
+    return Outcome(written, done < config.steps or preempted, preempted)
+
+
+def _leave(run: _Run, export: bool) -> None:
+    """Writes ledger.json, figures/ and, if asked for, export/; prints the last tables."""
+    workdir, mesh = run.mirror.local, run.setup.mesh
+    everywhere = None if mesh is None else whole(mesh)
+    # What became of every row: of those that left the ring, and of those still in it.
+    count = jax.jit(lambda ring: replay.clear(ring).fates_U, out_shardings=everywhere)
+    ledger = report.ledger(np.asarray(count(run.state.replay)))
+    if processes.is_first():
+        files.write_durably(workdir / "ledger.json", json.dumps(ledger, indent=2) + "\n")
+        metrics = read_metrics(workdir)
+        report.draw(metrics, workdir / "figures")
+        run.console.close()
+        run.console.print(report.final_table(metrics))
+        run.console.print(report.ledger_table(ledger))
+    if export:
+        base, policy = run.setup.config.model, run.setup.learner.policy
+        dtype = base.export_dtype or None
+        huggingface.save(policy, run.state.params, workdir / EXPORT, like=base.path, dtype=dtype)
+    what = "figures, ledger.json and the policy (export)" if export else "figures and ledger.json"
+    run.console.event(f"{what} are in {run.mirror.root}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from remix_jax.errors import InputError
 from remix_jax.grading import verdicts as grading
 from remix_jax.learner.state import TrainState, has_precedent, move_anchors
 from remix_jax.rollout.draws import check_continued, first_cursors
-from remix_jax.run.checkpoint import Checkpoints
+from remix_jax.run.checkpoint import Checkpoints, digest
 from remix_jax.run.setup import Setup
 from remix_jax.sinks.metrics import FILES, METRICS_FILE, cut, read_metrics
 from remix_jax.sinks.sink import IDS
@@ -50,7 +49,13 @@ def claimed(root: files.Path, config: Config) -> Iterator[files.Mirror]:
         return
 
     def check(saved: Any) -> None:
-        if _has_begun(root, mirror.local):
+        """Of a run that has not begun nothing would be lost: no checkpoint, no step's figures."""
+        places, local = root / CHECKPOINTS, mirror.local
+        names = [path.name for path in places.iterdir()] if places.exists() else []
+        figures = read_metrics(local) if (local / METRICS_FILE).exists() else []
+        if any(name.rpartition("-")[2].isdecimal() for name in names) or (
+            figures and figures[-1]["step"] > 0
+        ):
             changes(saved, config, root)
 
     with files.Mirror(root, (CONFIG_FILE, IDS, *FILES)) as mirror:
@@ -58,21 +63,9 @@ def claimed(root: files.Path, config: Config) -> Iterator[files.Mirror]:
         if not known and any(root.iterdir()):
             raise InputError(f"{root} is not empty and holds no run: give another --workdir")
         settings = json.loads(configs.to_json(config))
-        with files.claimed(
-            mirror.local, CONFIG_FILE, settings, what="run", flag="--workdir", check=check
-        ):
+        named = {"what": "run", "flag": "--workdir"}
+        with files.claimed(mirror.local, CONFIG_FILE, settings, **named, check=check):
             yield mirror
-
-
-def _has_begun(root: files.Path, local: pathlib.Path) -> bool:
-    """Whether there is anything of a run that would be lost: a checkpoint, or a step's figures."""
-    checkpoints = root / CHECKPOINTS
-    if checkpoints.exists() and any(
-        path.name.rpartition("-")[2].isdecimal() for path in checkpoints.iterdir()
-    ):
-        return True
-    figures = read_metrics(local) if (local / METRICS_FILE).exists() else []
-    return bool(figures) and figures[-1]["step"] > 0
 
 
 def start(
@@ -86,7 +79,10 @@ def start(
     Raises:
       InputError: the checkpoint belongs to another config or to other problems.
     """
-    state, counters, step = setup.state, _first_counters(setup), 0
+    state, config, prefixes = setup.state, setup.config, setup.prefixes
+    totals = {"tokens": 0, "flops": prefixes.flops if prefixes else 0.0, "seconds": 0.0}
+    counters: dict[str, Any] = {"totals": totals, "step": 0}
+    counters |= first_cursors(config, prefixes)
     if checkpoints.newest_step():
         like = abstract(state)
         for leaf in jax.tree.leaves(state):
@@ -94,14 +90,14 @@ def start(
         found = checkpoints.restore(like, lambda at, host: _check(setup, at, host, log), log)
         assert found is not None
         state, counters = found
-        step = int(counters["step"])
-        log(f"continuing after step {step}")
+        log(f"continuing after step {counters['step']}")
     if processes.is_first():
-        files.write_durably(workdir / CONFIG_FILE, configs.to_json(setup.config))
+        files.write_durably(workdir / CONFIG_FILE, configs.to_json(config))
+        step = counters["step"]
         unwritten = step == 0 or "unwritten" in counters  # `step`'s own figures
         if note := cut(workdir, step - 1 if unwritten else step):
             log(note)
-    return move_anchors(setup.config, state, "pinned_host"), counters
+    return move_anchors(config, state, "pinned_host"), counters
 
 
 def abstract(state: TrainState) -> TrainState:
@@ -113,11 +109,14 @@ def abstract(state: TrainState) -> TrainState:
 
 def identity(setup: Setup) -> dict[str, Any]:
     """What a checkpoint says of its run: config, problems, and what it was computed with."""
-    config = configs.to_json(setup.config)
+    config, train = configs.to_json(setup.config), setup.train
+    # All that training prompts, their grading and an expert's rows depend on.
+    content = [train.prompts, [p.answers for p in train.problems], setup.vocabulary.eos_ids]
+    content += [list(setup.traces.values())] if setup.traces else []
     return {
         "config": json.loads(config),
-        "config_digest": _digest(config),
-        "problems": _problems_digest(setup),
+        "config_digest": digest(config),
+        "problems": {"count": len(train.problems), "digest": digest(json.dumps(content))},
         "made_with": {
             "jax": jax.__version__,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -136,7 +135,8 @@ def changes(saved: dict[str, Any], config: Config, where: object) -> list[str]:
     """
     old, new = _flatten(saved), _flatten(json.loads(configs.to_json(config)))
     different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    fixed = [name for name in different if not _may_change(name)]
+    sections = tuple(name for name in MAY_CHANGE if name[-1] == ".")
+    fixed = [k for k in different if k not in MAY_CHANGE and not k.startswith(sections)]
     if fixed:
         shown = ", ".join(f"config.{k} ({old.get(k)!r}, now {new.get(k)!r})" for k in fixed)
         raise InputError(
@@ -155,25 +155,12 @@ def changes(saved: dict[str, Any], config: Config, where: object) -> list[str]:
     return different
 
 
-def _may_change(name: str) -> bool:
-    return any(name == free or (free[-1] == "." and name.startswith(free)) for free in MAY_CHANGE)
-
-
-def _first_counters(setup: Setup) -> dict[str, Any]:
-    """What a checkpoint holds beside the state: totals, positions among problems and in files."""
-    traces = 0.0 if setup.prefixes is None else setup.prefixes.flops
-    totals = {"tokens": 0, "flops": traces, "seconds": 0.0}
-    cursors = first_cursors(setup.config, setup.prefixes)
-    return {"totals": totals} | cursors
-
-
 def _check(setup: Setup, step: int, saved: dict[str, Any], log: Callable[[str], None]) -> None:
     """Whether a checkpoint is of this run, and what of it goes on differently."""
-    config = setup.config
+    config, now = setup.config, identity(setup)
     changed = changes(saved["config"], config, "the checkpoint")
     if config.steps < step:
         raise InputError(f"config.steps = {config.steps}: the run has done {step} steps already")
-    now = identity(setup)
     if saved["problems"] != now["problems"]:
         raise InputError(
             f"{config.data.train}: these are not the {saved['problems']['count']:,} training "
@@ -188,18 +175,6 @@ def _check(setup: Setup, step: int, saved: dict[str, Any], log: Callable[[str], 
                 f"{name} was {was}, now {now['made_with'][name]}: from here on the run is not "
                 "bitwise what it would have been"
             )
-
-
-def _problems_digest(setup: Setup) -> dict[str, Any]:
-    """Of everything that training prompts, their grading and an expert's rows depend on."""
-    train = setup.train
-    content = [train.prompts, [p.answers for p in train.problems], setup.vocabulary.eos_ids]
-    content += [list(setup.traces.values())] if setup.traces else []
-    return {"count": len(train.problems), "digest": _digest(json.dumps(content))}
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:

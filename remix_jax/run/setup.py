@@ -1,16 +1,18 @@
-"""What a run needs before its first step, loaded and checked."""
+"""What a run needs before its first step, loaded and checked; and its plan, for people."""
 
 import functools
+import time
 from typing import NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from remix_jax import config_rules, sharding
+from remix_jax import config_rules, device_memory, schedule, sharding
 from remix_jax.config import Config
 from remix_jax.data import tasks
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
+from remix_jax.learner import programs as compiled
 from remix_jax.learner.state import (
     Learner,
     TrainState,
@@ -22,9 +24,16 @@ from remix_jax.learner.state import (
 from remix_jax.models import attention, huggingface
 from remix_jax.models.decoder import DecoderConfig
 from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
+from remix_jax.models.sampling import Waves, in_waves
 from remix_jax.rewards import Scorer
-from remix_jax.rollout.draws import Prefixes, load_prefixes
+from remix_jax.rl import family
+from remix_jax.rollout import sampler as sampling
+from remix_jax.rollout.draws import Prefixes, load_prefixes, prefix_plan
 from remix_jax.rollout.rollouts import Traces, with_traces
+from remix_jax.sinks.console import Console
+from remix_jax.text import size_text
+
+_SKIPPED_SHOWN = 5  # malformed rows in the plan
 
 
 class Setup(NamedTuple):
@@ -51,65 +60,6 @@ def prepare(config: Config) -> Setup:
     """
     config = config_rules.validate(config)
     check_trainable(config)
-    check_attention(config)
-    scorer = Scorer.of(config)
-    vocabulary = load_vocabulary(config.model.path)
-    data, tokenizer = config.data, vocabulary.tokenizer
-    tasks.check_sets(data)
-    skip = data.on_bad_row == "skip"
-    load = functools.partial(
-        tasks.load_set, data=data, tokenizer=tokenizer, needs_answer=scorer.needs_answers
-    )
-    train = load(data.train, skip_malformed=skip)
-    scorer.check(train.problems)
-    train, held = with_traces(train, config, vocabulary, scorer)
-    prefixes = load_prefixes(config, train, vocabulary)
-    load = functools.partial(load, limit=config.evaluation.limit)
-    suites = [load(spec) for spec in data.suites]
-    validation = [load(spec) for spec in (data.validation,) if spec]
-    sizes = huggingface.read_config(config.model.path)
-    check_width(config, sizes.max_positions)
-    mesh = sharding.make_mesh(config.mesh.sizes)
-    check_mesh(config, sizes, mesh)
-    policy, params = huggingface.load(config.model.path, dtype=config.model.dtype, mesh=mesh)
-    learner = make_learner(config, policy)
-    state = place_state(learner, params, config.seed, mesh)
-    return Setup(
-        config,
-        learner,
-        vocabulary,
-        train,
-        prefixes,
-        suites,
-        validation,
-        state,
-        mesh,
-        held,
-        scorer,
-    )
-
-
-def check_width(config: Config, limit: int) -> None:
-    """A row must fit the positions that the model was made for.
-
-    Raises:
-      InputError: it does not.
-    """
-    slots = config.prompt_slots + config.data.response_tokens
-    if slots > limit:
-        raise InputError(
-            f"config.data.prompt_tokens + config.data.response_tokens"
-            f"{' + config.prefix.tokens' if config.prefix.tokens else ''} = {slots}: "
-            f"{config.model.path} takes {limit} positions (max_position_embeddings)"
-        )
-
-
-def check_attention(config: Config) -> None:
-    """A kernel that is asked for by name must run on this machine's devices.
-
-    Raises:
-      InputError: it does not.
-    """
     kernel, platform = config.model.attention, jax.default_backend()
     dtype = config.model.compute_dtype or config.model.dtype
     if kernel not in ("auto", "plain", attention.chosen(platform, dtype)):
@@ -117,33 +67,187 @@ def check_attention(config: Config) -> None:
             f"config.model.attention = {kernel!r}: this machine's devices are of kind {platform}; "
             "splash is for tpu, cudnn for gpu with bfloat16 products; auto: what suits"
         )
+    scorer = Scorer.of(config)
+    vocabulary = load_vocabulary(config.model.path)
+    data = config.data
+    tasks.check_sets(data)
+    load = functools.partial(
+        tasks.load_set,
+        data=data,
+        tokenizer=vocabulary.tokenizer,
+        needs_answer=scorer.needs_answers,
+    )
+    train = load(data.train, skip_malformed=data.on_bad_row == "skip")
+    scorer.check(train.problems)
+    train, traces = with_traces(train, config, vocabulary, scorer)
+    prefixes = load_prefixes(config, train, vocabulary)
+    load = functools.partial(load, limit=config.evaluation.limit)
+    suites = [load(spec) for spec in data.suites]
+    validation = [load(spec) for spec in (data.validation,) if spec]
+    mesh = sharding.make_mesh(config.mesh.sizes)
+    check_sizes(config, huggingface.read_config(config.model.path), mesh)
+    policy, params = huggingface.load(config.model.path, dtype=config.model.dtype, mesh=mesh)
+    learner = make_learner(config, policy)
+    state = place_state(learner, params, config.seed, mesh)
+    sets = train, prefixes, suites, validation
+    return Setup(config, learner, vocabulary, *sets, state, mesh, traces, scorer)
 
 
-def check_mesh(config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh | None) -> None:
-    """Batches and heads must divide over the mesh: no device idles or holds half a head.
+def check_sizes(config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh | None) -> None:
+    """Rows fit the model's positions; on a mesh no device idles or holds half a head.
 
-    Fresh rows need not: how many there are follows from batch_size and replay.share.
+    Fresh rows need not divide: how many there are follows from batch_size and replay.share.
 
     Raises:
       InputError: they do not.
     """
+    slots = config.prompt_slots + config.data.response_tokens
+    if slots > sizes.max_positions:
+        raise InputError(
+            f"config.data.prompt_tokens + config.data.response_tokens"
+            f"{' + config.prefix.tokens' if config.prefix.tokens else ''} = {slots}: "
+            f"{config.model.path} takes {sizes.max_positions} positions (max_position_embeddings)"
+        )
     if mesh is None:
         return
     shards, tensor = sharding.row_shards(mesh), mesh.shape["tensor"]
-    samples = config.evaluation.samples
+    static, samples = static_of(config), config.evaluation.samples
     rows = (
-        ("micro_batch_size", static_of(config).micro_rows(shards), shards),
-        ("score_batch_size", static_of(config).score_rows(shards), shards),
-        ("evaluation.batch_size", config.evaluation.batch_size, shards * samples),
+        ("micro_batch_size", static.micro_rows(shards), 1),
+        ("score_batch_size", static.score_rows(shards), 1),
+        ("evaluation.batch_size", config.evaluation.batch_size, samples),
     )
     for field, value, unit in rows:
-        if value % unit:
-            more = f" and {samples} samples a problem" if unit > shards else ""
+        if value % (shards * unit):
+            more = f" and {unit} samples a problem" if unit > 1 else ""
             raise InputError(
-                f"config.{field} = {value}: must be a multiple of {unit} on a mesh that divides "
-                f"rows over data x fsdp = {shards} devices{more}"
+                f"config.{field} = {value}: must be a multiple of {shards * unit} on a mesh that "
+                f"divides rows over data x fsdp = {shards} devices{more}"
             )
     if sizes.kv_heads % tensor:
         raise InputError(
             f"config.mesh.tensor = {tensor}: must divide the model's {sizes.kv_heads} key heads"
         )
+
+
+def plan(setup: Setup) -> dict[str, object]:
+    """What the run will do, for people: printed before the first step."""
+    c, train, skipped = setup.config, setup.train, setup.train.skipped
+    held_out, count = [*setup.suites, *setup.validation], len(train.problems)
+    sizes = {s.name: f"{s.name} {len(s.problems)}" for s in held_out}
+    expert = f"1 of {c.group_size} of each group" if c.own_rows else "all"
+    prefixes = prefix_plan(c, setup.prefixes, count) if setup.prefixes is not None else {}
+    dropped = sum(s.dropped for s in (train, *held_out))
+    more = f"; and {len(skipped) - _SKIPPED_SHOWN:,} more" * (len(skipped) > _SKIPPED_SHOWN)
+    malformed = "; ".join(skipped[:_SKIPPED_SHOWN]) + more
+    lines = {
+        "training problems": f"{count:,} ({schedule.groups_until(c, c.steps) / count:.2f} epochs)",
+        "held-out problems": ", ".join(sizes[s.name] for s in setup.suites),
+        "rows of an expert": c.expert_rows
+        and f"{expert}, traces of {c.expert.bank}; other problems left out",
+        "reward": setup.scorer.text,
+        **prefixes,
+        "settings may be chosen by": ", ".join(sizes[s.name] for s in setup.validation),
+        **tasks.plan(held_out, setup.vocabulary.tokenizer, train),
+        "problems dropped": dropped
+        and f"{dropped:,} with prompts over {c.data.prompt_tokens} tokens",
+        "training rows skipped": skipped and f"{len(skipped):,} malformed: {malformed}",
+        "device": sharding.devices_text(setup.mesh),
+    }
+    return config_plan(c, setup.state, setup.mesh) | {k: text for k, text in lines.items() if text}
+
+
+def config_plan(
+    c: Config, state: TrainState, mesh: Mesh | AbstractMesh | None
+) -> dict[str, object]:
+    """What the config, the shapes of the first state and the mesh say of a run."""
+    o, share, passes = c.objective, c.replay.share, schedule.passes_per_row(c)
+    updates = c.batch_size // c.mini_batch_size
+    own = family.METHODS[o.method]
+    base = {"gae": "PPO", "group_normalized": "GRPO"}.get(o.advantage, o.advantage)
+    method = f"{'ReMix-' if share > 0 or c.passes > 1 else ''}{base}"
+    if o.method != "mix_ppg":
+        param = own.param
+        value = param.default if param and o.method_param is None else o.method_param
+        method = f"{own.title}{f', {param.name} {value:g}' if param else ''}"
+    ends = 0 < c.reincarnation_step < c.steps
+    until = f" until reincarnation after step {c.reincarnation_step}" if ends else ""
+    mixed = f"{1 - share:.0%} fresh, {share:.0%} of the last {c.replay.window} steps{until}"
+    trained = f"{passes:.2f} expected in the mix stage (m = {c.passes}){', then 1' if ends else ''}"
+    decoded = waves(c, mesh).items()
+    more = {phase: f"{w.number} waves of {w.rows:,} rows" for phase, w in decoded if w.number > 1}
+    if sampling.sampler_settings(c).truncates and not c.sampling.correct_truncation:
+        more["biased by truncation_gap"] = (
+            "the gradient: its ratios do not know of the truncation by top_k, top_p or min_p "
+            "(sampling.correct_truncation corrects)"
+        )
+    return {
+        "method": method,
+        "steps": c.steps,
+        "fresh rollouts, whole run": schedule.planned_rollouts(c),
+        "rows a step": f"{c.batch_size} ({mixed if share > 0 else 'all fresh'})",
+        "gradient passes a fresh row": trained if passes != 1 else "1",
+        "optimizer steps a pass": f"{updates} of {c.mini_batch_size} rows",
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+    } | more
+
+
+def waves(config: Config, mesh: Mesh | AbstractMesh | None) -> dict[str, Waves]:
+    """What is decoded at once in the sampling of each stage, and in evaluation."""
+    made = {
+        f"sampling, {name} stage": sampling.rollout_task(config, stage, (), 0)
+        for name, stage in schedule.stages(config).items()
+        if config.own_rows
+    } | {"evaluation": sampling.evaluation_task(config, (), 0)}
+    budget, shards = config.memory.decode_tokens, sharding.row_shards(mesh)
+    return {
+        phase: in_waves(task.prompts, task.group_size, task.slots, budget, shards)
+        for phase, task in made.items()
+    }
+
+
+def state_bytes(state: TrainState, mesh: Mesh | AbstractMesh | None = None) -> dict[str, int]:
+    """What stays on a device of the mesh, by part; the state may be abstract."""
+    parts = {
+        "policy": state.params,
+        "policy's optimizer": state.opt_state,
+        "critic and its optimizer": (state.critic_params, state.critic_opt_state),
+        "anchors": (state.base_params, state.prev_params),
+        "replay": state.replay,
+    }
+    held = {name: sharding.tree_bytes(part, mesh) for name, part in parts.items()}
+    return {name: bytes_ for name, bytes_ in held.items() if bytes_}
+
+
+def compile_programs(setup: Setup, console: Console) -> tuple[compiled.Programs, sampling.Samplers]:
+    """The programs of a run; before they are made and after, whether a device can hold it."""
+    begin, config, limit = time.perf_counter(), setup.config, device_memory.limit()
+    kept = state_bytes(setup.state, setup.mesh)
+    state = sum(kept.values())
+    if limit is not None and state > limit:
+        console.event(
+            f"the state alone takes {size_text(state)} of each device, which has {size_text(limit)}"
+        )
+    console.event("compiling")
+    stages = schedule.stages(config).values()
+    ends = setup.vocabulary.eos_ids, setup.vocabulary.pad_id
+    with device_memory.phase("compiling for sampling and evaluation", "sampling"):
+        samplers = sampling.build(config, setup.learner.policy, stages, *ends, setup.mesh)
+    with device_memory.phase("compiling for learning", "learning"):
+        programs = compiled.build(setup.learner, stages, setup.mesh)
+    phases = ("sampling", samplers.rollout), ("learning", programs.learn)
+    made = {f"{phase}, {s} stage": p for phase, by_stage in phases for s, p in by_stage.items()}
+    made |= {"evaluation": samplers.evaluate}
+    memories = {f"{name}: temporary": sampling.memory_of(p) for name, p in made.items()}
+    temporary = {name: m.temporary for name, m in memories.items() if m}
+    peak = state + max(temporary.values())
+    lines = kept | temporary | {"peak, about": peak}
+    sizes = {name: size_text(size) for name, size in lines.items()}
+    console.print_plan(sizes, title="Memory of a device")
+    console.event(f"compiled in {time.perf_counter() - begin:.0f} s")
+    if limit is not None and peak > limit:
+        console.event(
+            f"about {size_text(peak)} will be needed on a device, which has {size_text(limit)}: "
+            f"what needs less: {device_memory.REMEDIES['learning']} (docs/scaling.md)"
+        )
+    return programs, samplers

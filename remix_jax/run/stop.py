@@ -10,40 +10,37 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+SAID: dict[signal.Signals, str] = {
+    signal.SIGINT: "stopping after this step (Ctrl-C again stops at once)",
+    signal.SIGTERM: "SIGTERM: saving and ending",
+}
+
 
 class Preempted(Exception):
     """The run is to end while nothing has changed since its last state."""
 
 
 class Stop:
-    """What was asked for. Called, it says whether to end before the next step.
+    """What was asked for.
 
     On several processes a signal counts from the next `agree` on, which all of them call after the
     same step: so all end there, whichever of them was signalled.
+
+    Attributes:
+      agreed: of SIGINT (Ctrl-C) and SIGTERM (the process will be killed soon) those that count.
     """
 
-    def __init__(self) -> None:
-        self._asked = np.zeros(2, bool)  # by Ctrl-C, by SIGTERM
-        self._agreed = self._asked if jax.process_count() == 1 else self._asked.copy()
-        self._raises = False
-
-    def __call__(self) -> bool:
-        return bool(self._agreed.any())
-
-    @property
-    def interrupted(self) -> bool:
-        """By Ctrl-C."""
-        return bool(self._agreed[0])
-
-    @property
-    def preempted(self) -> bool:
-        """By SIGTERM: the process will be killed soon."""
-        return bool(self._agreed[1])
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log, self._alone, self._raises = log, jax.process_count() == 1, False
+        self._asked: set[signal.Signals] = set()
+        self.agreed = self._asked if self._alone else set()
 
     def agree(self) -> None:
         """Makes what any process was asked for the answer of all."""
-        if jax.process_count() > 1:
-            self._agreed = multihost_utils.process_allgather(self._asked).any(axis=0)
+        if not self._alone:
+            asked = np.array([signum in self._asked for signum in SAID])
+            anywhere = multihost_utils.process_allgather(asked).any(axis=0)
+            self.agreed = {signum for signum, told in zip(SAID, anywhere, strict=True) if told}
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -51,9 +48,9 @@ class Stop:
 
         Python sees a signal when XLA has returned: while a program is compiled, after it.
         """
-        self._raises = jax.process_count() == 1
+        self._raises = self._alone
         try:
-            if self() and self._raises:
+            if self.agreed and self._raises:
                 raise Preempted
             yield
         finally:
@@ -67,23 +64,23 @@ class Stop:
         """
 
         def waiting(*args):
-            result = call(*args)
-            begin = time.perf_counter()
-            while jax.process_count() == 1 and not _ready(result):
-                if self.preempted:
-                    raise Preempted
+            result, begin = call(*args), time.perf_counter()
+            while self._alone and signal.SIGTERM not in self._asked and not _ready(result):
                 # A fiftieth of the time waited so far: as good as no delay, and no busy loop.
                 time.sleep(min(max(0.02 * (time.perf_counter() - begin), 1e-4), 0.01))
-            if jax.process_count() == 1 and self.preempted:
+            if self._alone and signal.SIGTERM in self._asked:
                 raise Preempted
             return jax.block_until_ready(result)
 
         return waiting
 
-    def _signalled(self, which: int, log: Callable[[str], None], message: str) -> None:
-        if not self._asked[which]:
-            self._asked[which] = True
-            log(f"{message}: ending before the first step" if self._raises else message)
+    def _handle(self, number: int, _frame: object) -> None:
+        signum = signal.Signals(number)
+        if signum in self._asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        if signum not in self._asked:
+            self._asked.add(signum)
+            self._log(SAID[signum] + ": ending before the first step" * self._raises)
         if self._raises:
             raise Preempted
 
@@ -94,21 +91,11 @@ def watch(log: Callable[[str], None]) -> Iterator[Stop]:
 
     Outside of the main thread nothing is handled: whoever runs us there handles signals.
     """
-    stop = Stop()
-
-    def interrupt(_signum, _frame):
-        if stop._asked[0]:
-            raise KeyboardInterrupt
-        stop._signalled(0, log, "stopping after this step (Ctrl-C again stops at once)")
-
-    def terminate(_signum, _frame):
-        stop._signalled(1, log, "SIGTERM: saving and ending")
-
-    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: terminate}
+    stop = Stop(log)
     with contextlib.ExitStack() as restore:
-        for signum, handler in handlers.items():
+        for signum in SAID:
             with contextlib.suppress(ValueError):  # not the main thread
-                restore.callback(signal.signal, signum, signal.signal(signum, handler))
+                restore.callback(signal.signal, signum, signal.signal(signum, stop._handle))
         yield stop
 
 

@@ -25,8 +25,7 @@ from remix_jax.errors import InputError
 from remix_jax.learner.programs import abstract_state
 from remix_jax.learner.state import make_learner
 from remix_jax.models.sampling import _grow
-from remix_jax.run.plan import state_bytes
-from remix_jax.run.setup import prepare
+from remix_jax.run.setup import prepare, state_bytes
 from remix_jax.sinks.console import Console
 from tests.experiments.runs import small_config
 

@@ -70,7 +70,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # arithmetic needs no algebra, so no process
         patch.setattr(grader_pool, "_Worker", None)
         patch.setattr(grading, "process_pool", grader_pool.GraderPool)  # none that has some already
-        outcome = loop.run(config, directory / "run", console)
+        outcome = loop.run(config, directory / "run", console, profile=(2, 2))
     assert not outcome.stopped
     return config, directory / "run", compilations
 
@@ -145,6 +145,7 @@ def test_figures_and_tensorboard_are_there(finished):
     _, workdir, _ = finished
     assert [path.name for path in (workdir / "figures").iterdir()] == ["overview.png"]
     assert list((workdir / "tensorboard").glob("events.*"))
+    assert len(list((workdir / "profile").rglob("*.xplane.pb"))) == 1
 
 
 def test_nothing_compiles_after_warm_up(finished):
@@ -333,7 +334,10 @@ def test_a_longer_run_continues_a_finished_one(finished, tmp_path):
     longer = dataclasses.replace(config, steps=7, samples_per_step=1)
     console = quiet(longer)
     console.event = (told := []).append
-    loop.run(longer, tmp_path / "run", console)
+    shutil.rmtree(tmp_path / "run" / "profile")
+    loop.run(longer, tmp_path / "run", console, profile=(7, 2))
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb")), "cut short by the run's end"
+    assert "the trace is in profile/ of the run" in told
     assert "changed since the checkpoint: config.samples_per_step, config.steps" in told
     assert figures(tmp_path / "run")[:7] == figures(whole)
     assert figures(tmp_path / "run")[-1]["step"] == 7

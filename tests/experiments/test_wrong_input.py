@@ -100,7 +100,7 @@ def test_an_unwritable_directory_is_refused(tmp_path):
 def test_too_little_room_is_refused_before_compiling(tmp_path, monkeypatch):
     config = small_config(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    monkeypatch.setattr(loop, "_compile", None)
+    monkeypatch.setattr(loop, "compile_programs", None)
     with pytest.raises(InputError, match=r": 1 B are free, .* MiB are needed \(3 checkpoints of"):
         loop.run(config, tmp_path / "run", quiet(config))
 
@@ -108,7 +108,7 @@ def test_too_little_room_is_refused_before_compiling(tmp_path, monkeypatch):
 def test_only_damaged_checkpoints_are_told(tmp_path, monkeypatch):
     """Not begun anew over what is there."""
     config = small_config(tmp_path)
-    monkeypatch.setattr(loop, "_compile", lambda *_: None)
+    monkeypatch.setattr(loop, "compile_programs", lambda *_: None)
     (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
     from remix_jax import config as configs
 

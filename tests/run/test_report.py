@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from remix_jax.run import figures, report
+from remix_jax.run import report
 
 
 def shown(renderable, width=120):
@@ -158,28 +158,28 @@ def assert_png(path, width):
 
 
 def test_the_sheet_is_drawn(tmp_path):
-    path = figures.draw(training(), tmp_path / "figures")
+    path = report.draw(training(), tmp_path / "figures")
     assert [p.name for p in path.parent.iterdir()] == ["overview.png"]
     assert_png(path, width=1800)
 
 
 def test_the_sheet_of_a_run_that_ended_at_once(tmp_path):
     for run in ([], training()[:1], training()[:2]):
-        assert figures.draw(run, tmp_path).stat().st_size > 3000
+        assert report.draw(run, tmp_path).stat().st_size > 3000
 
 
 def panel_of(title, run):
-    axis = figures.Figure().subplots()
-    (panel,) = [panel for panel in figures.PANELS if panel.title == title]
-    figures.draw_panel(axis, panel, run)
+    axis = report.Figure().subplots()
+    (panel,) = [panel for panel in report.PANELS if panel.title == title]
+    report.draw_panel(axis, panel, run)
     return axis
 
 
 def test_dashed_line_stands_at_the_end_of_the_mix_stage():
     run = training(mix=12)
     for x, expected in (("step", 12), ("rollouts", 924), ("seconds", pytest.approx(2.4))):
-        assert figures.reincarnation(run, x) == expected
-    assert figures.reincarnation(training(mix=0), "step") is None
+        assert report.reincarnation(run, x) == expected
+    assert report.reincarnation(training(mix=0), "step") is None
     axis = panel_of("KL divergence", run)
     assert [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"] == [12]
 
@@ -193,8 +193,7 @@ def test_curves_are_the_numbers_of_the_run():
     assert axis.get_legend_handles_labels()[1] == ["short", "long", "mean"]
     _, ages = panel_of("Importance ratio, mean", run).get_legend_handles_labels()
     assert ages == ["fresh", "1 step old", "2 steps old"]
-    stack = figures.Figure().subplots()
-    figures.draw_phases(stack, run)
+    stack = panel_of("Seconds spent, by phase", run)
     assert stack.dataLim.ymax == pytest.approx(8.0)
 
 

@@ -19,7 +19,7 @@ def stopped_at_compilation(monkeypatch):
     def compile_(*_):
         raise Compiling
 
-    monkeypatch.setattr(loop, "_compile", compile_)
+    monkeypatch.setattr(loop, "compile_programs", compile_)
 
 
 def test_before_its_first_step_a_run_claims_nothing_and_overwrites_nothing(
@@ -41,7 +41,7 @@ def test_ctrl_c_while_compiling_ends_the_run_with_a_word(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("went on")
 
-    monkeypatch.setattr(loop, "_compile", compile_)
+    monkeypatch.setattr(loop, "compile_programs", compile_)
     config = small_config(tmp_path)
     console, events = quiet(config), []
     console.event = events.append

@@ -16,12 +16,12 @@ def test_signals_are_told_and_given_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     told = []
     with watch(told.append) as asked:
-        assert not asked()
+        assert not asked.agreed
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert (asked(), asked.interrupted, asked.preempted) == (True, False, True)
+        assert asked.agreed == {signal.SIGTERM}
         os.kill(os.getpid(), signal.SIGINT)
-        assert asked.interrupted
+        assert asked.agreed == {signal.SIGTERM, signal.SIGINT}
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert told == [
@@ -51,13 +51,13 @@ def test_several_processes_end_after_the_same_step(monkeypatch):
     monkeypatch.setattr(stop.multihost_utils, "process_allgather", gather)
     with watch(lambda _: None) as asked:
         asked.agree()
-        assert not asked()
+        assert not asked.agreed
         os.kill(os.getpid(), signal.SIGTERM)
-        assert not asked(), "only here: the other would go on"
+        assert not asked.agreed, "only here: the other would go on"
         assert asked.watched(lambda: jnp.ones(2))().tolist() == [1, 1], "programs are collective"
         asked.agree()
-        assert asked.preempted
+        assert asked.agreed == {signal.SIGTERM}
     with watch(lambda _: None) as asked:
         other[0] = True
         asked.agree()
-        assert (asked(), asked.interrupted, asked.preempted) == (True, True, False)
+        assert asked.agreed == {signal.SIGINT}
