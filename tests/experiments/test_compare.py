@@ -1,14 +1,16 @@
 """The comparison through its real main; trials that are continued, not repeated."""
 
 import json
+import types
 
 import pytest
 
-from experiments import dynamics, trials
+from experiments import compare, dynamics, trials
 from experiments.methods import METHODS
 from experiments.report import files
 from experiments.trials import Trial
 from remix_jax import config_rules
+from remix_jax.errors import InputError
 from remix_jax.learner import programs as compiled
 from remix_jax.run import loop
 from tests.experiments.runs import quiet, run_main, small_config
@@ -58,28 +60,36 @@ def test_the_real_main_tunes_compares_and_continues(tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"methods": "ppo,remix"}, "each must be one of ppo, remix-ppo"),
-        ({"methods": "remix-ppo"}, "ratios are to ppo"),
-        ({"learning_rates": "1e-4,fast"}, "must be numbers above 0"),
-        ({"seeds": 1, "tuning": 2, "learning_rates": "1e-4,2e-4"}, "must be --tuning=2 or more"),
-        ({"models": "nowhere", "methods": "ppo"}, "nowhere"),
+        ({"methods": ["ppo", "remix"]}, "each must be one of ppo, remix-ppo"),
+        ({"methods": ["remix-ppo"]}, "ratios are to ppo"),
+        ({"learning_rates": ["1e-4", "fast"]}, "must be numbers above 0"),
+        ({"seeds": 1, "learning_rates": ["1e-4", "2e-4"]}, "must be --tuning=2 or more"),
     ],
 )
 def test_wrong_flags_are_one_line(tmp_path, more, message):
-    done = run_main(*flags(tmp_path, **more), module="experiments.compare")
+    given = {"quick": False, "methods": ["ppo"], "learning_rates": ["1e-4"], "seeds": 3}
+    values = types.SimpleNamespace(**given | {"tuning": 2, "rollouts": 30, "models": []} | more)
+    with pytest.raises(InputError, match=message) as caught:
+        compare.make_plan(small_config(tmp_path), values, tmp_path, workers=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_flag_ends_the_real_main_in_one_line(tmp_path):
+    done = run_main(*flags(tmp_path, methods="ppo", models="nowhere"), module="experiments.compare")
     assert done.returncode == 2, done.stderr
-    assert message in done.stderr
+    assert "nowhere" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_runs_that_differ_in_rate_seed_or_length_share_their_programs(tmp_path):
     config = small_config(tmp_path)
-    loop.run(config, tmp_path / "one", quiet(config))
+    config.steps, config.reincarnation_step = 3, 2
+    loop.run(config, tmp_path / "one", quiet(config), artifacts=False)
     before = compiled.compile_learn.cache_info().misses
     other = small_config(tmp_path)
     other.seed, other.optimizer.learning_rate, other.critic.optimizer.learning_rate = 5, 3e-4, 2e-3
-    other.steps, other.reincarnation_step = 5, 4
-    loop.run(other, tmp_path / "two", quiet(other))
+    other.steps, other.reincarnation_step = 4, 3
+    loop.run(other, tmp_path / "two", quiet(other), artifacts=False)
     assert compiled.compile_learn.cache_info().misses == before
 
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from remix_jax import processes
+from remix_jax import processes, schedule
 from remix_jax.errors import InputError
 from remix_jax.run import loop
 from tests.compiling import on_devices
@@ -103,6 +103,10 @@ def test_two_processes_train_as_one(tmp_path, ended):
     assert "data 2 x fsdp 2 x tensor 1, 2 processes" in " ".join(first.split())
     assert "step" not in second, "the first process speaks"
     assert (together / "config.json").read_text() == (alone / "config.json").read_text()
+    rows, ledger = figures(alone), json.loads((alone / "ledger.json").read_text())
+    assert "loss_value" not in rows[1], "GRPO has no critic"
+    assert rows[-1]["rollouts"] == schedule.planned_rollouts(config)
+    assert sum(fate["rows"] for fate in ledger) == rows[-1]["rollouts"]
     for ours, theirs in zip(figures(together), figures(alone), strict=True):
         assert ours.pop("stage", None) == theirs.pop("stage", None)
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)

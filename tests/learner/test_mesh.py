@@ -17,7 +17,6 @@ SMALLER = {"memory__scan_layers": True, "memory__remat": True, "memory__logit_en
 METHODS = {"ppo": make_config, "grpo": grouped}
 CUT = {"grpo, cut and run again": functools.partial(grouped, **SMALLER)}
 CASES = [
-    ("ppo", (1, 8, 1)),
     ("ppo", (2, 2, 2)),
     ("grpo", (4, 1, 2)),
     ("grpo, cut and run again", (2, 2, 2)),
