@@ -230,6 +230,9 @@ def survive(
             kill = draw(rng, wholes[preset]) if done < kills else None
             attempts.append(attempt(context, config, own, own.with_suffix(".log"), kill))
             done += attempts[-1].phase is not None
+            how = f"killed, {attempts[-1].phase}" if attempts[-1].phase else "ended"
+            saved = f"step {attempts[-1].saved} saved, {done} of {kills} kills"
+            print(f"{preset} {number}: {how}, {saved}", flush=True)
         runs.append(
             {
                 "run": f"{preset} {number}",
