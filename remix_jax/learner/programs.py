@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from remix_jax import sharding
 from remix_jax.learner.state import Learner, TrainState, init_state, reincarnate
 from remix_jax.learner.step import StepInputs, learn
-from remix_jax.models.decoder import Decoder
+from remix_jax.models.decoder import abstract_params
 from remix_jax.schedule import Stage
 from remix_jax.types import empty_rows
 
@@ -93,11 +93,3 @@ def abstract_state(learner: Learner) -> TrainState:
     """Shapes and dtypes of the first state; nothing is allocated."""
     params = abstract_params(learner.policy)
     return jax.eval_shape(lambda params: init_state(learner, params, seed=0), params)
-
-
-def abstract_params(policy: Decoder):
-    """Shapes and dtypes of a policy's parameters."""
-    tokens = ShapeDtypeStruct((1, 2), jnp.int32)
-    init = jax.eval_shape(policy.init, jax.random.key(0), tokens, tokens, tokens)
-    dtype = jnp.dtype(policy.config.execution.param_dtype or policy.config.dtype)
-    return jax.tree.map(lambda x: ShapeDtypeStruct(x.shape, dtype), init["params"])

@@ -157,6 +157,7 @@ class Layer(nn.Module):
     config: DecoderConfig
 
     def setup(self):
+        """The layer's norms and products."""
         c = self.config
         self.attn_norm, self.mlp_norm = Norm(c.norm_eps), Norm(c.norm_eps)
         self.q = Linear(c.heads * c.head_dim, c.dtype, c.qkv_bias)
@@ -243,6 +244,7 @@ class Decoder(nn.Module):
     head: str = "lm"
 
     def setup(self):
+        """Embedding, layers and the head; the language model's may be the embedding."""
         c = self.config
         self.embed = Embedding(c.vocab_size, c.width, c.dtype)
         self.layers = [Layer(c) for _ in range(c.layers)]
@@ -341,3 +343,11 @@ class Decoder(nn.Module):
                 cache.append(keys_values)
             x_BTD = x_BSD
         return self.final_norm(x_BTD), tuple(cache)
+
+
+def abstract_params(model: Decoder) -> dict:
+    """Shapes and dtypes of a model's parameters."""
+    slot = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), slot, slot, slot)["params"]
+    dtype = jnp.dtype(model.config.execution.param_dtype or model.config.dtype)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)

@@ -25,7 +25,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from jax.experimental import multihost_utils
 
 from remix_jax.errors import InputError
-from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.models.decoder import Decoder, DecoderConfig, abstract_params
 from remix_jax.models.hf_config import (
     CONFIG,
     existing_directory,
@@ -59,9 +59,8 @@ Shape = tuple[int, ...]
 
 
 def _parameter_shapes(model: Decoder) -> dict[ParamPath, Shape]:
-    slot = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    tree = jax.eval_shape(model.init, jax.random.key(0), slot, slot, slot)["params"]
-    return {path: x.shape for path, x in flax.traverse_util.flatten_dict(tree).items()}
+    leaves = flax.traverse_util.flatten_dict(abstract_params(model))
+    return {path: x.shape for path, x in leaves.items()}
 
 
 def _tensor_name(path: ParamPath) -> str:

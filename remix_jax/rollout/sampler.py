@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 from remix_jax import plugins, sharding
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.learner.programs import Memory, abstract_params, finish
+from remix_jax.learner.programs import Memory, finish
 from remix_jax.models import sampling
-from remix_jax.models.decoder import Decoder
+from remix_jax.models.decoder import Decoder, abstract_params
 from remix_jax.models.sampling import Prompts, Sampled, SamplerSettings, Task
 from remix_jax.schedule import Stage
 

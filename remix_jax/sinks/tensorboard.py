@@ -32,6 +32,7 @@ class TensorBoard:
             self._add(record["step"], record, start + record.get("seconds", 0.0))
 
     def write(self, step: int, metrics: Metrics) -> None:
+        """Scalars, by step and some by rollouts; on the disk at most `_FLUSH_SECONDS` later."""
         self._add(step, metrics, time.time())
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self._writer.flush()
