@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from remix_jax.grading.pool import GraderPool
-from remix_jax.grading.verdicts import Verdict, grade_many
+from math_grader.pool import GraderPool
+from math_grader.verdicts import Verdict, grade_many
 
 ITEMS = flags.DEFINE_integer("items", 10_000, "items in each set", lower_bound=100)
 SHARE = flags.DEFINE_float("pathological", 0.01, "share of pathological items", 0, 1)

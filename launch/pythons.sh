@@ -60,7 +60,7 @@ PROGRAM
 # Of a copy: setuptools leaves build/ where it builds, and takes what lies there into later wheels.
 build() {
   mkdir "$place/source"
-  cp -r remix_jax setup.py pyproject.toml MANIFEST.in requirements.txt README.md "$place/source"
+  cp -r remix_jax math_grader setup.py pyproject.toml MANIFEST.in requirements.txt README.md "$place/source"
   "$1" -m pip wheel --quiet --no-deps --wheel-dir "$place" "$place/source"
 }
 

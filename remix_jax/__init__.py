@@ -17,10 +17,10 @@ __all__ = ["Config", "InputError", "Item", "Sampler", "Score", "Scorer"]
 __all__ += ["evaluate", "grade", "load", "save", "train"]
 
 with _epy.lazy_api_imports(globals()):
+    from math_grader import grade
     from remix_jax.config import Config
     from remix_jax.errors import InputError
     from remix_jax.evaluation import evaluate
-    from remix_jax.grading import grade
     from remix_jax.models.huggingface import load, save
     from remix_jax.rewards import Item, Score, Scorer
     from remix_jax.rollout.sampler import Sampler

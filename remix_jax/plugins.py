@@ -8,13 +8,12 @@ import inspect
 import json
 import pathlib
 import sys
-import sysconfig
-import traceback
 import urllib.parse
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from math_grader import pool
 from remix_jax.errors import InputError
 
 _FORMS = "expected path/to/file.py:function or package.module:function"
@@ -108,15 +107,5 @@ def _from_file(path: pathlib.Path) -> ModuleType:
 
 
 def error_line(error: BaseException) -> str:
-    """One line of an exception: `file.py:12: NameError: name 'x' is not defined`.
-
-    The line is the innermost one of code that is no library's, if there is one.
-    """
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    every = traceback.extract_tb(error.__traceback__)
-    frames = [f for f in every if not f.filename.startswith(("<", __file__))]
-    libraries = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
-    own = [f for f in frames if not f.filename.startswith(libraries)] or frames
-    where = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
-    return f"{where}{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    """`pool.error_line` of what a user's module raised."""
+    return pool.error_line(error, skip=__file__)

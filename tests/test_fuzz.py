@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from experiments import config_flag, main
 from experiments.configs import arithmetic_remix_ppo
+from math_grader import answers
+from math_grader import verdicts as grading
 from remix_jax import config as configs
 from remix_jax import config_rules, schedule
 from remix_jax.config import Config
 from remix_jax.data.problems import Problem, load_problems
 from remix_jax.errors import InputError
-from remix_jax.grading import answers
-from remix_jax.grading import verdicts as grading
 from remix_jax.learner.state import static_of
 from remix_jax.models import huggingface
 from remix_jax.run import resume

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEVELS = (
     {"errors", "text", "types", "streams"},
     {"plugins", "files", "sharding", "processes", "device_memory"},
-    {"rl", "models", "grading"},
+    {"rl", "models"},
     {"config"},
     {"data", "schedule"},
     {"config_rules", "rewards"},
@@ -41,6 +41,7 @@ def package_of(path: pathlib.Path) -> str:
 
 
 FILES = sorted((ROOT / "remix_jax").rglob("*.py"))
+GRADER = sorted((ROOT / "math_grader").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -56,6 +57,12 @@ def test_packages_import_only_what_lies_below(path):
 
 def test_every_package_has_a_level():
     assert {package_of(p) for p in FILES} - {"__init__"} == set(LEVEL)
+
+
+def test_the_grader_knows_nothing_of_the_trainer_and_no_jax():
+    for path in GRADER:
+        tops = {name.split(".")[0] for name in imported(path)}
+        assert not tops & {"remix_jax", "experiments", "jax", "flax"}, path
 
 
 def test_orbax_has_one_importer_and_torch_none():

@@ -59,7 +59,7 @@ def test_every_name_of_the_package_is_there():
 
 def test_grading_and_rewards_load_no_jax():
     program = (
-        "import remix_jax, sys; import remix_jax.grading.pool, remix_jax.rewards;"
+        "import remix_jax, sys; import math_grader.pool, remix_jax.rewards;"
         "remix_jax.grade; print('jax' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

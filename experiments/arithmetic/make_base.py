@@ -15,9 +15,9 @@ import numpy as np
 import optax
 from absl import flags
 
+import math_grader
 from experiments import main
 from experiments.arithmetic import task
-from remix_jax import grading
 from remix_jax.data.prompts import chat, encode_prompts
 from remix_jax.errors import InputError
 from remix_jax.models import hf_tokenizer, huggingface, sampling
@@ -188,7 +188,7 @@ def count_correct(
         np.asarray(sampled.tokens_BS)[:, task.PROMPT_TOKENS :], skip_special_tokens=True
     )
     answers = [str(chain.values()[-1]) for chain in chains for _ in range(samples)]
-    verdicts = [grading.grade(r, a).correct for r, a in zip(responses, answers, strict=True)]
+    verdicts = [math_grader.grade(r, a).correct for r, a in zip(responses, answers, strict=True)]
     return np.array(verdicts).reshape(len(chains), samples).sum(axis=1)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from math_grader.answers import last_box
 from remix_jax.errors import InputError
-from remix_jax.grading.answers import last_box
 from remix_jax.text import one_line
 
 Answer = str | float

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from remix_jax import grading
+import math_grader
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.text import MISSING, count, number, percent
 
@@ -78,7 +78,7 @@ def _figures(rows: Rows, asked: ProblemSet) -> dict[str, Any]:
     majority = dict.fromkeys((*(2**i for i in range(11) if 2**i < n), n), 0.0)
 
     def same(answer: str, other: str) -> bool:  # of two texts that differ
-        return asked.form == "boxed" and grading.grade(f"\\boxed{{{answer}}}", other).correct
+        return asked.form == "boxed" and math_grader.grade(f"\\boxed{{{answer}}}", other).correct
 
     for place, of_problem in enumerate(by_place.values()):
         right = [bool(row["correct"]) for row in of_problem]

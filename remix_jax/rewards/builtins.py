@@ -1,11 +1,12 @@
-"""The builtin reward functions; of what `math` compares see the package `grading`."""
+"""The builtin reward functions; of what `math` compares see the package `math_grader`."""
 
 import contextlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from remix_jax import grading, plugins
+import math_grader
+from remix_jax import plugins
 from remix_jax.errors import InputError
 from remix_jax.rewards.functions import WHERE, Item, Part
 
@@ -68,7 +69,7 @@ def _math(items: Sequence[Item]) -> list[Part]:
     """The last box against the answers; like gsm8k it does not apply to a problem without any."""
     answers = [item.problem.answers for item in items]
     completions = [item.completion for item in items]
-    verdicts = grading.grade_many(completions, answers, grading.process_pool())
+    verdicts = math_grader.grade_many(completions, answers, math_grader.process_pool())
     return [
         Part(float(v.correct), v.correct, v.answer, "", v.reason) if answer else Part(None)
         for v, answer in zip(verdicts, answers, strict=True)

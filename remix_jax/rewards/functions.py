@@ -43,7 +43,7 @@ class Part(NamedTuple):
     correct: bool | None = None  # None: it does not say
     answer: str | None = None  # read from the response
     error: str = ""
-    reason: str = ""  # as `grading.Verdict`; "": by `correct`
+    reason: str = ""  # as `math_grader.Verdict`; "": by `correct`
 
 
 def resolve(spec: str) -> Callable[..., Any]:

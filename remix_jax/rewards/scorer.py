@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from math_grader.pool import Reply, WorkerPool
 from remix_jax import plugins
 from remix_jax.errors import InputError
-from remix_jax.grading.pool import Reply, WorkerPool
 from remix_jax.rewards import builtins, functions
 from remix_jax.rewards.functions import WHERE, Item, Part
 
@@ -122,7 +122,7 @@ class Scorer:
     def identity(self) -> list[dict[str, Any]]:
         """What the rewards depend on: functions with options and weights, digests of their files.
 
-        Another grader (`grading.version`) is the caller's to note.
+        Another grader (`math_grader.version`) is the caller's to note.
         """
         return [
             {"function": f.spec, "weight": f.weight, "source": f.digest} for f in self._functions

@@ -283,6 +283,6 @@ def expert_rows(
         "behav_logp_BT": unknown_BT,
         "sampled_logp_BT": unknown_BT,
     }
-    responses = {name: put(x, mesh) for name, x in responses.items()}
+    placed = {name: put(x, mesh) for name, x in responses.items()}
     earned = [reward for _, reward in written]
-    return _rows(responses, earned, [True] * len(written), 1, first_group, mesh)
+    return _rows(placed, earned, [True] * len(written), 1, first_group, mesh)

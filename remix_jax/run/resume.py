@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
+import math_grader
 from remix_jax import config as configs
 from remix_jax import files, processes
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.grading import verdicts as grading
 from remix_jax.learner.state import TrainState, has_precedent, move_anchors
 from remix_jax.rollout.draws import check_continued, first_cursors
 from remix_jax.run.checkpoint import Checkpoints, digest
@@ -121,7 +121,7 @@ def identity(setup: Setup) -> dict[str, Any]:
             "jax": jax.__version__,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "processes": jax.process_count(),
-            "grader": grading.version(),
+            "grader": math_grader.version(),
             "code of rewards": {f["function"]: f["source"] for f in setup.scorer.identity()},
         },
     }

@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from experiments.arithmetic import make_base, task
+from math_grader import grade
 from remix_jax.data.problems import load_problems
-from remix_jax.grading import grade
 from remix_jax.models import hf_tokenizer, huggingface
 from remix_jax.rewards import builtins
 

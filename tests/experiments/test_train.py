@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from experiments import kills, main
+from math_grader import pool as grader_pool
+from math_grader import verdicts as grading
 from remix_jax import schedule
 from remix_jax.errors import InputError
-from remix_jax.grading import pool as grader_pool
-from remix_jax.grading import verdicts as grading
 from remix_jax.learner import programs as compiled
 from remix_jax.models import hf_tokenizer, huggingface
 from remix_jax.rollout import sampler

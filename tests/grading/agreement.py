@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from remix_jax.grading.pool import GraderPool
-from remix_jax.grading.verdicts import Verdict, grade_many
+from math_grader.pool import GraderPool
+from math_grader.verdicts import Verdict, grade_many
 from tests.vectors import SHARED
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from experiments import stress_grading as stress
-from remix_jax.grading.pool import GraderPool
-from remix_jax.grading.verdicts import grade, grade_many
+from math_grader.pool import GraderPool
+from math_grader.verdicts import grade, grade_many
 from tests.grading import agreement
 
 
@@ -210,7 +210,7 @@ ATTEMPTS = """
 import ast, collections, ctypes, json, marshal, mmap, os, pathlib, pickle, resource, socket, sqlite3
 import subprocess, sys, tempfile, types
 import sympy
-from remix_jax.grading import equivalence
+from math_grader import equivalence
 executed = []
 HERE = sys.argv[1]
 PATH, OTHER = HERE + "/made", HERE + "/other"

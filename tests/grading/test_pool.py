@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from remix_jax.grading.pool import GraderPool, WorkerPool
+from math_grader.pool import GraderPool, WorkerPool
 
 ROGUE = "tests.grading.rogue_worker:comparison"
 SANE = [(str(i), str(i - i % 3)) for i in range(60)]
@@ -98,7 +98,7 @@ def test_close_leaves_no_process_and_no_zombie():
 def test_workers_end_with_a_killed_parent(answer):
     code = (
         "import sys, threading, time\n"
-        "from remix_jax.grading.pool import GraderPool\n"
+        "from math_grader.pool import GraderPool\n"
         f"pool = GraderPool(workers=1, seconds=0.5, factory={ROGUE!r})\n"
         "pool.compare([('a', 'a')])\n"
         f"threading.Thread(target=pool.compare, args=([({answer!r}, 'b')],), daemon=True).start()\n"
@@ -196,7 +196,7 @@ def test_replies_say_what_happened():
 
 def test_workers_import_no_jax():
     code = (
-        "import sys; from remix_jax.grading import equivalence;"
+        "import sys; from math_grader import equivalence;"
         "sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from remix_jax.grading import Verdict, grade
+from math_grader import Verdict, grade
 
 LONG = 1_000_000
 

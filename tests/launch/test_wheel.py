@@ -1,4 +1,4 @@
-"""What pip builds of the checkout: the whole package, its types, and what it says it needs."""
+"""What pip builds of the checkout: both packages whole, their types, and what it says it needs."""
 
 import email
 import pathlib
@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+PACKAGES = "math_grader", "remix_jax"
 BUILD = """
 import sys
 from setuptools import build_meta
@@ -32,7 +33,8 @@ def wheel(tmp_path_factory):
     """Of the source archive, so that nothing which only the checkout has can go into it."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "remix_jax", source / "remix_jax", ignore=ignored)
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, source / package, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "requirements.txt", "README.md"):
         shutil.copy(ROOT / name, source)
     with tarfile.open(built("build_sdist", source, out)) as archive:
@@ -43,12 +45,12 @@ def wheel(tmp_path_factory):
 
 
 def test_a_wheel_has_every_module_and_nothing_else(wheel):
-    package = ROOT / "remix_jax"
-    modules = {str(path.relative_to(ROOT)) for path in package.rglob("*.py")}
+    files = [path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.is_file()]
+    modules = {str(path.relative_to(ROOT)) for path in files if path.suffix == ".py"}
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert names == modules | {"remix_jax/py.typed"}
-    others = [p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
-    assert [p.name for p in others] == ["py.typed"], "data of the package: name it in setup.py"
+    assert names == modules | {f"{name}/py.typed" for name in PACKAGES}
+    others = [path.name for path in files if path.suffix not in (".py", ".pyc")]
+    assert others == ["py.typed"] * len(PACKAGES), "data of a package: name it in setup.py"
 
 
 def test_a_wheel_says_what_it_needs(wheel):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from remix_jax import grading
+import math_grader
 from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.rollout.rollouts import texts_of
 from tests.doc_pages import ROOT
@@ -29,4 +29,4 @@ def test_thinking_marks_stay_where_they_are_special_tokens(tmp_path, special):
     (text,) = texts_of(vocabulary, [ids + behind])
     assert text == tokenizer.decode(ids)
     assert text.replace(" ", "") == said.replace(" ", "")
-    assert grading.grade(text, "5").reason == "no-box", "it stands in the thinking alone"
+    assert math_grader.grade(text, "5").reason == "no-box", "it stands in the thinking alone"

@@ -7,7 +7,7 @@ is the one of this process. `version` changes with the grader. `WorkerPool` runs
 processes that may hang, crash or grow. docs/grading.md says what counts as equal. No JAX here.
 """
 
-from remix_jax.grading.pool import GraderPool, WorkerPool, process_pool
-from remix_jax.grading.verdicts import Verdict, grade, grade_many, version
+from math_grader.pool import GraderPool, WorkerPool, process_pool
+from math_grader.verdicts import Verdict, grade, grade_many, version
 
 __all__ = ["GraderPool", "Verdict", "WorkerPool", "grade", "grade_many", "process_pool", "version"]

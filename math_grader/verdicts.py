@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from remix_jax.grading import answers as texts
-from remix_jax.grading.pool import GraderPool, process_pool
+from math_grader import answers as texts
+from math_grader.pool import GraderPool, process_pool
 
 Reason = Literal["match", "wrong", "timeout", "empty-box", "unbalanced-box", "no-box"]
 Answers = str | float | Sequence[str | float]

@@ -24,7 +24,7 @@ from sympy.matrices import MatrixBase
 from sympy.parsing import sympy_parser
 from sympy.polys import monomials
 
-from remix_jax.grading import answers
+from math_grader import answers
 
 _AND_OR = re.compile(r"(?<![A-Za-z\\]),?\s*(?:and|or)\s*(?![A-Za-z])")
 _GROUPED = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")

@@ -18,16 +18,16 @@ import select
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent import futures
 from typing import Any, Literal, NamedTuple
 
-from remix_jax import plugins
-
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
-_SERVE = "from remix_jax.grading import pool; pool.serve()"
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+_SERVE = "from math_grader import pool; pool.serve()"
 _WALL = 5  # a worker may wait for its processor so many times longer than it may use it
 _START_SECONDS = 120.0
 _MAX_WORKERS = 8
@@ -72,7 +72,7 @@ def serve() -> None:
     try:
         function = getattr(importlib.import_module(module), name)(*arguments)
     except Exception as error:
-        send(Reply(failure="error", line=plugins.error_line(error)))
+        send(Reply(failure="error", line=error_line(error)))
         raise
     send(Reply())
     for request in requests:
@@ -84,9 +84,25 @@ def serve() -> None:
         except (MemoryError, RecursionError):
             reply = Reply(failure="memory")
         except (Exception, SystemExit) as error:  # whatever a user's function, or sympy, raises
-            reply = Reply(failure="error", line=plugins.error_line(error))
+            reply = Reply(failure="error", line=error_line(error))
         signal.setitimer(signal.ITIMER_PROF, 0)
         send(reply)
+
+
+def error_line(error: BaseException, skip: str = __file__) -> str:
+    """One line of an exception: `file.py:12: NameError: name 'x' is not defined`.
+
+    The line is the innermost one of code that is no library's, if there is one, and not of the file
+    `skip`, the caller's.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in every if not f.filename.startswith(("<", skip))]
+    libraries = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
+    own = [f for f in frames if not f.filename.startswith(libraries)] or frames
+    where = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
+    return f"{where}{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
 class _Worker:
@@ -267,7 +283,7 @@ class GraderPool(WorkerPool):
         self,
         workers: int | None = None,
         seconds: float = 2.0,
-        factory: str = "remix_jax.grading.equivalence:comparison",
+        factory: str = "math_grader.equivalence:comparison",
     ) -> None:
         super().__init__(factory, workers=workers, seconds=seconds)
         self._verdicts: dict[tuple[str, str], bool | None] = {}  # the last used at the end
