@@ -221,7 +221,7 @@ def resolve(text: str | os.PathLike[str], flag: str) -> Path:
     return path
 
 
-class Mirror:
+class Mirror(contextlib.AbstractContextManager):
     """A directory of files: itself where it is local, else a local copy to be pushed to a bucket.
 
     A context manager, at whose end the copy is pushed and removed.
@@ -232,36 +232,37 @@ class Mirror:
 
     def __init__(self, root: Path, names: tuple[str, ...]) -> None:
         self.root, self.is_remote = root, not isinstance(root, pathlib.Path)
-        self.error: str | None = None
-        self._pushed: dict[pathlib.Path, tuple[int, int]] = {}
         self.local: pathlib.Path = root
-        if self.is_remote:
-            self.local = pathlib.Path(tempfile.mkdtemp(prefix="remix_jax-"))
-        for name in names if self.is_remote else ():
+        self.error: str | None = None
+        self._there: dict[pathlib.Path, tuple[int, int]] = {}  # what the bucket has
+        if not self.is_remote:
+            return
+        self.local = pathlib.Path(tempfile.mkdtemp(prefix="remix_jax-"))
+        for name in names:
             if (root / name).exists():
                 (root / name).copy(self.local / name)
+                self._there[self.local / name] = _version(self.local / name)
 
     def push(self) -> None:
         """Uploads what has changed; what cannot be uploaded is said in `error`, and tried again."""
         self.error = None
         for path in sorted(self.local.rglob("*")) if self.is_remote else ():
-            status = path.stat()
-            state = status.st_mtime_ns, status.st_size
-            written = path.is_file() and path.name != LOCK and path.suffix != SPARE
-            if not written or self._pushed.get(path) == state:
+            version, ours = _version(path), path.name == LOCK or path.suffix == SPARE
+            if ours or not path.is_file() or self._there.get(path) == version:
                 continue
             target = self.root / str(path.relative_to(self.local))
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 epath.Path(path).copy(target, overwrite=True)
-                self._pushed[path] = state
+                self._there[path] = version
             except Exception as error:  # of whatever kind the client library has
                 self.error = f"{target} could not be uploaded ({one_line(error)})"
-
-    def __enter__(self) -> "Mirror":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.push()
         if self.is_remote:
             shutil.rmtree(self.local, ignore_errors=True)
+
+
+def _version(path: pathlib.Path) -> tuple[int, int]:
+    return (status := path.stat()).st_mtime_ns, status.st_size
