@@ -89,15 +89,15 @@ def run(
 ) -> Outcome:
     """Trains as the config says; everything it leaves lies in `workdir`.
 
-    config.json, metrics.jsonl, samples.jsonl, tensorboard/, checkpoints/, and at the end figures/,
+    config.json, metrics.jsonl, samples.jsonl, tensorboard/, checkpoints/, and at the end
     ledger.json and export/, a Hugging Face directory. A workdir that holds the same run is
     continued from its newest good checkpoint. Ctrl-C ends after the running step, all written;
     SIGTERM ends as soon as a state is saved.
 
     Args:
       workdir: a local directory, or gs://BUCKET/... or s3://BUCKET/...
-      artifacts: whether to leave figures, ledger and the exported policy at the end; one of many
-        runs that are compared needs none of them.
+      artifacts: whether to leave ledger and exported policy at the end; one of many runs that are
+        compared needs neither.
       profile: the first step of a trace, for TensorBoard or Perfetto, and how many; in profile/.
       trackers: what takes the figures beside the console and the files: names as of `--trackers`,
         or functions of a `sink.Run` (docs/trackers.md).
@@ -391,7 +391,7 @@ def _finish(run: _Run, fault: str | None, artifacts: bool) -> Outcome:
 
 
 def _leave(run: _Run, export: bool) -> None:
-    """Writes ledger.json, figures/ and, if asked for, export/; prints the last tables."""
+    """Writes ledger.json and, if asked for, export/; prints the last tables."""
     workdir, mesh = run.mirror.local, run.setup.mesh
     everywhere = None if mesh is None else whole(mesh)
     # What became of every row: of those that left the ring, and of those still in it.
@@ -399,14 +399,12 @@ def _leave(run: _Run, export: bool) -> None:
     ledger = report.ledger(np.asarray(count(run.state.replay)))
     if processes.is_first():
         files.write_durably(workdir / "ledger.json", json.dumps(ledger, indent=2) + "\n")
-        metrics = read_metrics(workdir)
-        report.draw(metrics, workdir / "figures")
         run.console.close()
-        run.console.print(report.final_table(metrics))
+        run.console.print(report.final_table(read_metrics(workdir)))
         run.console.print(report.ledger_table(ledger))
     if export:
         base, policy = run.setup.config.model, run.setup.learner.policy
         dtype = base.export_dtype or None
         huggingface.save(policy, run.state.params, workdir / EXPORT, like=base.path, dtype=dtype)
-    what = "figures, ledger.json and the policy (export)" if export else "figures and ledger.json"
-    run.console.event(f"{what} are in {run.mirror.root}")
+    what = "ledger.json and the policy (export) are" if export else "ledger.json is"
+    run.console.event(f"{what} in {run.mirror.root}")
