@@ -159,7 +159,7 @@ def differences(config: Config, whole: pathlib.Path, other: pathlib.Path) -> lis
     for (path, a), (_, b) in zip(ours, theirs, strict=True):
         if not np.array_equal(_plain(a), _plain(b), equal_nan=a.dtype == np.float32):
             found.append(jax.tree_util.keystr(path, simple=True, separator="/"))
-    for name in ("step", "cursor", "problems", "config_digest"):
+    for name in ("step", "cursor", "problems", "config"):
         found += [name] if hosts[0][name] != hosts[1][name] else []
     return found
 

@@ -44,66 +44,64 @@ def write_durably(path: pathlib.Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def claimed(
-    directory: pathlib.Path,
+    root: Path,
     file: str,
     settings: Mapping[str, Any],
     *,
     what: str,
     flag: str,
-    check: Callable[[Any], object] | None = None,
-) -> Iterator[bool]:
+    others: tuple[str, ...] = (),
+    check: Callable[[Any, pathlib.Path], object] | None = None,
+) -> Iterator["Mirror"]:
     """Makes a directory for work of these settings, or takes one that holds the same work.
 
-    Nobody else gets it meanwhile: a lock, which ends with the process however it ends.
+    Nobody else gets it meanwhile: a lock, which ends with the process however it ends. In a bucket
+    there is none: two processes there would overwrite each other's files.
 
     Args:
       file: name of the JSON file in it that keeps the settings.
       what, flag: the work and where the directory was given, for messages: "run", "--workdir".
-      check: raises InputError for saved settings that cannot be continued; by default each field
-        must be equal.
-
-    Yields:
-      Whether there is work to continue.
+      others: files of the work that are written to further.
+      check: of saved settings and the mirror's directory; raises InputError where the work cannot
+        be continued. By default each field must be equal.
 
     Raises:
       InputError: it holds something else, which is left as it is; another process works there; or
         it cannot be written.
     """
-    path, ours = directory / file, {LOCK, file + SPARE}  # those of an attempt killed at once
+    ours = {LOCK, file + SPARE}  # of an attempt killed at once
     with contextlib.ExitStack() as held:
         try:
+            mirror = held.enter_context(Mirror(root, (file, *others)))
+            local, path = mirror.local, mirror.local / file
             there = path.exists()
             if there:
                 saved = json.loads(path.read_text())
-                check(saved) if check else _check_equal(saved, settings, directory, what, flag)
-            elif directory.exists() and any(p.name not in ours for p in directory.iterdir()):
-                raise InputError(
-                    f"{directory} is not empty and holds no {what}: give another {flag}"
-                )
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context((directory / LOCK).open("w"))
+                check(saved, local) if check else _check_equal(saved, settings, root, what, flag)
+            elif root.exists() and any(p.name not in ours for p in root.iterdir()):
+                raise InputError(f"{root} is not empty and holds no {what}: give another {flag}")
+            local.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((local / LOCK).open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not there:
                 write_durably(path, json.dumps(settings, indent=2) + "\n")
         except InputError:
             raise
         except BlockingIOError:
-            raise InputError(f"{directory}: another process works on this {what}") from None
+            raise InputError(f"{root}: another process works on this {what}") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{flag}={directory} cannot be used ({one_line(error)})") from None
-        yield there
+            raise InputError(f"{flag}={root} cannot be used ({one_line(error)})") from None
+        yield mirror
 
 
-def _check_equal(
-    old: Any, new: Mapping[str, Any], directory: pathlib.Path, what: str, flag: str
-) -> None:
+def _check_equal(old: Any, new: Mapping[str, Any], root: Path, what: str, flag: str) -> None:
     new = json.loads(json.dumps(new))  # tuples as lists
     if not isinstance(old, dict):
-        raise InputError(f"{directory} holds a {what} without settings: give another {flag}")
+        raise InputError(f"{root} holds a {what} without settings: give another {flag}")
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field):
             raise InputError(
-                f"{directory} holds a {what} with {field} = {json.dumps(old.get(field))}, now "
+                f"{root} holds a {what} with {field} = {json.dumps(old.get(field))}, now "
                 f"{json.dumps(new.get(field))}: give another {flag}, or the same to continue it"
             )
 
