@@ -1,11 +1,9 @@
 """The states of a run on disk or in a bucket, by orbax: whole or absent, checked when read.
 
-    checkpoints/50/state/   every array of the TrainState
-    checkpoints/50/host/    JSON: counters, the config; a sum of every array
-
-Orbax renames a checkpoint when all of it is there (in a bucket a marker is written last), so that a
-number names a whole one wherever the process was killed. What happens to the files later, the sums
-show: computed on the devices when a state is saved and when it is restored, nothing is read twice.
+checkpoints/50/state/ holds every array of the TrainState, checkpoints/50/host/ JSON: counters, the
+config, a sum of every array. Orbax renames a checkpoint when all of it is there (in a bucket a
+marker is written last): a number names a whole one wherever the process was killed. What happens
+to the files later, the sums show, which are computed when a state is saved and when it is restored.
 """
 
 import contextlib
@@ -91,11 +89,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._manager.reload()  # which may finish writing in part, so what is left goes after it
         if processes.is_first() and isinstance(self._directory, pathlib.Path):
             for _ in range(100):  # other threads of the failed save may be writing still
-                rest = list(self._directory.glob(f"{step}{WRITING[1:]}"))
+                if not (rest := list(self._directory.glob(f"{step}{WRITING[1:]}"))):
+                    break
                 for left in rest:
                     shutil.rmtree(left, ignore_errors=True)
-                if not rest:
-                    break
                 time.sleep(0.05)
         good = self.newest_step()
         kept = f"the last good one is of step {good}" if good else "there is none yet"

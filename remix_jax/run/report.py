@@ -60,12 +60,8 @@ def reincarnation(metrics: Sequence[Metrics], x: str) -> float | None:
 
 
 def final_table(metrics: Sequence[Metrics]) -> RenderableType:
-    """The tables that end a run.
-
-    Returns:
-      A rich renderable: first, best (with its rollouts) and last accuracy of every suite and of
-      their mean; rollouts, tokens, seconds by phase and in all; rollouts to 60, 70, 80 and 90 %.
-    """
+    """First, best (with its rollouts) and last accuracy of every suite and their mean; the cost:
+    rollouts, tokens, seconds by phase and in all; rollouts to 60, 70, 80 and 90 %."""
     accuracies = []
     for key in [*suites(metrics), ACCURACY]:
         xs, ys = curve(metrics, key)
