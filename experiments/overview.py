@@ -27,7 +27,7 @@ from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.run import loop
 from remix_jax.run.checkpoint import SaveError
-from remix_jax.run.report import ACCURACY, curve, reincarnation, suites
+from remix_jax.run.report import ACCURACY, curve, suites
 from remix_jax.sinks.console import PHASES, ages
 from remix_jax.sinks.metrics import METRICS_FILE, Metrics, read_metrics
 
@@ -172,6 +172,14 @@ def draw_panel(axis: Axes, panel: Panel, metrics: Sequence[Metrics]) -> None:
         axis.axvline(at, color=GREY, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1)
         place: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
         axis.annotate("reincarnation", (at, 1), xytext=(3, 1), color="#666666", fontsize=7, **place)
+
+
+def reincarnation(metrics: Sequence[Metrics], x: str) -> float | None:
+    """Where the mix stage ended: the last step of it, in units of the x axis."""
+    staged = [record for record in metrics if "stage" in record and x in record]
+    pairs = itertools.pairwise(staged)
+    ends = (float(a[x]) for a, b in pairs if a["stage"] == "mix" != b["stage"])
+    return next(ends, None)
 
 
 def logarithmic(axis: Axes) -> None:

@@ -37,6 +37,13 @@ def panel_of(title, run):
     return axis
 
 
+def test_the_mix_stage_ends_at_a_place_on_every_axis():
+    run = training(mix=12)
+    for x, expected in (("step", 12), ("rollouts", 924), ("seconds", pytest.approx(2.4))):
+        assert overview.reincarnation(run, x) == expected
+    assert overview.reincarnation(training(mix=0), "step") is None
+
+
 def test_dashed_line_stands_at_the_end_of_the_mix_stage():
     axis = panel_of("KL divergence", training(mix=12))
     assert [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"] == [12]

@@ -114,10 +114,3 @@ def test_ledger_adds_up():
     assert cells(text, "trained 2 times") == ["750", "75.0 %"]
     assert cells(text, "too old [never drawn]") == ["250", "25.0 %"]
     assert cells(text, "generated in all") == ["1,000", "100.0 %"]
-
-
-def test_the_mix_stage_ends_at_a_place_on_every_axis():
-    run = training(mix=12)
-    for x, expected in (("step", 12), ("rollouts", 924), ("seconds", pytest.approx(2.4))):
-        assert report.reincarnation(run, x) == expected
-    assert report.reincarnation(training(mix=0), "step") is None
