@@ -116,8 +116,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         like: TrainState,
         check: Callable[[int, dict[str, Any]], None],
         log: Callable[[str], None],
-    ) -> Restored | None:
-        """State and host part of the newest checkpoint that is whole; None if there is none at all.
+    ) -> Restored:
+        """State and host part of the newest checkpoint that is whole.
 
         A damaged one is logged, with the reason, and set aside as refused-N.
 
@@ -126,7 +126,7 @@ class Checkpoints(contextlib.AbstractContextManager):
           check: of step and host part, before arrays are read; raises InputError to end it all.
 
         Raises:
-          InputError: there are some, all damaged; or the newest whole one holds other arrays.
+          InputError: all of them are damaged, or the newest whole one holds other arrays.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -141,12 +141,10 @@ class Checkpoints(contextlib.AbstractContextManager):
                 (self._directory / str(step)).rename(aside)
             processes.from_first(None)
             self._manager.reload()
-        if steps:
-            raise InputError(
-                f"{self._directory}: all checkpoints are damaged ({len(steps)} refused): put a "
-                "good one there, or remove the run's directory to begin anew"
-            )
-        return None
+        raise InputError(
+            f"{self._directory}: all checkpoints are damaged ({len(steps)} refused): put a good "
+            "one there, or remove the run's directory to begin anew"
+        )
 
     def _restore(self, step: int, like: TrainState, check) -> Restored | str:
         """A checkpoint, or what is wrong with it."""

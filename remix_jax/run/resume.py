@@ -71,15 +71,13 @@ def start(
     """
     state, config, prefixes = setup.state, setup.config, setup.prefixes
     totals = {"tokens": 0, "flops": prefixes.flops if prefixes else 0.0, "seconds": 0.0}
-    counters: dict[str, Any] = {"totals": totals, "step": 0}
-    counters |= first_cursors(config, prefixes)
+    counters: dict[str, Any] = {"totals": totals, "step": 0, **first_cursors(config, prefixes)}
     if checkpoints.newest_step():
         like = abstract(state)
         for leaf in jax.tree.leaves(state):
             leaf.delete()
-        found = checkpoints.restore(like, lambda at, host: _check(setup, at, host, log), log)
-        assert found is not None
-        state, counters = found
+        check = functools.partial(_check, setup, log=log)
+        state, counters = checkpoints.restore(like, check, log)
         log(f"continuing after step {counters['step']}")
     if processes.is_first():
         files.write_durably(workdir / CONFIG_FILE, configs.to_json(config))
