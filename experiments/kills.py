@@ -151,15 +151,14 @@ def differences(config: Config, whole: pathlib.Path, other: pathlib.Path) -> lis
     states, hosts = [], []
     for workdir in (whole, other):
         with Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints) as saved:
-            restored = saved.restore(like, lambda *_: None, found.append)
-            assert restored is not None
-            states.append(restored[0])
-            hosts.append(restored[1])
+            state, host = saved.restore(like, lambda *_: None, found.append)
+            states.append(state)
+            hosts.append(host)
     ours, theirs = (jax.tree_util.tree_leaves_with_path(state) for state in states)
     for (path, a), (_, b) in zip(ours, theirs, strict=True):
         if not np.array_equal(_plain(a), _plain(b), equal_nan=a.dtype == np.float32):
             found.append(jax.tree_util.keystr(path, simple=True, separator="/"))
-    for name in ("step", "cursor", "problems", "config_digest"):
+    for name in ("step", "cursor", "problems", "config"):
         found += [name] if hosts[0][name] != hosts[1][name] else []
     return found
 

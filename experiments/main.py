@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import app, flags, logging
 
-from experiments import config_flag
-from remix_jax import processes
+from experiments import config_flag, multiprocess
 from remix_jax.device_memory import OutOfMemoryError
 from remix_jax.errors import InputError
 from remix_jax.run.checkpoint import SaveError
@@ -38,7 +37,7 @@ def define_processes() -> Callable[[], None]:
         False,
         "join the other processes of a TPU pod or a cluster that JAX knows; Slurm needs no flag",
     )
-    return lambda: processes.start(coordinator.value, count.value, index.value, given.value)
+    return lambda: multiprocess.start(coordinator.value, count.value, index.value, given.value)
 
 
 def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:

@@ -11,10 +11,9 @@ import pathlib
 
 from absl import flags
 
-from experiments import config_flag, main
+from experiments import config_flag, main, overview
 from launch import dry_run, placement
 from remix_jax.errors import InputError
-from remix_jax.run import loop
 from remix_jax.sinks import sink
 from remix_jax.sinks.console import Console
 
@@ -49,7 +48,7 @@ def train() -> None:
     JOIN()
     profile = main.profile_window(PROFILE.value, config.steps)
     trackers = TRACKERS.value
-    main.leave(loop.run(config, WORKDIR.value, profile=profile, trackers=trackers))
+    main.leave(overview.run(config, WORKDIR.value, profile=profile, trackers=trackers))
 
 
 if __name__ == "__main__":

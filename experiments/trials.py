@@ -24,7 +24,7 @@ from absl import flags
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import main
+from experiments import main, overview
 from experiments.report import results
 from experiments.report.results import Tuned
 from remix_jax import config as configs
@@ -113,7 +113,7 @@ def run(trials: Sequence[Trial], workdir: pathlib.Path, workers: int) -> dict[st
     if workers == 1:
         for trial in waiting:
             print(f"\n{trial.name}", flush=True)
-            _train(trial, workdir, console=None, artifacts=True)
+            _train(trial, workdir, console=None)
     elif waiting:
         _in_processes(waiting, workdir, min(workers, len(waiting)))
     return {
@@ -270,7 +270,7 @@ def _quietly(trial: Trial, workdir: pathlib.Path) -> str:
     config = trial.config
     with log.open("a") as file:
         console = Console(config.steps, schedule.planned_rollouts(config), file=file)
-        metrics = _train(trial, workdir, console, artifacts=False)
+        metrics = _train(trial, workdir, console)
     log.replace(directory / LOG_FILE)
     accuracy = report.curve(metrics, report.ACCURACY)[1][-1]
     seconds = time.perf_counter() - begin
@@ -279,12 +279,14 @@ def _quietly(trial: Trial, workdir: pathlib.Path) -> str:
     return f"{trial.name}: {accuracy:.1%} after {rows:,} rollouts, {seconds:.0f} s{failed}"
 
 
-def _train(
-    trial: Trial, workdir: pathlib.Path, console: Console | None, artifacts: bool
-) -> list[Metrics]:
+def _train(trial: Trial, workdir: pathlib.Path, console: Console | None) -> list[Metrics]:
+    """Trains; a run that shows itself on the terminal leaves all that a run can leave."""
     directory = workdir / trial.name
     try:
-        outcome = loop.run(trial.config, directory, console, artifacts=artifacts)
+        if console is None:
+            outcome = overview.run(trial.config, directory)
+        else:
+            outcome = loop.run(trial.config, directory, console, artifacts=False)
     except loop.FaultError as error:
         (directory / FAILED_FILE).write_text(f"{error}\n")
         return read_metrics(directory)

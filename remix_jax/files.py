@@ -44,66 +44,64 @@ def write_durably(path: pathlib.Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def claimed(
-    directory: pathlib.Path,
+    root: Path,
     file: str,
     settings: Mapping[str, Any],
     *,
     what: str,
     flag: str,
-    check: Callable[[Any], object] | None = None,
-) -> Iterator[bool]:
+    others: tuple[str, ...] = (),
+    check: Callable[[Any, pathlib.Path], object] | None = None,
+) -> Iterator["Mirror"]:
     """Makes a directory for work of these settings, or takes one that holds the same work.
 
-    Nobody else gets it meanwhile: a lock, which ends with the process however it ends.
+    Nobody else gets it meanwhile: a lock, which ends with the process however it ends. In a bucket
+    there is none: two processes there would overwrite each other's files.
 
     Args:
       file: name of the JSON file in it that keeps the settings.
       what, flag: the work and where the directory was given, for messages: "run", "--workdir".
-      check: raises InputError for saved settings that cannot be continued; by default each field
-        must be equal.
-
-    Yields:
-      Whether there is work to continue.
+      others: files of the work that are written to further.
+      check: of saved settings and the mirror's directory; raises InputError where the work cannot
+        be continued. By default each field must be equal.
 
     Raises:
       InputError: it holds something else, which is left as it is; another process works there; or
         it cannot be written.
     """
-    path, ours = directory / file, {LOCK, file + SPARE}  # those of an attempt killed at once
+    ours = {LOCK, file + SPARE}  # of an attempt killed at once
     with contextlib.ExitStack() as held:
         try:
+            mirror = held.enter_context(Mirror(root, (file, *others)))
+            local, path = mirror.local, mirror.local / file
             there = path.exists()
             if there:
                 saved = json.loads(path.read_text())
-                check(saved) if check else _check_equal(saved, settings, directory, what, flag)
-            elif directory.exists() and any(p.name not in ours for p in directory.iterdir()):
-                raise InputError(
-                    f"{directory} is not empty and holds no {what}: give another {flag}"
-                )
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context((directory / LOCK).open("w"))
+                check(saved, local) if check else _check_equal(saved, settings, root, what, flag)
+            elif root.exists() and any(p.name not in ours for p in root.iterdir()):
+                raise InputError(f"{root} is not empty and holds no {what}: give another {flag}")
+            local.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((local / LOCK).open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not there:
                 write_durably(path, json.dumps(settings, indent=2) + "\n")
         except InputError:
             raise
         except BlockingIOError:
-            raise InputError(f"{directory}: another process works on this {what}") from None
+            raise InputError(f"{root}: another process works on this {what}") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{flag}={directory} cannot be used ({one_line(error)})") from None
-        yield there
+            raise InputError(f"{flag}={root} cannot be used ({one_line(error)})") from None
+        yield mirror
 
 
-def _check_equal(
-    old: Any, new: Mapping[str, Any], directory: pathlib.Path, what: str, flag: str
-) -> None:
+def _check_equal(old: Any, new: Mapping[str, Any], root: Path, what: str, flag: str) -> None:
     new = json.loads(json.dumps(new))  # tuples as lists
     if not isinstance(old, dict):
-        raise InputError(f"{directory} holds a {what} without settings: give another {flag}")
+        raise InputError(f"{root} holds a {what} without settings: give another {flag}")
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field):
             raise InputError(
-                f"{directory} holds a {what} with {field} = {json.dumps(old.get(field))}, now "
+                f"{root} holds a {what} with {field} = {json.dumps(old.get(field))}, now "
                 f"{json.dumps(new.get(field))}: give another {flag}, or the same to continue it"
             )
 
@@ -221,7 +219,7 @@ def resolve(text: str | os.PathLike[str], flag: str) -> Path:
     return path
 
 
-class Mirror:
+class Mirror(contextlib.AbstractContextManager):
     """A directory of files: itself where it is local, else a local copy to be pushed to a bucket.
 
     A context manager, at whose end the copy is pushed and removed.
@@ -232,36 +230,37 @@ class Mirror:
 
     def __init__(self, root: Path, names: tuple[str, ...]) -> None:
         self.root, self.is_remote = root, not isinstance(root, pathlib.Path)
-        self.error: str | None = None
-        self._pushed: dict[pathlib.Path, tuple[int, int]] = {}
         self.local: pathlib.Path = root
-        if self.is_remote:
-            self.local = pathlib.Path(tempfile.mkdtemp(prefix="remix_jax-"))
-        for name in names if self.is_remote else ():
+        self.error: str | None = None
+        self._there: dict[pathlib.Path, tuple[int, int]] = {}  # what the bucket has
+        if not self.is_remote:
+            return
+        self.local = pathlib.Path(tempfile.mkdtemp(prefix="remix_jax-"))
+        for name in names:
             if (root / name).exists():
                 (root / name).copy(self.local / name)
+                self._there[self.local / name] = _version(self.local / name)
 
     def push(self) -> None:
         """Uploads what has changed; what cannot be uploaded is said in `error`, and tried again."""
         self.error = None
         for path in sorted(self.local.rglob("*")) if self.is_remote else ():
-            status = path.stat()
-            state = status.st_mtime_ns, status.st_size
-            written = path.is_file() and path.name != LOCK and path.suffix != SPARE
-            if not written or self._pushed.get(path) == state:
+            version, ours = _version(path), path.name == LOCK or path.suffix == SPARE
+            if ours or not path.is_file() or self._there.get(path) == version:
                 continue
             target = self.root / str(path.relative_to(self.local))
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 epath.Path(path).copy(target, overwrite=True)
-                self._pushed[path] = state
+                self._there[path] = version
             except Exception as error:  # of whatever kind the client library has
                 self.error = f"{target} could not be uploaded ({one_line(error)})"
-
-    def __enter__(self) -> "Mirror":
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.push()
         if self.is_remote:
             shutil.rmtree(self.local, ignore_errors=True)
+
+
+def _version(path: pathlib.Path) -> tuple[int, int]:
+    return (status := path.stat()).st_mtime_ns, status.st_size

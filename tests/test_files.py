@@ -16,13 +16,13 @@ def claim(directory, settings, **more):
 
 def test_a_directory_is_claimed_once_and_continued(tmp_path):
     out = tmp_path / "out"
-    with claim(out, {"a": 1, "b": [1, 2]}) as continued:
-        assert not continued
+    with claim(out, {"a": 1, "b": [1, 2]}) as mirror:
+        assert mirror.local == out
         assert json.loads((out / "settings.json").read_text()) == {"a": 1, "b": [1, 2]}
         with pytest.raises(InputError, match="another process works on this test"):
             claim(out, {"a": 1, "b": [1, 2]}).__enter__()
-    with claim(out, {"a": 1, "b": (1, 2)}) as continued:
-        assert continued
+    with claim(out, {"a": 1, "b": (1, 2)}):
+        assert json.loads((out / "settings.json").read_text()) == {"a": 1, "b": [1, 2]}
 
 
 def claim_briefly(directory):
@@ -50,7 +50,7 @@ def test_other_work_is_refused_and_left_as_it_is(tmp_path):
     with pytest.raises(InputError, match=r"holds a test with a = 1, now 2: give another --out"):
         claim(tmp_path / "a", {"a": 2}).__enter__()
     with pytest.raises(InputError, match="refused by its own check"):
-        claim(tmp_path / "a", {}, check=lambda _: refuse("refused by its own check")).__enter__()
+        claim(tmp_path / "a", {}, check=lambda *_: refuse("refused by its own check")).__enter__()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine").write_text("x")
     with pytest.raises(InputError, match="is not empty and holds no test: give another --out"):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.overview import reincarnation
 from experiments.report.intervals import Interval, cell, median
 from experiments.report.results import Data, significant, spent, value_at
 from experiments.tables import Sheet, goal, page, share
@@ -67,7 +68,7 @@ def record(
             xs, ys = report.curve(steps, name)
             if xs:
                 series[name] = _thinned(xs, ys, "max" if key == "ratio_max" else "mean")
-    at = report.reincarnation(metrics, "rollouts")
+    at = reincarnation(metrics, "rollouts")
     identity = {"panel": panel, "arm": arm, "seed": seed} | ({"broken": True} if broken else {})
     return identity | {"reincarnation": at, "series": series}
 

@@ -10,13 +10,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from experiments.overview import logarithmic
 from experiments.report import dynamics, figures
 from experiments.report.figures import COLOURS, GREY, MARKERS
 from experiments.report.intervals import Interval
 from experiments.report.results import Data
 from experiments.tables import goal
 from remix_jax.run import report
-from remix_jax.run.report import logarithmic
 
 
 class Panel(NamedTuple):

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
+from experiments.overview import COLOURS, PERCENT, STYLE
 from experiments.report.intervals import Interval, band
-from remix_jax.run.report import COLOURS, PERCENT, STYLE
 
 BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = COLOURS
 GREY, DARK_GREY, BLACK = "#8A8A8A", "#4D4D4D", "#222222"

@@ -215,11 +215,11 @@ class _Record(contextlib.ExitStack):
             processes.first_does(lambda: self._open(files.resolve(out, "--out"), settings))
 
     def _open(self, root: files.Path, settings: Mapping[str, Any]) -> None:
-        self._mirror = self.enter_context(files.Mirror(root, (SETTINGS, GENERATIONS)))
-        directory = self.directory = self._mirror.local
-        self.enter_context(
-            files.claimed(directory, SETTINGS, settings, what="evaluation", flag="--out")
+        claim = files.claimed(
+            root, SETTINGS, settings, what="evaluation", flag="--out", others=(GENERATIONS,)
         )
+        self._mirror = self.enter_context(claim)
+        directory = self.directory = self._mirror.local
         self._lines = files.JsonLines(directory / GENERATIONS)
         self.callback(self._lines.close)
         self.rows = [row for _, row in files.json_lines(directory / GENERATIONS)]

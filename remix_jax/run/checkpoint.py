@@ -1,11 +1,9 @@
 """The states of a run on disk or in a bucket, by orbax: whole or absent, checked when read.
 
-    checkpoints/50/state/   every array of the TrainState
-    checkpoints/50/host/    JSON: counters, the config; a sum of every array
-
-Orbax renames a checkpoint when all of it is there (in a bucket a marker is written last), so that a
-number names a whole one wherever the process was killed. What happens to the files later, the sums
-show: computed on the devices when a state is saved and when it is restored, nothing is read twice.
+checkpoints/50/state/ holds every array of the TrainState, checkpoints/50/host/ JSON: counters, the
+config, a sum of every array. Orbax renames a checkpoint when all of it is there (in a bucket a
+marker is written last): a number names a whole one wherever the process was killed. What happens
+to the files later, the sums show, which are computed when a state is saved and when it is restored.
 """
 
 import contextlib
@@ -91,11 +89,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         self._manager.reload()  # which may finish writing in part, so what is left goes after it
         if processes.is_first() and isinstance(self._directory, pathlib.Path):
             for _ in range(100):  # other threads of the failed save may be writing still
-                rest = list(self._directory.glob(f"{step}{WRITING[1:]}"))
+                if not (rest := list(self._directory.glob(f"{step}{WRITING[1:]}"))):
+                    break
                 for left in rest:
                     shutil.rmtree(left, ignore_errors=True)
-                if not rest:
-                    break
                 time.sleep(0.05)
         good = self.newest_step()
         kept = f"the last good one is of step {good}" if good else "there is none yet"
@@ -119,8 +116,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         like: TrainState,
         check: Callable[[int, dict[str, Any]], None],
         log: Callable[[str], None],
-    ) -> Restored | None:
-        """State and host part of the newest checkpoint that is whole; None if there is none at all.
+    ) -> Restored:
+        """State and host part of the newest checkpoint that is whole.
 
         A damaged one is logged, with the reason, and set aside as refused-N.
 
@@ -129,7 +126,7 @@ class Checkpoints(contextlib.AbstractContextManager):
           check: of step and host part, before arrays are read; raises InputError to end it all.
 
         Raises:
-          InputError: there are some, all damaged; or the newest whole one holds other arrays.
+          InputError: all of them are damaged, or the newest whole one holds other arrays.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -144,12 +141,10 @@ class Checkpoints(contextlib.AbstractContextManager):
                 (self._directory / str(step)).rename(aside)
             processes.from_first(None)
             self._manager.reload()
-        if steps:
-            raise InputError(
-                f"{self._directory}: all checkpoints are damaged ({len(steps)} refused): put a "
-                "good one there, or remove the run's directory to begin anew"
-            )
-        return None
+        raise InputError(
+            f"{self._directory}: all checkpoints are damaged ({len(steps)} refused): put a good "
+            "one there, or remove the run's directory to begin anew"
+        )
 
     def _restore(self, step: int, like: TrainState, check) -> Restored | str:
         """A checkpoint, or what is wrong with it."""

@@ -40,16 +40,12 @@ EXPORT, TRACE = "export", "profile"  # directories of a run
 
 
 class FaultError(RuntimeError):
-    """A loss or a gradient was not finite.
-
-    Attributes:
-      override: FIELD=VALUE of the config, a learning rate with which the run may get further.
-      good_step: of the newest checkpoint, from which it goes on; 0: from the beginning.
-    """
+    """A loss or a gradient was not finite."""
 
     def __init__(self, message: str, override: str, good_step: int) -> None:
         super().__init__(message)
-        self.override, self.good_step = override, good_step
+        self.override = override  # FIELD=VALUE of the config, with which the run may get further
+        self.good_step = good_step  # of the newest checkpoint; 0: there is none
 
 
 class Outcome(NamedTuple):
@@ -87,17 +83,15 @@ def run(
     profile: tuple[int, int] | None = None,
     trackers: Sequence[str | sink.Tracker] = (sink.DEFAULT,),
 ) -> Outcome:
-    """Trains as the config says; everything it leaves lies in `workdir`.
+    """Trains as the config says, or goes on from the newest good checkpoint in `workdir`.
 
-    config.json, metrics.jsonl, samples.jsonl, tensorboard/, checkpoints/, and at the end figures/,
-    ledger.json and export/, a Hugging Face directory. A workdir that holds the same run is
-    continued from its newest good checkpoint. Ctrl-C ends after the running step, all written;
-    SIGTERM ends as soon as a state is saved.
+    There it leaves config.json, metrics.jsonl, samples.jsonl, tensorboard/, checkpoints/, and at
+    the end ledger.json and export/, a Hugging Face directory. Ctrl-C ends after the running step,
+    all written; SIGTERM ends as soon as a state is saved.
 
     Args:
       workdir: a local directory, or gs://BUCKET/... or s3://BUCKET/...
-      artifacts: whether to leave figures, ledger and the exported policy at the end; one of many
-        runs that are compared needs none of them.
+      artifacts: whether to leave ledger and exported policy at the end.
       profile: the first step of a trace, for TensorBoard or Perfetto, and how many; in profile/.
       trackers: what takes the figures beside the console and the files: names as of `--trackers`,
         or functions of a `sink.Run` (docs/trackers.md).
@@ -169,12 +163,11 @@ def _steps(run: _Run) -> str | None:
     """All steps that are left. What was not finite, if anything."""
     config, done = run.setup.config, int(run.state.step)
     evaluates, saves = config.evaluation.every, config.checkpoint_every
-    held = run.counters.pop("unwritten", None)  # figures of a step whose evaluation was cut short
+    run.held = run.counters.pop("unwritten", None)  # of a step whose evaluation was cut short
     if done == 0:
         before = {"step": 0, "rollouts": 0} | run.counters["totals"]
-        held = {"host": before, "device": {}, "samples": []}
-    if held is not None:
-        run.held = held
+        run.held = {"host": before, "device": {}, "samples": []}
+    if run.held is not None:
         try:
             with run.stop.at_once() if done == 0 else contextlib.nullcontext():
                 _evaluate(run)
@@ -211,11 +204,7 @@ def _steps(run: _Run) -> str | None:
 
 
 def _step(run: _Run, step: int) -> str | None:
-    """Collects rows and learns from them. What was not finite, if anything.
-
-    Raises:
-      Preempted: while rows were collected; nothing has changed.
-    """
+    """What was not finite, if anything. On Preempted, while rows are collected, nothing changed."""
     config = run.setup.config
     stage = schedule.stages(config)[schedule.stage_at(config, step)]
     begin = time.perf_counter()
@@ -259,11 +248,7 @@ def _step(run: _Run, step: int) -> str | None:
 
 
 def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, Any]]:
-    """Samples and grades the fresh rows of a step; and the counters, moved past its problems.
-
-    Raises:
-      Preempted: the state is untouched.
-    """
+    """Samples and grades the fresh rows of a step; and the counters, moved past its problems."""
     setup, config, vocabulary = run.setup, run.setup.config, run.setup.vocabulary
     before = schedule.groups_until(config, step - 1)
     draw, counters = draw_problems(config, setup.train, setup.prefixes, run.counters, step)
@@ -281,17 +266,8 @@ def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, An
     # The sampler is waited for, so that grading is not charged with sampling.
     with device_memory.phase("sampling"):
         sampled = run.samplers.rollout[stage.name](run.state.params, prompts, key)
-    graded = grade_rollouts(
-        sampled,
-        draw,
-        vocabulary,
-        config.own_rows,
-        first_group=before,
-        scorer=setup.scorer,
-        form=setup.train.form,
-        mesh=setup.mesh,
-        shown=config.samples_per_step,
-    )
+    how = setup.scorer, setup.train.form, setup.mesh, config.samples_per_step
+    graded = grade_rollouts(sampled, draw, vocabulary, config.own_rows, before, *how)
     return graded._replace(expert=expert), counters
 
 
@@ -299,11 +275,10 @@ def _evaluate(run: _Run) -> None:
     """Held-out figures of the state. On Preempted the step's figures travel in the checkpoint."""
     begin, s, held = time.perf_counter(), run.setup, run.held
     assert held is not None
-    sets = s.suites, s.validation
+    given = run.state.params, s.suites, s.validation, s.vocabulary, s.config, s.scorer
     try:
         with device_memory.phase("evaluation"):
-            params, sampler = run.state.params, run.samplers.evaluate
-            found = held_out(sampler, params, *sets, s.vocabulary, s.config, s.scorer)
+            found = held_out(run.samplers.evaluate, *given)
     except Preempted:
         device = {name: value.tolist() for name, value in jax.device_get(held["device"]).items()}
         run.counters, run.held = run.counters | {"unwritten": held | {"device": device}}, None
@@ -391,7 +366,7 @@ def _finish(run: _Run, fault: str | None, artifacts: bool) -> Outcome:
 
 
 def _leave(run: _Run, export: bool) -> None:
-    """Writes ledger.json, figures/ and, if asked for, export/; prints the last tables."""
+    """Writes ledger.json and, if asked for, export/; prints the last tables."""
     workdir, mesh = run.mirror.local, run.setup.mesh
     everywhere = None if mesh is None else whole(mesh)
     # What became of every row: of those that left the ring, and of those still in it.
@@ -399,14 +374,12 @@ def _leave(run: _Run, export: bool) -> None:
     ledger = report.ledger(np.asarray(count(run.state.replay)))
     if processes.is_first():
         files.write_durably(workdir / "ledger.json", json.dumps(ledger, indent=2) + "\n")
-        metrics = read_metrics(workdir)
-        report.draw(metrics, workdir / "figures")
         run.console.close()
-        run.console.print(report.final_table(metrics))
+        run.console.print(report.final_table(read_metrics(workdir)))
         run.console.print(report.ledger_table(ledger))
     if export:
         base, policy = run.setup.config.model, run.setup.learner.policy
         dtype = base.export_dtype or None
         huggingface.save(policy, run.state.params, workdir / EXPORT, like=base.path, dtype=dtype)
-    what = "figures, ledger.json and the policy (export)" if export else "figures and ledger.json"
-    run.console.event(f"{what} are in {run.mirror.root}")
+    what = "ledger.json and the policy (export) are" if export else "ledger.json is"
+    run.console.event(f"{what} in {run.mirror.root}")

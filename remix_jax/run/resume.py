@@ -1,12 +1,14 @@
 """The directory of a run: whose it is, what may have changed since, where it continues."""
 
-import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
+import flax.traverse_util
 import jax
 
 import math_grader
@@ -35,22 +37,14 @@ MAY_CHANGE = (
 )
 
 
-@contextlib.contextmanager
-def claimed(root: files.Path, config: Config) -> Iterator[files.Mirror]:
-    """Makes the directory of a run, or takes one that holds the same run; nobody else gets it.
-
-    In a bucket there is no lock: two processes there would overwrite each other's files.
-
-    Raises:
-      InputError: as `files.claimed`.
-    """
+def claimed(root: files.Path, config: Config) -> AbstractContextManager[files.Mirror]:
+    """The directory of a run, new or of the same run (`files.claimed`, by the first process)."""
     if not processes.is_first():
-        yield files.Mirror(root, ())
-        return
+        return files.Mirror(root, ())
 
-    def check(saved: Any) -> None:
+    def check(saved: Any, local: pathlib.Path) -> None:
         """Of a run that has not begun nothing would be lost: no checkpoint, no step's figures."""
-        places, local = root / CHECKPOINTS, mirror.local
+        places = root / CHECKPOINTS
         names = [path.name for path in places.iterdir()] if places.exists() else []
         figures = read_metrics(local) if (local / METRICS_FILE).exists() else []
         if any(name.rpartition("-")[2].isdecimal() for name in names) or (
@@ -58,14 +52,10 @@ def claimed(root: files.Path, config: Config) -> Iterator[files.Mirror]:
         ):
             changes(saved, config, root)
 
-    with files.Mirror(root, (CONFIG_FILE, IDS, *FILES)) as mirror:
-        known = not mirror.is_remote or (root / CONFIG_FILE).exists() or not root.exists()
-        if not known and any(root.iterdir()):
-            raise InputError(f"{root} is not empty and holds no run: give another --workdir")
-        settings = json.loads(configs.to_json(config))
-        named = {"what": "run", "flag": "--workdir"}
-        with files.claimed(mirror.local, CONFIG_FILE, settings, **named, check=check):
-            yield mirror
+    settings = dataclasses.asdict(config)
+    return files.claimed(
+        root, CONFIG_FILE, settings, what="run", flag="--workdir", others=(IDS, *FILES), check=check
+    )
 
 
 def start(
@@ -81,15 +71,13 @@ def start(
     """
     state, config, prefixes = setup.state, setup.config, setup.prefixes
     totals = {"tokens": 0, "flops": prefixes.flops if prefixes else 0.0, "seconds": 0.0}
-    counters: dict[str, Any] = {"totals": totals, "step": 0}
-    counters |= first_cursors(config, prefixes)
+    counters: dict[str, Any] = {"totals": totals, "step": 0, **first_cursors(config, prefixes)}
     if checkpoints.newest_step():
         like = abstract(state)
         for leaf in jax.tree.leaves(state):
             leaf.delete()
-        found = checkpoints.restore(like, lambda at, host: _check(setup, at, host, log), log)
-        assert found is not None
-        state, counters = found
+        check = functools.partial(_check, setup, log=log)
+        state, counters = checkpoints.restore(like, check, log)
         log(f"continuing after step {counters['step']}")
     if processes.is_first():
         files.write_durably(workdir / CONFIG_FILE, configs.to_json(config))
@@ -109,13 +97,12 @@ def abstract(state: TrainState) -> TrainState:
 
 def identity(setup: Setup) -> dict[str, Any]:
     """What a checkpoint says of its run: config, problems, and what it was computed with."""
-    config, train = configs.to_json(setup.config), setup.train
+    train = setup.train
     # All that training prompts, their grading and an expert's rows depend on.
     content = [train.prompts, [p.answers for p in train.problems], setup.vocabulary.eos_ids]
     content += [list(setup.traces.values())] if setup.traces else []
     return {
-        "config": json.loads(config),
-        "config_digest": digest(config),
+        "config": json.loads(configs.to_json(setup.config)),
         "problems": {"count": len(train.problems), "digest": digest(json.dumps(content))},
         "made_with": {
             "jax": jax.__version__,
@@ -133,7 +120,9 @@ def changes(saved: dict[str, Any], config: Config, where: object) -> list[str]:
     Raises:
       InputError: names every field that differs and must not.
     """
-    old, new = _flatten(saved), _flatten(json.loads(configs.to_json(config)))
+    flat = functools.partial(flax.traverse_util.flatten_dict, sep=".")
+    old = flat(saved) if isinstance(saved, dict) else {}
+    new = flat(json.loads(configs.to_json(config)))
     different = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     sections = tuple(name for name in MAY_CHANGE if name[-1] == ".")
     fixed = [k for k in different if k not in MAY_CHANGE and not k.startswith(sections)]
@@ -175,9 +164,3 @@ def _check(setup: Setup, step: int, saved: dict[str, Any], log: Callable[[str], 
                 f"{name} was {was}, now {now['made_with'][name]}: from here on the run is not "
                 "bitwise what it would have been"
             )
-
-
-def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix[:-1]: node}
-    return {k: v for name in node for k, v in _flatten(node[name], f"{prefix}{name}.").items()}

@@ -72,10 +72,7 @@ def prepare(config: Config) -> Setup:
     data = config.data
     tasks.check_sets(data)
     load = functools.partial(
-        tasks.load_set,
-        data=data,
-        tokenizer=vocabulary.tokenizer,
-        needs_answer=scorer.needs_answers,
+        tasks.load_set, data=data, tokenizer=vocabulary.tokenizer, needs_answer=scorer.needs_answers
     )
     train = load(data.train, skip_malformed=data.on_bad_row == "skip")
     scorer.check(train.problems)
@@ -241,9 +238,9 @@ def compile_programs(setup: Setup, console: Console) -> tuple[compiled.Programs,
     memories = {f"{name}: temporary": sampling.memory_of(p) for name, p in made.items()}
     temporary = {name: m.temporary for name, m in memories.items() if m}
     peak = state + max(temporary.values())
-    lines = kept | temporary | {"peak, about": peak}
-    sizes = {name: size_text(size) for name, size in lines.items()}
-    console.print_plan(sizes, title="Memory of a device")
+    sizes = kept | temporary | {"peak, about": peak}
+    texts = {name: size_text(size) for name, size in sizes.items()}
+    console.print_plan(texts, title="Memory of a device")
     console.event(f"compiled in {time.perf_counter() - begin:.0f} s")
     if limit is not None and peak > limit:
         console.event(

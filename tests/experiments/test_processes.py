@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from experiments import multiprocess
 from remix_jax import processes, schedule
 from remix_jax.errors import InputError
 from remix_jax.run import loop
@@ -176,17 +177,17 @@ def test_flags_that_do_not_belong_together():
         ((None, 2, 0, False), "need --coordinator"),
     ):
         with pytest.raises(InputError, match=message):
-            processes.start(*arguments)
+            multiprocess.start(*arguments)
 
 
 def test_the_environment_tells_of_other_processes():
-    assert not processes.in_cluster({})
-    assert not processes.in_cluster({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"})
-    assert processes.in_cluster({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"})
-    assert not processes.in_cluster({"TPU_WORKER_HOSTNAMES": "localhost"})
-    assert processes.in_cluster({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"})
-    assert processes.local_devices({}) is None
+    assert not multiprocess.in_cluster({})
+    assert not multiprocess.in_cluster({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"})
+    assert multiprocess.in_cluster({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"})
+    assert not multiprocess.in_cluster({"TPU_WORKER_HOSTNAMES": "localhost"})
+    assert multiprocess.in_cluster({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"})
+    assert multiprocess.local_devices({}) is None
     node = {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_GPUS_ON_NODE": "8"}
-    assert processes.local_devices(node) == list(range(8))
-    assert processes.local_devices(node | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}) is None
+    assert multiprocess.local_devices(node) == list(range(8))
+    assert multiprocess.local_devices(node | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}) is None
     assert processes.divided(3, lambda part: list("abc")[part]) == ["a", "b", "c"]

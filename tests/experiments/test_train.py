@@ -93,6 +93,9 @@ def test_the_real_main_trains_and_leaves_everything(tmp_path):
     assert "step 3: reincarnation" in done.stdout
     assert "held-out at step 3" in done.stdout
     assert "generated in all" in done.stdout
+    assert f"ledger.json and the policy (export) are in {workdir}\n" in done.stdout
+    assert done.stdout.endswith(f"the figures are in {workdir}/figures\n")
+    assert [path.name for path in (workdir / "figures").iterdir()] == ["overview.png"]
     assert "\x1b" not in done.stdout
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
@@ -141,9 +144,8 @@ def test_samples_say_what_was_answered(finished):
     )
 
 
-def test_figures_and_tensorboard_are_there(finished):
+def test_tensorboard_and_the_trace_are_there(finished):
     _, workdir, _ = finished
-    assert [path.name for path in (workdir / "figures").iterdir()] == ["overview.png"]
     assert list((workdir / "tensorboard").glob("events.*"))
     assert len(list((workdir / "profile").rglob("*.xplane.pb"))) == 1
 

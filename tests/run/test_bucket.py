@@ -21,7 +21,7 @@ def test_a_run_in_a_bucket_is_continued_there(tmp_path, monkeypatch):
         assert not loop.run(config, "gs://bucket/runs/a", quiet(config)).stopped
         names = {path.name for path in workdir.iterdir()}
         left = {"config.json", "metrics.jsonl", "samples.jsonl", "ledger.json", "checkpoints"}
-        assert left | {"figures", "tensorboard", "export"} <= names
+        assert left | {"tensorboard", "export"} <= names
         assert not names & {".lock", "metrics.jsonl.tmp"}
         assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "3"]
         config = dataclasses.replace(config, steps=4)
