@@ -1,6 +1,4 @@
-"""Accuracy and reward on held-out problems: `held_out` during a run, `evaluate` of any model on any
-set. `results` makes the figures.
-"""
+"""Accuracy and reward on held-out problems: `held_out` in a run, `evaluate` of any model."""
 
 from remix_jax.evaluation.run import BENCHMARKS, evaluate, held_out
 

@@ -20,6 +20,8 @@ from remix_jax.text import MISSING, count, number, percent
 RESAMPLES = 10_000  # of the bootstrap
 MAJORITY_DRAWS = 1_000  # subsets a problem over which maj@k is averaged
 RATES = ("truncated", "format", "reflection")
+# Figure -> the field of a generation whose mean it is.
+MEANS = {"reward": "reward", "response_length": "length"} | {f"{rate}_rate": rate for rate in RATES}
 NOTES = (
     "Pass@1: mean over the samples of a problem, then over the problems. 95 %: Wilson's interval "
     "with one sample a problem, else a bootstrap over problems; of the mean, from those of the "
@@ -49,8 +51,7 @@ def summarise(
     correct is, there is no Pass@1.
     """
     found = {s.name: _figures([r for r in generations if r["set"] == s.name], s) for s in sets}
-    keys = ["reward", "response_length", *(f"{rate}_rate" for rate in RATES)]
-    mean: dict[str, Any] = {k: float(np.mean([f[k] for f in found.values()])) for k in keys}
+    mean: dict[str, Any] = {k: float(np.mean([f[k] for f in found.values()])) for k in MEANS}
     if all("pass@1" in figures for figures in found.values()):
         shares = [figures["pass@1"] for figures in found.values()]
         intervals = [figures["interval"] for figures in found.values()]
@@ -60,14 +61,12 @@ def summarise(
 
 
 def _figures(rows: Rows, asked: ProblemSet) -> dict[str, Any]:
-    figures = {
+    figures: dict[str, Any] = {
         "problems": asked.size,
         "dropped": asked.dropped,
         "samples": asked.samples,
-        "reward": float(np.mean([row["reward"] for row in rows])),
-        "response_length": float(np.mean([row["length"] for row in rows])),
-        **{f"{rate}_rate": float(np.mean([row[rate] for row in rows])) for rate in RATES},
     }
+    figures |= {k: float(np.mean([row[field] for row in rows])) for k, field in MEANS.items()}
     if all(row["correct"] is None for row in rows):
         return figures
     by_place: dict[int, list[Mapping[str, Any]]] = {}
@@ -86,17 +85,13 @@ def _figures(rows: Rows, asked: ProblemSet) -> dict[str, Any]:
         votes = classes([row["answer"] for row in of_problem], same)
         for k in majority:
             majority[k] += majority_at_k(votes, right, k) / asked.size
-    bounds, method = interval(right_PN)
-    return figures | {
-        "pass@1": float(right_PN.mean()),
-        "interval": bounds,
-        "interval_method": method,
-        "pass@k": {
-            str(k): float(np.mean([pass_at_k(n, int(c), k) for c in right_PN.sum(1)]))
-            for k in majority
-        },
-        "maj@k": {str(k): share for k, share in majority.items()},
-    }
+    figures["pass@1"] = float(right_PN.mean())
+    figures["interval"], figures["interval_method"] = interval(right_PN)
+    found_P = right_PN.sum(axis=1).astype(int).tolist()
+    passed = {k: float(np.mean([pass_at_k(n, c, k) for c in found_P])) for k in majority}
+    for name, by_k in (("pass@k", passed), ("maj@k", majority)):
+        figures[name] = {str(k): share for k, share in by_k.items()}
+    return figures
 
 
 def tables(found: Mapping[str, Any]) -> str:
@@ -160,22 +155,19 @@ def majority_at_k(votes: Sequence[Hashable | None], right: Sequence[bool], k: in
     return float(np.mean(won))
 
 
-def classes(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> list[int | None]:
-    """The class of each answer: that of the first class whose first answer is the same.
+def classes(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> list[str | None]:
+    """The class of each answer, by its first answer: the first class of which that is the same.
 
     Args:
       answers: of the samples of a problem; None and empty ones belong to no class.
       same: equivalence of two answers; asked of texts that differ.
     """
-    known: list[str] = []
-    found: dict[str, int] = {}
+    firsts: dict[str, str] = {}
     for answer in filter(None, answers):
-        if answer not in found:
-            like = (i for i, other in enumerate(known) if same(answer, other))
-            found[answer] = next(like, len(known))
-            if found[answer] == len(known):
-                known.append(answer)
-    return [found[answer] if answer else None for answer in answers]
+        if answer not in firsts:
+            known = dict.fromkeys(firsts.values())
+            firsts[answer] = next((first for first in known if same(answer, first)), answer)
+    return [firsts[answer] if answer else None for answer in answers]
 
 
 def interval(correct_PN: np.ndarray) -> tuple[Interval, str]:

@@ -1,25 +1,25 @@
 """Responses to held-out problems, sampled and scored in batches: during a run, and of any model.
 
-Generations are written after every batch, so that a kill costs at most the batch that was running.
-A response depends on the seed, its set, its problem's place and its sample number (`row_id`), not
-on the batch that it was drawn in: a continued evaluation gives the figures of an unbroken one, up
-to the rounding of sums in batches of other shapes.
+A response that `evaluate` draws depends on the seed and its `row_id`, not on its batch: a continued
+evaluation gives the figures of an unbroken one, up to rounding in batches of other shapes.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
+import math
 import pathlib
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from rich.markdown import Markdown
 
 from remix_jax import config_rules, files, processes, rewards, sharding, streams
@@ -31,9 +31,8 @@ from remix_jax.errors import InputError
 from remix_jax.evaluation import results
 from remix_jax.learner.state import executed
 from remix_jax.models import huggingface
-from remix_jax.models.decoder import Decoder
+from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
-from remix_jax.models.huggingface import model_digest
 from remix_jax.rewards import Item, Score, Scorer
 from remix_jax.rollout.rollouts import prompt_batch, response_ids, score_responses
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, evaluation_task, make
@@ -78,29 +77,26 @@ def respond(
     asked: Sequence[Question],
     row_ids: Sequence[int],
     vocabulary: Vocabulary,
-    key: jax.Array,
+    config: Config,
     scorer: Scorer,
-) -> list[tuple[Item, Score]]:
-    """One batch: a response to each question and its score, in order; processes score a part each.
+) -> Iterator[list[tuple[Question, Item, Score]]]:
+    """Responses to the questions and their scores, in order, in batches of the task's rows.
 
-    The task may hold more rows than there are questions, `group_size` in a row of each prompt.
-    `row_ids` number the responses' random streams under `key`.
+    `task.group_size` questions in a row have one prompt; `row_ids` number the random streams.
     """
-    prompts = [q.prompt for q in asked[:: task.group_size]]
-    tokens_QP, length_Q = prompt_batch(prompts, task.prompts, task.prompt_slots, task.pad_id)
-    ids_B = np.zeros(task.rows, np.int32)
-    ids_B[: len(asked)] = row_ids
-    active_B = np.arange(task.rows) < len(asked)
-    sampled = sampler(params, Prompts(tokens_QP, length_Q, ids_B, active_B), key)
-    return score_responses(
-        scorer,
-        vocabulary,
-        [q.problem for q in asked],
-        [q.prompt for q in asked],
-        [q.form for q in asked],
-        response_ids(sampled, len(asked)),
-        jax.device_get(sampled.ended_B)[: len(asked)].tolist(),
-    )
+    key = streams.key(config.seed, "evaluation")
+    for part in (slice(i, i + task.rows) for i in range(0, len(asked), task.rows)):
+        batch, n = asked[part], len(asked[part])
+        prompts = [q.prompt for q in batch]
+        groups = prompts[:: task.group_size]
+        tokens_QP, length_Q = prompt_batch(groups, task.prompts, task.prompt_slots, task.pad_id)
+        ids_B = np.pad(np.array(row_ids[part], np.int32), (0, task.rows - n))
+        inputs = Prompts(tokens_QP, length_Q, ids_B, np.arange(task.rows) < n)
+        sampled = sampler(params, inputs, key)
+        ids, ended = response_ids(sampled, n), jax.device_get(sampled.ended_B)[:n].tolist()
+        problems, forms = [q.problem for q in batch], [q.form for q in batch]
+        said = score_responses(scorer, vocabulary, problems, prompts, forms, ids, ended)
+        yield [(question, *found) for question, found in zip(batch, said, strict=True)]
 
 
 def held_out(
@@ -125,27 +121,23 @@ def held_out(
       mean contains.
     """
     task = evaluation_task(config, vocabulary.eos_ids, vocabulary.pad_id)
-    key = streams.key(config.seed, "evaluation")
     asked = questions([*suites, *validation], config.evaluation.samples)
-    by_set: dict[str, list[tuple[Item, Score]]] = {s.name: [] for s in (*suites, *validation)}
-    for i in range(0, len(asked), task.rows):
-        batch = asked[i : i + task.rows]
-        row_ids = range(i, i + len(batch))
-        said = respond(sampler, task, params, batch, row_ids, vocabulary, key, scorer)
-        for question, found in zip(batch, said, strict=True):
-            by_set[question.set].append(found)
+    row_ids = range(len(asked))
+    batches = respond(sampler, task, params, asked, row_ids, vocabulary, config, scorer)
+    said = list(itertools.chain.from_iterable(batches))
     metrics: dict[str, float] = {}
     for kind, sets in (("eval", suites), ("validation", validation)):
         for each in sets:
-            figures = rewards.metrics([s for _, s in by_set[each.name]])
+            figures = rewards.metrics([score for q, _, score in said if q.set == each.name])
             metrics[f"{kind}/{each.name}"] = figures.get("accuracy", figures["reward"])
             if config.reward.functions or each.form == "reasoning_gym":
                 metrics[f"{kind}_reward/{each.name}"] = figures["reward"]
-    of_suites = [found for s in suites for found in by_set[s.name]]
+    names = [s.name for s in suites]
+    of_suites = [(item, score) for q, item, score in said if q.set in names]
     means: dict[str, Sequence[float]] = {
-        "eval/mean": [metrics[f"eval/{s.name}"] for s in suites],
+        "eval/mean": [metrics[f"eval/{name}"] for name in names],
         "eval/response_length": [len(item.completion_ids) for item, _ in of_suites],
-        "eval/grader_timeout_rate": [s.reason == "timeout" for _, s in of_suites],
+        "eval/grader_timeout_rate": [score.reason == "timeout" for _, score in of_suites],
     }
     return metrics | {name: float(np.mean(values)) for name, values in means.items()}
 
@@ -169,10 +161,11 @@ def evaluate(
       InputError: config, model, problems, mesh or `out`; before anything is generated.
     """
     console = console or Console(0, file=io.StringIO(), terminal=False)
-    scorer = Scorer.of(config)
-    vocabulary = load_vocabulary(config.model.path)
+    scorer, vocabulary = Scorer.of(config), load_vocabulary(config.model.path)
     sets = _sets(config, vocabulary, scorer)
-    mesh = _mesh(config)
+    mesh = sharding.make_mesh(config.mesh.sizes)
+    sizes = huggingface.read_config(config.model.path)
+    check_model(config, sizes, mesh, config.data.prompt_tokens)
     settings = _settings(config, sets, scorer)
     found: dict[str, Any] = {}
     with _Record(out, settings) as record:
@@ -195,6 +188,24 @@ def evaluate(
     return found
 
 
+def check_model(
+    config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh | None, prompt_slots: int
+) -> None:
+    """Raises InputError where rows exceed the model's positions, or a mesh cuts its heads."""
+    slots = prompt_slots + config.data.response_tokens
+    if slots > sizes.max_positions:
+        prefix = " + config.prefix.tokens" if prompt_slots > config.data.prompt_tokens else ""
+        raise InputError(
+            f"config.data.prompt_tokens + config.data.response_tokens{prefix} = {slots}: "
+            f"{config.model.path} takes {sizes.max_positions} positions (max_position_embeddings)"
+        )
+    tensor = 1 if mesh is None else mesh.shape["tensor"]
+    if sizes.kv_heads % tensor:
+        raise InputError(
+            f"config.mesh.tensor = {tensor}: must divide the model's {sizes.kv_heads} key heads"
+        )
+
+
 def row_id(name: str, place: int, sample: int) -> int:
     """The number of a response's random stream: of its set, place and sample alone, below 2^31."""
     known = len(BENCHMARKS)
@@ -213,6 +224,8 @@ class _Record(contextlib.ExitStack):
         self.directory: pathlib.Path | None = None
         if out is not None:
             processes.first_does(lambda: self._open(files.resolve(out, "--out"), settings))
+        there = processes.from_first([(r["set"], r["place"], r["sample"]) for r in self.rows])
+        self.done = set(map(tuple, there))
 
     def _open(self, root: files.Path, settings: Mapping[str, Any]) -> None:
         claim = files.claimed(
@@ -260,24 +273,6 @@ def _sets(config: Config, vocabulary: Vocabulary, scorer: Scorer) -> list[Proble
     return found
 
 
-def _mesh(config: Config) -> Mesh | None:
-    """The mesh asked for, after a look whether the model suits it and the lengths."""
-    sizes, data = huggingface.read_config(config.model.path), config.data
-    slots = data.prompt_tokens + data.response_tokens
-    if slots > sizes.max_positions:
-        raise InputError(
-            f"prompt_tokens + response_tokens = {slots}: {config.model.path} takes "
-            f"{sizes.max_positions} positions (max_position_embeddings)"
-        )
-    mesh = sharding.make_mesh(config.mesh.sizes)
-    if mesh is not None and sizes.kv_heads % mesh.shape["tensor"]:
-        raise InputError(
-            f"mesh.tensor = {mesh.shape['tensor']}: must divide the model's {sizes.kv_heads} key "
-            "heads"
-        )
-    return mesh
-
-
 def _settings(config: Config, sets: Sequence[ProblemSet], scorer: Scorer) -> dict[str, Any]:
     """As saved: what must be the same for an evaluation to be continued."""
     content = [[s.prompts, [(p.problem, p.answers) for p in s.problems]] for s in sets]
@@ -296,7 +291,7 @@ def _settings(config: Config, sets: Sequence[ProblemSet], scorer: Scorer) -> dic
         "reward": scorer.identity(),
         "seed": config.seed,
         "dtype": model.compute_dtype or model.dtype,
-        "model_digest": model_digest(model.path),
+        "model_digest": huggingface.model_digest(model.path),
         "problems_digest": hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16],
     }
 
@@ -311,38 +306,35 @@ def _generate(
     console: Console,
 ) -> None:
     """Draws what is missing, batch by batch, longest prompts first: they need most memory."""
-    there = processes.from_first([(r["set"], r["place"], r["sample"]) for r in record.rows])
-    done = set(map(tuple, there))
     every = questions(sets, config.evaluation.samples)
-    missing = [q for q in every if (q.set, q.place, q.sample) not in done]
+    missing = [q for q in every if (q.set, q.place, q.sample) not in record.done]
     missing.sort(key=lambda q: -len(q.prompt))
-    if done:
-        console.event(f"{len(done):,} responses were there already")
+    if record.done:
+        console.event(f"{len(record.done):,} responses were there already")
     if not missing:
         return
     loaded, params = huggingface.load(config.model.path, dtype=config.model.dtype, mesh=mesh)
     policy, rows = Decoder(executed(loaded.config, config)), config.evaluation.batch_size
     task = evaluation_task(config, vocabulary.eos_ids, vocabulary.pad_id)
-    key = streams.key(config.seed, "evaluation")
     widths = sorted({-(-config.data.prompt_tokens // part) for part in _WIDTHS}, reverse=True)
-    batches = []
+    batches, number = [], 0
     for width, below in zip(widths, [*widths[1:], 0], strict=True):
         if fitting := [q for q in missing if below < len(q.prompt) <= width]:
             own = dataclasses.replace(task, prompts=rows, group_size=1, prompt_slots=width)
-            sampler = make(config, policy, own, mesh)
-            batches += [(sampler, own, fitting[i : i + rows]) for i in range(0, len(fitting), rows)]
-    console.event(f"{len(missing):,} responses to generate in {len(batches):,} batches")
+            row_ids = [row_id(q.set, q.place, q.sample) for q in fitting]
+            drawn = make(config, policy, own, mesh), own, params, fitting, row_ids
+            batches.append(respond(*drawn, vocabulary, config, scorer))
+            number += math.ceil(len(fitting) / rows)
+    console.event(f"{len(missing):,} responses to generate in {number:,} batches")
     begin, responses, tokens = time.monotonic(), 0, 0
-    for number, (sampler, own, batch) in enumerate(batches, start=1):
-        ids = [row_id(q.set, q.place, q.sample) for q in batch]
-        said = respond(sampler, own, params, batch, ids, vocabulary, key, scorer)
-        record.add([_row(q, *found) for q, found in zip(batch, said, strict=True)])
-        responses += len(batch)
-        tokens += sum(len(item.completion_ids) for item, _ in said)
+    for i, said in enumerate(itertools.chain.from_iterable(batches), start=1):
+        record.add([_row(*each) for each in said])
+        responses += len(said)
+        tokens += sum(len(item.completion_ids) for _, item, _ in said)
         spent = max(time.monotonic() - begin, 1e-9)
         left = spent / responses * (len(missing) - responses)
         console.print(
-            f"batch {number:,}/{len(batches):,} | responses {responses:,}/{len(missing):,} | "
+            f"batch {i:,}/{number:,} | responses {responses:,}/{len(missing):,} | "
             f"{tokens / spent:,.0f} tokens/s | {duration(spent)}, left {duration(left)}"
         )
 

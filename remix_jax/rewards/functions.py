@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WHERE = "config.reward.functions"
 KEYWORDS = ("prompts", "completions", "completion_ids")
-_GYM = "remix_jax.rewards.gym:reasoning_gym"  # builtin, but called as a user's
+_GYM = "reasoning_gym.factory:get_score_answer_fn"
 _LARGEST = 3.0e38  # of a float32
 _TAGGED = re.compile(r"<answer>\s?(.*?)\s?</answer>", re.DOTALL)
 
@@ -54,6 +54,8 @@ def resolve(spec: str) -> Callable[..., Any]:
     """
     name, options = plugins.split_options(spec, WHERE)
     function = plugins.load(_GYM if name == "reasoning_gym" else name, WHERE)
+    if name == "reasoning_gym":  # builtin, but called as a user's: it may evaluate text
+        function = functools.partial(_gym_score, function)
     names = [n for n in inspect.signature(function).parameters if n not in KEYWORDS]
     for option in options:
         if option not in names:
@@ -61,6 +63,11 @@ def resolve(spec: str) -> Callable[..., Any]:
                 f"{WHERE} = {spec!r}: takes no option {option}; it has {', '.join(names) or 'none'}"
             )
     return functools.partial(function, **options) if options else function
+
+
+def _gym_score(score_of: Callable[[str], Any], answer: str | None, entry: dict[str, Any]) -> float:
+    """The score in [0, 1] of the task that an entry's metadata names."""
+    return score_of(entry["metadata"]["source_dataset"])(answer, entry)
 
 
 def kind(function: Callable[..., Any]) -> str:
@@ -81,11 +88,15 @@ def columns(function: Callable[..., Any]) -> list[str]:
     ]
 
 
-def handler(specs: str) -> Callable[[Mapping[str, Any]], list[Part]]:
-    """What a worker does: a request {"function": index, "items": [...]} to what it scores.
+def plain(item: Item) -> dict[str, Any]:
+    """An item for a worker, with `answers` and `columns` in place of the problem."""
+    given = item._asdict() | {"completion_ids": list(item.completion_ids)}
+    problem = given.pop("problem")
+    return given | {"answers": problem.answers, "columns": dict(problem.columns)}
 
-    An item has the keys of `Item`, with `answers` and `columns` in place of the problem.
-    """
+
+def handler(specs: str) -> Callable[[Mapping[str, Any]], list[Part]]:
+    """What a worker does: a request {"function": index, "items": [`plain`]} to what it scores."""
     loaded = [resolve(spec) for spec in json.loads(specs)]
 
     def call(request: Mapping[str, Any]) -> list[Part]:
@@ -100,19 +111,15 @@ def handler(specs: str) -> Callable[[Mapping[str, Any]], list[Part]]:
 
 def _batched(function: Callable[..., Any], items: Sequence[Mapping[str, Any]]) -> list[Part]:
     """TRL: lists in, a list out. As there, prompts of chat messages get completions of them."""
-    chat = isinstance(items[0]["columns"].get("prompt"), list)
-    given = {
-        "prompts": [item["columns"]["prompt"] if chat else item["prompt"] for item in items],
-        "completions": [
-            [{"role": "assistant", "content": item["completion"]}] if chat else item["completion"]
-            for item in items
-        ],
-        "completion_ids": [item["completion_ids"] for item in items],
-    }
-    names = dict.fromkeys(name for item in items for name in item["columns"])
-    result = _called(
-        function, {name: [item["columns"].get(name) for item in items] for name in names} | given
-    )
+    rows, texts = [item["columns"] for item in items], [item["completion"] for item in items]
+    names = dict.fromkeys(name for row in rows for name in row)
+    given = {name: [row.get(name) for row in rows] for name in names}
+    given |= {"prompts": [item["prompt"] for item in items], "completions": texts}
+    given |= {"completion_ids": [item["completion_ids"] for item in items]}
+    if isinstance(rows[0].get("prompt"), list):
+        given["prompts"] = [row["prompt"] for row in rows]
+        given["completions"] = [[{"role": "assistant", "content": text}] for text in texts]
+    result = _called(function, given)
     values = list(asyncio.run(result) if inspect.iscoroutine(result) else result)
     if len(values) != len(items):
         raise ValueError(f"returned {len(values)} rewards for {len(items)} completions")

@@ -198,16 +198,7 @@ class _Own:
         return [p._replace(reward=0.0, correct=correct) if p.error else p for p in found]
 
     def _ask(self, items: Sequence[Item], batches: Sequence[range]) -> list[Reply]:
-        def plain(item: Item) -> dict[str, Any]:
-            return {
-                "prompt": item.prompt,
-                "completion": item.completion,
-                "completion_ids": list(item.completion_ids),
-                "answers": item.problem.answers,
-                "columns": dict(item.problem.columns),
-            }
-
-        asked = [[plain(items[i]) for i in batch] for batch in batches]
+        asked = [[functions.plain(items[i]) for i in batch] for batch in batches]
         return self._pool.map([{"function": self._index, "items": each} for each in asked])
 
 
@@ -235,17 +226,14 @@ def metrics(scores: Sequence[Score]) -> dict[str, float]:
       that the grader gave up on. The last three are absent where no function says.
     """
     of: dict[str, list[float]] = {"reward": [s.reward for s in scores]}
-    failed: collections.Counter[str] = collections.Counter()
-    for s in scores:
-        failed.update(f"reward_errors/{name}" for name in s.errors)
-        for name, part in s.parts.items():
-            if part is not None:
-                of.setdefault(f"reward/{name}", []).append(part)
+    for name, part in (each for s in scores for each in s.parts.items()):
+        if part is not None:
+            of.setdefault(f"reward/{name}", []).append(part)
     judged = [s for s in scores if s.correct is not None]
     if judged:
         of["accuracy"] = [bool(s.correct) for s in judged]
         of["format_rate"] = [bool(s.answer) for s in judged]
         of["grader_timeout_rate"] = [s.reason == "timeout" for s in judged]
-    return {name: sum(each) / len(each) for name, each in of.items()} | {
-        name: float(n) for name, n in failed.items()
-    }
+    failed = collections.Counter(f"reward_errors/{name}" for s in scores for name in s.errors)
+    means = {name: sum(each) / len(each) for name, each in of.items()}
+    return means | {name: float(n) for name, n in failed.items()}

@@ -12,6 +12,7 @@ from remix_jax.config import Config
 from remix_jax.data import tasks
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
+from remix_jax.evaluation.run import check_model
 from remix_jax.learner import programs as compiled
 from remix_jax.learner.state import (
     Learner,
@@ -98,16 +99,10 @@ def check_sizes(config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh 
     Raises:
       InputError: they do not.
     """
-    slots = config.prompt_slots + config.data.response_tokens
-    if slots > sizes.max_positions:
-        raise InputError(
-            f"config.data.prompt_tokens + config.data.response_tokens"
-            f"{' + config.prefix.tokens' if config.prefix.tokens else ''} = {slots}: "
-            f"{config.model.path} takes {sizes.max_positions} positions (max_position_embeddings)"
-        )
+    check_model(config, sizes, mesh, config.prompt_slots)
     if mesh is None:
         return
-    shards, tensor = sharding.row_shards(mesh), mesh.shape["tensor"]
+    shards = sharding.row_shards(mesh)
     static, samples = static_of(config), config.evaluation.samples
     rows = (
         ("micro_batch_size", static.micro_rows(shards), 1),
@@ -121,10 +116,6 @@ def check_sizes(config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh 
                 f"config.{field} = {value}: must be a multiple of {shards * unit} on a mesh that "
                 f"divides rows over data x fsdp = {shards} devices{more}"
             )
-    if sizes.kv_heads % tensor:
-        raise InputError(
-            f"config.mesh.tensor = {tensor}: must divide the model's {sizes.kv_heads} key heads"
-        )
 
 
 def plan(setup: Setup) -> dict[str, object]:

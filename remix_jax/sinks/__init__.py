@@ -1,1 +1,1 @@
-"""Where the figures of a run go: `sink.Sink`, and one file for each place (docs/trackers.md)."""
+"""Where the figures of a run go: `sink.Sink`, and what takes them (docs/trackers.md)."""

@@ -1,7 +1,6 @@
 """What a person sees while a run trains: a live panel on a terminal, plain lines everywhere else.
 
-The panel is redrawn by a slow timer from the last figures handed in, so that `write` costs the
-training loop next to nothing however fast its steps are.
+A slow timer redraws the panel from the last figures: `write` costs the loop next to nothing.
 """
 
 import math

@@ -1,9 +1,4 @@
-"""The record of a run, metrics.jsonl and samples.jsonl: written as it goes, cut, and read back.
-
-Every line is strict JSON, and on the disk as a whole or not at all. JSON has no word for numbers
-that are not finite: they are the strings "NaN", "Infinity" and "-Infinity", which `read_metrics`
-and pandas turn back into floats.
-"""
+"""The record of a run, metrics.jsonl and samples.jsonl: written as it goes, cut, and read back."""
 
 import contextlib
 import os
@@ -15,7 +10,7 @@ from remix_jax.errors import InputError
 from remix_jax.files import JsonLines, json_lines
 
 METRICS_FILE, SAMPLES_FILE = FILES = ("metrics.jsonl", "samples.jsonl")
-NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # strings there: JSON has no word for these numbers
 
 Metrics = dict[str, Any]
 
@@ -102,8 +97,6 @@ def read_metrics(workdir: str | pathlib.Path) -> list[Metrics]:
         record = {k: float(v) if v in NOT_FINITE else v for k, v in line.items()}
         while records and records[-1]["step"] > step:
             records.pop()
-        if records and records[-1]["step"] == step:
-            records[-1].update(record)
-        else:
-            records.append(record)
+        same = records.pop() if records and records[-1]["step"] == step else {}
+        records.append(same | record)
     return records

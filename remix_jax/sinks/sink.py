@@ -1,9 +1,8 @@
 """The interface of what takes the figures of a run, and the list of those that a run writes to."""
 
 import functools
-import importlib.util
+import importlib
 import json
-import math
 import pathlib
 import queue
 import threading
@@ -20,26 +19,14 @@ Rows = Sequence[Mapping[str, Any]]  # of samples.jsonl
 
 # name -> (the sink, the package it needs)
 TRACKERS = {
-    "tensorboard": ("remix_jax.sinks.tensorboard:TensorBoard", "tensorboardX"),
-    "wandb": ("remix_jax.sinks.weights_and_biases:WandB", "wandb"),
-    "trackio": ("remix_jax.sinks.trackio:Trackio", "trackio"),
-    "mlflow": ("remix_jax.sinks.mlflow:MLflow", "mlflow"),
+    "tensorboard": ("remix_jax.sinks.builtins:TensorBoard", "tensorboardX"),
+    "wandb": ("remix_jax.sinks.builtins:WandB", "wandb"),
+    "trackio": ("remix_jax.sinks.builtins:Trackio", "trackio"),
+    "mlflow": ("remix_jax.sinks.builtins:MLflow", "mlflow"),
 }
 DEFAULT = "tensorboard"
 IDS = "trackers.json"  # in the run's directory: what a tracker knows the run by
 _CAPACITY, _PATIENCE = 1000, 60.0  # calls that wait for a tracker; seconds for it to end
-
-# Metrics by the question they answer, for trackers that show a group a section.
-GROUPS = {
-    "1_learning": (
-        *("reward", "accuracy", "format_rate", "zero_variance", "eval/", "validation/"),
-        *("truncated_rate", "response_length", "grader_"),
-    ),
-    "2_stability": ("ratio_", "clip_share", "ess", "kl_", "entropy", "sampler_gap", "truncation_"),
-    "3_optimizer": ("loss", "grad_norm", "critic_", "explained_variance", "learning_rate"),
-    "4_replay": ("rows/", "n_", "rollouts"),
-    "5_cost": ("seconds", "tokens", "flops", "learn_tokens", "mfu/"),
-}
 
 
 class Sink(Protocol):
@@ -93,9 +80,12 @@ def trackers(names: Sequence[str | Tracker]) -> dict[str, Tracker]:
         if ":" not in spec:
             known = ", ".join(TRACKERS)
             raise InputError(f"--trackers={name}: must be {known}, or a file.py:function")
-        if package and importlib.util.find_spec(package) is None:
-            needs = f"needs the package {package}: pip install {package}"
-            raise InputError(f"--trackers={name} {needs}")
+        try:
+            if package:
+                importlib.import_module(package)
+        except Exception as error:  # a package may raise anything
+            needs = f"needs the package {package} ({one_line(error)}): pip install {package}"
+            raise InputError(f"--trackers={name} {needs}") from None
         found[name] = plugins.load(spec, "--trackers")
     return found
 
@@ -115,25 +105,20 @@ class Sinks:
             except Exception as error:  # a tracker may raise anything
                 self._drop(name, error)
 
-    def write(self, step: int, metrics: Metrics) -> None:
-        """To each."""
-        self._each("write", step, metrics)
-
-    def samples(self, step: int, rows: Rows) -> None:
-        """To each."""
-        self._each("samples", step, rows)
-
-    def close(self) -> None:
-        """Each, also if another fails. Harmless when repeated."""
-        self._each("close")
-        self._sinks = {}
-
     def _each(self, method: str, *arguments: Any) -> None:
         for name, sink in list(self._sinks.items()):
             try:
                 getattr(sink, method)(*arguments)
             except Exception as error:  # a sink may raise anything
                 self._drop(name, error)
+
+    write = functools.partialmethod(_each, "write")
+    samples = functools.partialmethod(_each, "samples")
+
+    def close(self) -> None:
+        """Each, also if another fails. Harmless when repeated."""
+        self._each("close")
+        self._sinks = {}
 
     def _drop(self, name: str, error: Exception) -> None:
         self._sinks.pop(name, None)
@@ -178,15 +163,3 @@ class _Background:
             except Exception as error:  # a sink may raise anything
                 self._error = error
                 return
-
-
-def tag(name: str) -> str:
-    """`group/name` of a metric; figures by age of the rows are of the replay's group."""
-    groups = [group for group, starts in GROUPS.items() if name.startswith(starts)]
-    return f"{'4_replay' if '/age' in name else (*groups, '6_other')[0]}/{name}"
-
-
-def numbers(metrics: Metrics) -> dict[str, float]:
-    """The finite numbers among the metrics of a step."""
-    found = {name: v for name, v in metrics.items() if isinstance(v, int | float)}
-    return {name: float(value) for name, value in found.items() if math.isfinite(value)}

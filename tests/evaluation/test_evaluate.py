@@ -104,7 +104,7 @@ def test_results_and_settings_are_left(whole):
 
 def test_a_kill_costs_at_most_the_running_batch(whole, tmp_path, monkeypatch):
     """Continued with other batches, the responses are those of the unbroken evaluation."""
-    out, calls, real = tmp_path / "out", [], run.respond
+    out, calls, real = tmp_path / "out", [], run.score_responses
 
     def dying(*arguments):
         calls.append(arguments)
@@ -112,7 +112,7 @@ def test_a_kill_costs_at_most_the_running_batch(whole, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(run, "respond", dying)
+    monkeypatch.setattr(run, "score_responses", dying)
     with pytest.raises(KeyboardInterrupt):
         evaluated(out)
     assert len(generations(out)) == 4
