@@ -12,16 +12,5 @@ from remix_jax.models.sampling import Sampled, SamplerSettings
 from remix_jax.rollout.rollouts import prompt_batch, response_ids, texts_of
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, compiled
 
-__all__ = [
-    "Prompts",
-    "Sampled",
-    "Sampler",
-    "SamplerSettings",
-    "Task",
-    "Vocabulary",
-    "compiled",
-    "load_vocabulary",
-    "prompt_batch",
-    "response_ids",
-    "texts_of",
-]
+__all__ = ["Prompts", "Sampled", "Sampler", "SamplerSettings", "Task", "Vocabulary", "compiled"]
+__all__ += ["load_vocabulary", "prompt_batch", "response_ids", "texts_of"]

@@ -265,12 +265,11 @@ def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, An
       Preempted: the state is untouched.
     """
     setup, config, vocabulary = run.setup, run.setup.config, run.setup.vocabulary
-    before = schedule.groups_until(config, step - 1)
     draw, counters = draw_problems(config, setup.train, setup.prefixes, run.counters, step)
     expert = None
     if setup.traces:
         bank, pad_id = setup.traces, vocabulary.pad_id
-        expert = expert_rows(draw, bank, stage, before, config, pad_id, setup.mesh)
+        expert = expert_rows(draw, bank, stage, config, pad_id, setup.mesh)
     if not config.own_rows:
         return Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], {}, expert), counters
     slots = stage.fresh_groups, config.prompt_slots
@@ -286,9 +285,7 @@ def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, An
         draw,
         vocabulary,
         config.own_rows,
-        first_group=before,
-        scorer=setup.scorer,
-        form=setup.train.form,
+        setup.scorer,
         mesh=setup.mesh,
         shown=config.samples_per_step,
     )
