@@ -140,10 +140,9 @@ def _relations(c: Config) -> Iterator[tuple[str, bool, str]]:
     yield "evaluation.samples", once, "greedy decoding has one sample a problem"
     rule = "slots for a prefix: 1 or more with a trace bank (config.prefix.bank), 0 without"
     yield "prefix.tokens", prefix.tokens >= 1 if prefix.bank else prefix.tokens == 0, rule
-    rule = f"must be in (prefix.low = {prefix.low}, 1]"
-    yield "prefix.high", prefix.low < prefix.high <= 1, rule
-    one_rest = [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) <= 1
-    yield "mesh", one_rest, "one axis at most can be -1 (the rest of the devices)"
+    low, high, rest = prefix.low, prefix.high, c.mesh.sizes.count(-1)
+    yield "prefix.high", low < high <= 1, f"must be in (prefix.low = {low}, 1]"
+    yield "mesh", rest <= 1, "one axis at most can be -1 (the rest of the devices)"
     yield from _method_relations(c, c.objective, family.METHODS[c.objective.method])
 
 
@@ -182,7 +181,7 @@ def _method_relations(
     yield "expert.bank", not (bank and c.prefix.bank), rule
     rule = f"the rows of expert.bank = {bank} need a group advantage, no critic"
     yield "objective.advantage", not (bank and c.has_critic), rule
-    rule = "sft has no rows but the expert's: must be 1"
-    yield "group_size", size == 1 or not bank or name != "sft", rule
     rule = f"{name} needs own rows beside the expert's one: must be 2 or more"
-    yield "group_size", size > 1 or not bank or name == "sft", rule
+    if name == "sft":
+        rule = "sft has no rows but the expert's: must be 1"
+    yield "group_size", not bank or (size == 1) == (name == "sft"), rule
