@@ -1,12 +1,12 @@
 """The one check of a whole config: types, then a rule a field, then fields against each other."""
 
 import copy
-import functools
 import itertools
 import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from typing import Any
 
 from remix_jax.config import ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config, Objective, paths
@@ -35,8 +35,7 @@ _BELOW_ONE: Rule = (lambda x: 0 <= x < 1, "must be in [0, 1)")
 _NOT_ZERO: Rule = (lambda x: 0 < x <= 1, "must be in (0, 1]")
 _GRPO = "; GRPO is mix_ppg with objective.advantage=group_normalized and group_size above 1"
 
-# The rule of each field that has one by itself; fields that share a rule stand together. Those of
-# optimizer hold for critic.optimizer too.
+# The rule of each field that has one by itself; those of optimizer hold for critic.optimizer too.
 FIELDS: dict[str, Rule] = {
     "seed": (lambda x: 0 <= x < 2**31, "must be in [0, 2^31)"),
     "steps batch_size group_size mini_batch_size micro_batch_size score_batch_size": _COUNT,
@@ -75,16 +74,14 @@ FIELDS: dict[str, Rule] = {
 
 
 def validate(config: Config) -> Config:
-    """Checks every field, alone and against the others.
-
-    Returns:
-      A copy that cannot be changed.
+    """A copy that cannot be changed, after a check of every field, alone and against the others.
 
     Raises:
       InputError: names the first field that is wrong, its value, and what would be right.
     """
+    values: dict[str, Any] = {}
     for path, kind in paths(Config):
-        value = _value(config, path)
+        value = values[path] = attrgetter(path)(config)
         if not _fits(value, kind):
             name = getattr(kind, "__name__", str(kind))
             raise InputError(f"config.{path} = {str(value)[:80]!r}: must be of type {name}")
@@ -94,17 +91,13 @@ def validate(config: Config) -> Config:
             raise InputError(f"config.{path} = {value:.3g}: must be below {_LARGEST:.0e}")
     rules = {path: rule for together, rule in FIELDS.items() for path in together.split()}
     rules |= {f"critic.{path}": rule for path, rule in rules.items() if path[:9] == "optimizer"}
-    alone = ((path, holds(_value(config, path)), right) for path, (holds, right) in rules.items())
+    alone = ((path, holds(values[path]), right) for path, (holds, right) in rules.items())
     for path, holds, right in itertools.chain(alone, _relations(config)):
         if not holds:
-            raise InputError(f"config.{path} = {_value(config, path)!r}: {right}")
+            raise InputError(f"config.{path} = {values[path]!r}: {right}")
     frozen = copy.deepcopy(config)
     frozen.freeze()
     return frozen
-
-
-def _value(config: Config, path: str) -> Any:
-    return functools.reduce(getattr, path.split("."), config)
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -1,7 +1,6 @@
 """What a step costs and how fast it ran: FLOPs by the shapes of its programs, MFU, tokens a second.
 
-FLOPs are those of matrix products, a multiplication and an addition as two, padding included. A
-backward pass costs twice its forward pass.
+FLOPs are of matrix products, padding included; a backward pass costs twice its forward pass.
 """
 
 from typing import NamedTuple
@@ -36,9 +35,8 @@ def forward_flops(c: DecoderConfig, rows: int, prompt: int, response: int, head:
 
 
 def decode_flops(c: DecoderConfig, prompts: int, rows: int, prompt: int, tokens: float) -> float:
-    """Prefill of the prompts, once for all rows of a group, and `tokens` decoded in all.
-
-    Attention of a decoded token is taken at the middle of its response.
+    """Prefill of the prompts, once for all rows of a group, and `tokens` decoded in all, each with
+    the attention of the middle of a response.
     """
     prefill = prompts * forward_flops(c, 1, prompt - 1, 1, "token")
     layer = _layer_flops(c, 1, 1, prompt + tokens / max(rows, 1) / 2)
@@ -110,7 +108,8 @@ def speeds(
 ) -> dict[str, float]:
     """Tokens a second, and the model FLOPs utilisation (MFU) where the devices' peak is known.
 
-    Of tokens decoded and learned, the latter with padding and in every pass, and the seconds taken.
+    `decoded` and `learned` are tokens, the latter with padding and in every pass; `sample` and
+    `learn` are the seconds of these phases.
     """
     sample, learn = max(sample, 1e-9), max(learn, 1e-9)
     found = {"tokens_per_second": decoded / sample, "learn_tokens_per_second": learned / learn}

@@ -204,9 +204,8 @@ def encode_prompts(tokenizer: Any, chats: Sequence[Chat], max_tokens: int) -> di
 def plan(
     held_out: Sequence[ProblemSet], tokenizer: Any, train: ProblemSet | None = None
 ) -> dict[str, object]:
-    """How problems are asked, for people: form of the answer, instruction, the end of a prompt.
-
-    With a training set also a warning of held-out problems whose text is a training problem's.
+    """How problems are asked, for people: form of the answer, instruction, the end of a prompt; and
+    a warning of held-out problems whose text is a training problem's.
     """
     sets = [*([train] if train else []), *held_out]
 

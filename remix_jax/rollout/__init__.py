@@ -1,10 +1,5 @@
-"""Fresh rows: problems are drawn, sampled from and scored.
-
-    draw = compiled(policy, Task(...))            # or a user's own Sampler, by sampling.engine
-    sampled = draw(params, Prompts(...), key)
-
-`sampler` is the interface of sampling (docs/samplers.md), `draws` chooses problems and prefixes,
-`rollouts` scores responses and makes rows of them and of an expert's traces.
+"""Fresh rows: `draws` chooses problems and prefixes, `sampler` is the interface of sampling
+(docs/samplers.md), `rollouts` scores responses and makes rows of them and of an expert's traces.
 """
 
 from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary

@@ -53,9 +53,7 @@ class Draw(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """Where training stands in the endless sequence `order(seed, 0, n)`, `order(seed, 1, n)`, ...;
-    plain data, saved as it is.
-    """
+    """A place in the endless sequence `order(seed, 0, n)`, `order(seed, 1, n)`, ...; plain data."""
 
     seed: int
     epoch: int = 0

@@ -88,8 +88,7 @@ def make(config: Config, policy: Decoder, task: Task, mesh: Mesh | None = None) 
     def checked(params: dict, prompts: Prompts, key: jax.Array) -> Sampled:
         sampled = own(params, prompts, key)
         if not isinstance(sampled, Sampled):
-            given = type(sampled).__name__
-            raise InputError(f"{where}: gives {given}, not a models.sampling.Sampled")
+            raise InputError(f"{where}: gives {type(sampled).__name__}, no models.sampling.Sampled")
         placed = {}
         for name, value in sampled._asdict().items():
             letters = name.rpartition("_")[2]
