@@ -21,7 +21,6 @@ from remix_jax.errors import InputError
 from remix_jax.rl import family, replay
 from remix_jax.text import one_line
 
-CRITIC_ADVANTAGES = ("gae", "vtrace")
 OWN_ADVANTAGE = "method"  # the estimator that belongs to objective.method
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("auto", "plain", "splash", "cudnn")
@@ -277,7 +276,7 @@ class Config(Section):
     @property
     def has_critic(self) -> bool:
         """PPO learns a critic; group methods compare the responses to one prompt instead."""
-        return self.objective.advantage in CRITIC_ADVANTAGES
+        return self.objective.advantage in ("gae", "vtrace")
 
     @property
     def expert_rows(self) -> int:

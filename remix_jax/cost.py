@@ -1,6 +1,7 @@
 """What a step costs and how fast it ran: FLOPs by the shapes of its programs, MFU, tokens a second.
 
-FLOPs are of matrix products, padding included; a backward pass costs twice its forward pass.
+FLOPs are those of matrix products, a multiplication and an addition as two, padding included. A
+backward pass costs twice its forward pass.
 """
 
 from typing import NamedTuple

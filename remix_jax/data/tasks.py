@@ -131,11 +131,9 @@ def load_set(
       InputError: the set cannot be read or made, or its parts contradict each other.
     """
     spec, skipped = parse(text), list[str]()
-    if spec.generator:
-        problems = _generated(spec)
-    else:
-        problems = load_problems(spec.path, skipped if skip_malformed else None, needs_answer)
-    problems = problems[: limit or None]
+    left_out = skipped if skip_malformed else None
+    every = _generated(spec) if spec.generator else load_problems(spec.path, left_out, needs_answer)
+    problems = every[: limit or None]
     form, instruction = _asked(spec, data, problems, needs_answer)
     chats: list[Chat] = []
     for p in problems:
