@@ -115,14 +115,13 @@ class Run:
         self.clock.switch("generate")
         sampled = self.sample(number)
         self.clock.switch("other")
+        begin = number * self.size.prompts
         rollouts: Any = grade_rollouts(
             sampled,
-            Draw(self.problems, self.prompt_ids, [None] * len(self.problems)),
+            Draw(self.problems, self.prompt_ids, [None] * self.size.prompts, begin),
             self.vocabulary,
             self.size.group_size,
-            number * self.size.prompts,
             self.scorer,
-            "boxed",
         )
         assert rollouts.metrics["response_length"] == self.size.response_len
         # The grader finds no answer in random words; rewards that differ make the gradient real.

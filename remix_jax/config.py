@@ -1,9 +1,7 @@
-"""What a run is: typed fields, each with its default and where that comes from.
+"""What a run is: typed fields. PPO, GRPO, ReMix and every ablation are values of them.
 
 A config file (`experiments/configs/*.py`) defines `get_config() -> Config`; the command line may
-override any field (`--config.replay.share=0.3`). PPO, GRPO, ReMix-PPO, ReMix-GRPO and every
-ablation are values of these fields: one learner reads them all. A run reads a copy that was checked
-and cannot be changed (config_rules.validate).
+override any field (`--config.replay.share=0.3`). A run reads a checked copy (config_rules.py).
 
 Marks beside a default say where it comes from: [P] the paper, [R] the authors' repository,
 [C] our choice where both are silent (docs/choices.md lists those with reasons).
@@ -23,21 +21,15 @@ from remix_jax.errors import InputError
 from remix_jax.rl import family, replay
 from remix_jax.text import one_line
 
-CRITIC_ADVANTAGES = ("gae", "vtrace")
 OWN_ADVANTAGE = "method"  # the estimator that belongs to objective.method
 DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("auto", "plain", "splash", "cudnn")
 
 
-def _types(kind: Any) -> dict[str, Any]:
-    """The fields of a section with their types; none where `kind` is no section."""
-    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
-    return {field.name: field.type for field in fields}
-
-
 def _type(kind: Any, name: str) -> Any:
     """The type of a section's field; InputError where it has no such field."""
-    if name not in (types := _types(kind)):
+    types = {field.name: field.type for field in dataclasses.fields(kind)}
+    if name not in types:
         meant = " or ".join(similar_fields(name, kind))
         guess = f"; did you mean {meant}?" if meant else f": its fields are {', '.join(types)}"
         raise InputError(f"{kind.__name__} has no field {name}{guess}")
@@ -46,12 +38,10 @@ def _type(kind: Any, name: str) -> Any:
 
 @typing.dataclass_transform(field_specifiers=(dataclasses.field,))
 class Section:
-    """A group of fields, a dataclass: others are refused, and so is every change after `freeze`.
-
-    A section in another one, as its default too, is a copy, so that no two configs share one.
+    """A group of fields, a dataclass; a section within is a copy, so that no two configs share one.
 
     Raises:
-      InputError: an unknown field (the message names the one that was meant), or a late change.
+      InputError: an unknown field, with the one that was meant; or a change after `freeze`.
     """
 
     def __init_subclass__(cls) -> None:
@@ -238,14 +228,10 @@ class Evaluation(Section):
 
 
 class Mesh(Section):
-    """Devices along each axis of the mesh (sharding.py); -1 for one axis: all that are left.
-
-    By default all go to fsdp: it divides rows as data does, and the state too, so that memory falls
-    with every device.
-    """
+    """Devices along each axis of the mesh (sharding.py); -1 for one axis: all that are left."""
 
     data: int = 1  # rows
-    fsdp: int = -1  # rows, and the state
+    fsdp: int = -1  # rows, and the state, so that memory falls with every device
     tensor: int = 1  # heads, MLP, vocabulary
 
     @property
@@ -290,7 +276,7 @@ class Config(Section):
     @property
     def has_critic(self) -> bool:
         """PPO learns a critic; group methods compare the responses to one prompt instead."""
-        return self.objective.advantage in CRITIC_ADVANTAGES
+        return self.objective.advantage in ("gae", "vtrace")
 
     @property
     def expert_rows(self) -> int:
@@ -310,9 +296,8 @@ class Config(Section):
     @property
     def stores_advantage(self) -> bool:
         """Whether rows keep the advantage of their collection."""
-        method, sampler = self.objective.method, self.replay.sampler
-        stored = family.METHODS[method].stored_advantage
-        return stored or replay.SAMPLERS[sampler].stored_advantage
+        method, sampler = family.METHODS[self.objective.method], self.replay.sampler
+        return method.stored_advantage or replay.SAMPLERS[sampler].stored_advantage
 
     @property
     def prompt_slots(self) -> int:
@@ -329,7 +314,7 @@ def field_type(path: str) -> type:
     """The type of the field at a dotted path; an InputError names the one that was meant."""
     kind: Any = Config
     for name in path.split("."):
-        if not _types(kind):
+        if not dataclasses.is_dataclass(kind):
             raise InputError(f"config.{path}: {path.rpartition('.')[0]} has no fields")
         kind = _type(kind, name)
     return kind
@@ -338,7 +323,6 @@ def field_type(path: str) -> type:
 def similar_fields(name: str, kind: type | None = None) -> list[str]:
     """Dotted paths of the fields that may be meant by a wrong name: lr -> learning_rate."""
     leaves = {path: path.rpartition(".")[2] for path, _ in paths(kind or Config)}
-
     initials = {path: "".join(re.findall(r"(?:^|_)(.)", leaf)) for path, leaf in leaves.items()}
     exact = [path for path, leaf in leaves.items() if name in (leaf, initials[path])]
     near = difflib.get_close_matches(name, {*leaves, *leaves.values()}, 1, 0.75)
@@ -347,9 +331,9 @@ def similar_fields(name: str, kind: type | None = None) -> list[str]:
 
 def paths(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted path, type) of all fields and sections below."""
-    for name, inner in _types(kind).items():
-        yield prefix + name, inner
-        yield from paths(inner, f"{prefix}{name}.")
+    for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+        yield prefix + field.name, field.type
+        yield from paths(field.type, f"{prefix}{field.name}.")
 
 
 def to_json(config: Config) -> str:
@@ -364,15 +348,14 @@ def from_json(text: str, where: object = "config.json") -> Config:
       InputError: no such config, or one of another version, with fields that are unknown here.
     """
 
-    def section(kind: Any, content: dict[str, Any]) -> Any:
-        values = {}
+    def fill(section: Any, content: dict[str, Any]) -> Any:
         for name, value in content.items():
-            if _types(inner := _types(kind).get(name)):
-                value = section(inner, value)
-            values[name] = tuple(value) if isinstance(value, list) else value
-        return kind(**values)
+            if isinstance(inner := getattr(section, name, None), Section):
+                value = fill(inner, value)
+            setattr(section, name, tuple(value) if isinstance(value, list) else value)
+        return section
 
     try:
-        return section(Config, json.loads(text))
+        return fill(Config(), json.loads(text))
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{where}: no config of this version ({one_line(error)})") from None

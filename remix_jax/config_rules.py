@@ -1,12 +1,12 @@
 """The one check of a whole config: types, then a rule a field, then fields against each other."""
 
 import copy
-import functools
 import itertools
 import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from typing import Any
 
 from remix_jax.config import ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config, Objective, paths
@@ -35,8 +35,7 @@ _BELOW_ONE: Rule = (lambda x: 0 <= x < 1, "must be in [0, 1)")
 _NOT_ZERO: Rule = (lambda x: 0 < x <= 1, "must be in (0, 1]")
 _GRPO = "; GRPO is mix_ppg with objective.advantage=group_normalized and group_size above 1"
 
-# The rule of each field that has one by itself; fields that share a rule stand together. Those of
-# optimizer hold for critic.optimizer too.
+# The rule of each field that has one by itself; those of optimizer hold for critic.optimizer too.
 FIELDS: dict[str, Rule] = {
     "seed": (lambda x: 0 <= x < 2**31, "must be in [0, 2^31)"),
     "steps batch_size group_size mini_batch_size micro_batch_size score_batch_size": _COUNT,
@@ -75,16 +74,14 @@ FIELDS: dict[str, Rule] = {
 
 
 def validate(config: Config) -> Config:
-    """Checks every field, alone and against the others.
-
-    Returns:
-      A copy that cannot be changed.
+    """A copy that cannot be changed, after a check of every field, alone and against the others.
 
     Raises:
       InputError: names the first field that is wrong, its value, and what would be right.
     """
+    values: dict[str, Any] = {}
     for path, kind in paths(Config):
-        value = _value(config, path)
+        value = values[path] = attrgetter(path)(config)
         if not _fits(value, kind):
             name = getattr(kind, "__name__", str(kind))
             raise InputError(f"config.{path} = {str(value)[:80]!r}: must be of type {name}")
@@ -94,17 +91,13 @@ def validate(config: Config) -> Config:
             raise InputError(f"config.{path} = {value:.3g}: must be below {_LARGEST:.0e}")
     rules = {path: rule for together, rule in FIELDS.items() for path in together.split()}
     rules |= {f"critic.{path}": rule for path, rule in rules.items() if path[:9] == "optimizer"}
-    alone = ((path, holds(_value(config, path)), right) for path, (holds, right) in rules.items())
+    alone = ((path, holds(values[path]), right) for path, (holds, right) in rules.items())
     for path, holds, right in itertools.chain(alone, _relations(config)):
         if not holds:
-            raise InputError(f"config.{path} = {_value(config, path)!r}: {right}")
+            raise InputError(f"config.{path} = {values[path]!r}: {right}")
     frozen = copy.deepcopy(config)
     frozen.freeze()
     return frozen
-
-
-def _value(config: Config, path: str) -> Any:
-    return functools.reduce(getattr, path.split("."), config)
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -140,10 +133,9 @@ def _relations(c: Config) -> Iterator[tuple[str, bool, str]]:
     yield "evaluation.samples", once, "greedy decoding has one sample a problem"
     rule = "slots for a prefix: 1 or more with a trace bank (config.prefix.bank), 0 without"
     yield "prefix.tokens", prefix.tokens >= 1 if prefix.bank else prefix.tokens == 0, rule
-    rule = f"must be in (prefix.low = {prefix.low}, 1]"
-    yield "prefix.high", prefix.low < prefix.high <= 1, rule
-    one_rest = [c.mesh.data, c.mesh.fsdp, c.mesh.tensor].count(-1) <= 1
-    yield "mesh", one_rest, "one axis at most can be -1 (the rest of the devices)"
+    low, high, rest = prefix.low, prefix.high, c.mesh.sizes.count(-1)
+    yield "prefix.high", low < high <= 1, f"must be in (prefix.low = {low}, 1]"
+    yield "mesh", rest <= 1, "one axis at most can be -1 (the rest of the devices)"
     yield from _method_relations(c, c.objective, family.METHODS[c.objective.method])
 
 
@@ -182,7 +174,7 @@ def _method_relations(
     yield "expert.bank", not (bank and c.prefix.bank), rule
     rule = f"the rows of expert.bank = {bank} need a group advantage, no critic"
     yield "objective.advantage", not (bank and c.has_critic), rule
-    rule = "sft has no rows but the expert's: must be 1"
-    yield "group_size", size == 1 or not bank or name != "sft", rule
     rule = f"{name} needs own rows beside the expert's one: must be 2 or more"
-    yield "group_size", size > 1 or not bank or name == "sft", rule
+    if name == "sft":
+        rule = "sft has no rows but the expert's: must be 1"
+    yield "group_size", not bank or (size == 1) == (name == "sft"), rule

@@ -26,8 +26,8 @@ def _layer_flops(c: DecoderConfig, slots: float, asked: float, seen: float) -> f
 def forward_flops(c: DecoderConfig, rows: int, prompt: int, response: int, head: str) -> float:
     """One pass over rows of `prompt` + `response` slots, for log-probs or values of the response.
 
-    The last layer makes keys and values of all slots, and like the head answers for the response
-    alone: logits over the vocabulary (head "token") or one number (head "value").
+    The head gives logits over the vocabulary ("token") or one number ("value"), of the response
+    alone; so does the last layer, but for its keys and values.
     """
     slots, outputs = prompt + response, c.vocab_size if head == "token" else 1
     layers = (c.layers - 1) * _layer_flops(c, slots, slots, slots)
@@ -36,9 +36,8 @@ def forward_flops(c: DecoderConfig, rows: int, prompt: int, response: int, head:
 
 
 def decode_flops(c: DecoderConfig, prompts: int, rows: int, prompt: int, tokens: float) -> float:
-    """Prefill of the prompts, once for all rows of a group, and `tokens` decoded in all.
-
-    Attention of a decoded token is taken at the middle of its response.
+    """Prefill of the prompts, once for all rows of a group, and `tokens` decoded in all, each with
+    the attention of the middle of a response.
     """
     prefill = prompts * forward_flops(c, 1, prompt - 1, 1, "token")
     layer = _layer_flops(c, 1, 1, prompt + tokens / max(rows, 1) / 2)
@@ -74,16 +73,16 @@ def step_flops(
 
 
 class Chip(NamedTuple):
-    """Peaks of one chip by its maker's tables.
+    """Peaks of one chip by its maker's tables; rates in bytes a second.
 
-    TPUs: "System architecture" of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}; the link rate is the
-    sum of a chip's links in one direction. GPUs: NVIDIA's data sheets, dense bfloat16, SXM.
+    TPUs: "System architecture" of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. GPUs: NVIDIA's data
+    sheets, dense bfloat16, SXM.
     """
 
     flops: float  # a second: bfloat16 products with float32 sums
     memory_bytes: float
-    memory_rate: float  # bytes a second
-    link_rate: float  # bytes a second from all its neighbours; 0: not listed
+    memory_rate: float
+    link_rate: float  # the sum of its links in one direction; 0: not listed
 
 
 _GB, _GIB = 1e9, 2.0**30
@@ -110,9 +109,8 @@ def speeds(
 ) -> dict[str, float]:
     """Tokens a second, and the model FLOPs utilisation (MFU) where the devices' peak is known.
 
-    Args:
-      decoded, learned: tokens of the phases, the latter with padding, in every pass.
-      sample, learn: seconds of the phases.
+    `decoded` and `learned` are tokens, the latter with padding and in every pass; `sample` and
+    `learn` are the seconds of these phases.
     """
     sample, learn = max(sample, 1e-9), max(learn, 1e-9)
     found = {"tokens_per_second": decoded / sample, "learn_tokens_per_second": learned / learn}

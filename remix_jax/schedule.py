@@ -17,10 +17,7 @@ class Stage:
 
 
 def stages(config: Config) -> dict[str, Stage]:
-    """The stages that the run goes through, by name: mix up to step T, on-policy afterwards.
-
-    A run without replay and with one pass is on-policy all along.
-    """
+    """The stages that the run goes through, by name."""
     fewest, most = schedules.fresh_unit_range(config.batch_groups, config.replay.share)
     mix = Stage("mix", most, config.batch_groups - fewest, config.passes)
     on_policy = Stage("on-policy", config.batch_groups, 0, 1)
@@ -29,7 +26,10 @@ def stages(config: Config) -> dict[str, Stage]:
 
 
 def stage_at(config: Config, step: int) -> str:
-    """Name of the stage that step (from 1) belongs to; with T = 0 the mix stage never ends."""
+    """The stage of a step (from 1): mix up to step T, with T = 0 for ever; then on-policy.
+
+    A run without replay and with one pass is on-policy all along.
+    """
     mixes = config.replay.share > 0 or config.passes > 1
     before = config.reincarnation_step == 0 or step <= config.reincarnation_step
     return "mix" if mixes and before else "on-policy"
@@ -42,9 +42,8 @@ def fresh_groups(config: Config, step: int) -> int:
 
 def groups_until(config: Config, step: int) -> int:
     """Fresh groups of the run by the end of a step (0 gives 0)."""
-    return schedules.planned_units(
-        step, config.batch_groups, config.replay.share, config.reincarnation_step
-    )
+    share, end = config.replay.share, config.reincarnation_step
+    return schedules.planned_units(step, config.batch_groups, share, end)
 
 
 def rollouts_until(config: Config, step: int) -> int:
@@ -55,8 +54,3 @@ def rollouts_until(config: Config, step: int) -> int:
 def planned_rollouts(config: Config) -> int:
     """Rows that the whole run generates."""
     return rollouts_until(config, config.steps)
-
-
-def passes_per_row(config: Config) -> float:
-    """Expected gradient passes over a row generated in the mix stage: m (1 + p / (1 - p))."""
-    return config.passes / (1 - config.replay.share)

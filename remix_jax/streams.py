@@ -6,9 +6,5 @@ PURPOSES = ("learning", "sampling", "evaluation", "collection")
 
 
 def key(seed: int, purpose: str) -> jax.Array:
-    """The root key of one of PURPOSES: no other seed and no other purpose has it.
-
-    Args:
-      seed: of the run.
-    """
+    """The root key of a run's seed and one of PURPOSES: no others have it."""
     return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))

@@ -18,7 +18,7 @@ from absl import flags
 import math_grader
 from experiments import main
 from experiments.arithmetic import task
-from remix_jax.data.prompts import chat, encode_prompts
+from remix_jax.data.tasks import chat, encode_prompts
 from remix_jax.errors import InputError
 from remix_jax.models import hf_tokenizer, huggingface, sampling
 from remix_jax.models.decoder import Decoder, DecoderConfig

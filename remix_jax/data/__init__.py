@@ -1,3 +1,3 @@
-"""Problems in, token ids out: `tasks.load_set` reads a set by its spec, `problems` its rows,
-`prompts` puts them under a chat template, `traces` keeps banks of verified responses.
+"""Problems in, token ids out: `tasks.load_set` reads a set by its spec and puts it under a chat
+template, `problems` reads rows, `traces` keeps banks of verified responses.
 """

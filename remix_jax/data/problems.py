@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,15 +39,14 @@ _CLASS_KEYS, _TFDS_CLASSES = ("pythonClassName", "python_class_name"), "tensorfl
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A problem, the answers any one of which is right, and a name for it in logs."""
+    """What is asked, what is right, and the row that said so."""
 
     problem: str
-    answers: tuple[Answer, ...]  # none where the reward needs none
-    id: str
+    answers: tuple[Answer, ...]  # any of them is right; none where the reward needs none
+    id: str  # its name in logs
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
     context: tuple[tuple[str, str], ...] = ()  # (role, text) of the messages before it
-    # The form of answer that the row's own prompt asks for, a key of FORMS; empty: none.
-    asks: str = dataclasses.field(default="", compare=False)
+    asks: str = dataclasses.field(default="", compare=False)  # by its own prompt: a key of FORMS
 
     @property
     def instructed(self) -> bool:
@@ -60,10 +59,7 @@ def load_problems(
 ) -> list[Problem]:
     """The problems of a `.json`, `.jsonl` or `.parquet` file or of a prepared TFDS directory.
 
-    A row gives the problem as `problem`, GSM8K's `question`, or `prompt` (a text, or chat messages
-    that end with the user's); the answer as `answer` (text, finite number or a list of these: any
-    is right), TRL's `solution` or verl's `reward_model.ground_truth`; optionally an `id`. All
-    columns are kept for reward functions. See docs/tasks.md.
+    docs/tasks.md says which fields a row may have; all of them are kept for reward functions.
 
     Args:
       skipped: takes the message of each malformed row, which is then left out; None refuses the
@@ -71,12 +67,17 @@ def load_problems(
       needs_answer: False takes rows without a usable answer too.
 
     Raises:
-      InputError: the path is missing, empty, of another kind, or holds a malformed row; the message
-        names the file, the line or row and what was expected there.
+      InputError: names the file, the line or row, and what was expected there.
     """
     path = pathlib.Path(path).expanduser()
+    try:
+        rows = list(_rows(path))
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # InputError is a ValueError
+        kind = "parquet" if path.suffix == ".parquet" else "UTF-8"
+        damaged = f"not a readable {kind} file ({one_line(error)})"
+        raise InputError(f"{path}: {error if isinstance(error, InputError) else damaged}") from None
     problems = []
-    for i, (place, row) in enumerate(_rows(path)):
+    for i, (place, row) in enumerate(rows):
         try:
             problems.append(_problem(row, f"{path.stem}-{i}", needs_answer))
         except InputError as error:
@@ -96,63 +97,58 @@ def asked_form(text: str) -> str:
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     """(place, row) of every row: plain Python data, or the InputError of one that is no JSON."""
-    rows: Iterable[Any]
     if path.suffix in SUFFIXES and not path.exists():
-        raise InputError(f"{path}: no such problem file")
+        raise InputError("no such problem file")
     if path.suffix == ".jsonl":
         # Not str.splitlines, which also cuts at separators that JSON allows in strings.
-        lines = enumerate(_text(path).split("\n"), 1)
+        lines = enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1)
         return ((f"line {n}", _parsed(line)) for n, line in lines if line.strip())
     if path.suffix == ".json":
-        rows = _parsed(_text(path).strip() or "[]")
+        rows = _parsed(path.read_text(encoding="utf-8-sig").strip() or "[]")
         if isinstance(rows, InputError):
-            raise InputError(f"{path}: {rows}")
+            raise rows
         if not isinstance(rows, list):
-            raise InputError(f"{path}: expected a list of objects, found {_shown(rows)}")
+            raise _unlike("expected a list of objects", rows)
     elif path.suffix == ".parquet":
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                rows = file.read().to_pylist()
-        except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: no UTF-8
-            raise InputError(f"{path}: not a readable parquet file ({one_line(error)})") from None
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows = file.read().to_pylist()
     elif path.is_dir():
         rows = _prepared_rows(path)
     else:
         raise InputError(
-            f"{path}: a problem file ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or is a "
+            f"a problem file ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or is a "
             "directory that TFDS prepared"
         )
     return ((f"row {n}", row) for n, row in enumerate(rows, 1))
 
 
-def _prepared_rows(path: pathlib.Path) -> Iterator[Any]:
+def _prepared_rows(path: pathlib.Path) -> list[Any]:
     """The rows of a TFDS directory of one split; its texts are bytes, its lists arrays."""
     if not (path / "dataset_info.json").is_file():
         raise InputError(
-            f"{path}: no prepared problems (no dataset_info.json); `python -m "
-            "experiments.prepare_data` makes such directories"
+            "no prepared problems (no dataset_info.json); `python -m experiments.prepare_data` "
+            "makes such directories"
         )
     if (path / "features.json").is_file():
-        _check_classes(path / "features.json")
+        _check_classes((path / "features.json").read_text(encoding="utf-8-sig"))
     import tensorflow_datasets as tfds  # a third of a second to import; few callers need it
+
+    def plain(value: Any) -> Any:
+        return value.decode(errors="replace") if isinstance(value, bytes) else value.tolist()
 
     try:
         builder = tfds.builder_from_directory(path)
         splits = sorted(builder.info.splits)
-        source = builder.as_data_source(split=splits[0]) if len(splits) == 1 else None
+        source = builder.as_data_source(split=splits[0]) if len(splits) == 1 else []
+        rows = [json.loads(json.dumps(source[i], default=plain)) for i in range(len(source))]
     except Exception as error:  # TFDS raises many kinds for damaged or unsupported directories
-        raise InputError(f"{path}: TFDS cannot read it ({one_line(error)})") from None
-    if source is None:
-        raise InputError(f"{path}: has the splits {', '.join(splits)}; a problem set has one")
-    for i in range(len(source)):
-        row = json.dumps(
-            source[i],
-            default=lambda x: x.decode(errors="replace") if isinstance(x, bytes) else x.tolist(),
-        )
-        yield json.loads(row)
+        raise InputError(f"TFDS cannot read it ({one_line(error)})") from None
+    if len(splits) != 1:
+        raise InputError(f"has the splits {', '.join(splits)}; a problem set has one")
+    return rows
 
 
-def _check_classes(path: pathlib.Path) -> None:
+def _check_classes(features: str) -> None:
     """Refuses a features.json that names a class of others: TFDS would import it."""
     foreign: list[str] = []
 
@@ -160,22 +156,14 @@ def _check_classes(path: pathlib.Path) -> None:
         for key, value in node.items():
             names_class = key in _CLASS_KEYS or (key == "type" and "content" in node)
             if names_class and not str(value).startswith(_TFDS_CLASSES):
-                foreign.append(str(value)[:100])
+                foreign.append(f"names the class {str(value)[:100]}, which is none of TFDS's")
             elif key in ("json", "content") and isinstance(value, str):
                 _parsed(value, look)
 
-    content = _parsed(_text(path), look)
-    if isinstance(content, InputError):
-        raise InputError(f"{path}: {content}")
-    if foreign:
-        raise InputError(f"{path}: names the class {foreign[0]}, which is none of TFDS's")
-
-
-def _text(path: pathlib.Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable UTF-8 file ({one_line(error)})") from None
+    content = _parsed(features, look)
+    wrong = [content] if isinstance(content, InputError) else foreign
+    if wrong:
+        raise InputError(f"features.json: {wrong[0]}")
 
 
 def _parsed(text: str, check: Callable[[dict[str, Any]], object] | None = None) -> Any:
@@ -191,7 +179,7 @@ def _problem(row: Any, default_id: str, needs_answer: bool) -> Problem:
     if isinstance(row, InputError):
         raise row
     if not isinstance(row, dict):
-        raise InputError(f"expected an object with {_EXPECTED}, found {_shown(row)}")
+        raise _unlike(f"expected an object with {_EXPECTED}", row)
     asked = next((field for field in _ASKED if field in row), "")
     answered = next((field for field in _ANSWERED if field in row), "")
     if not asked or (needs_answer and not answered):
@@ -199,7 +187,7 @@ def _problem(row: Any, default_id: str, needs_answer: bool) -> Problem:
         raise InputError(f"expected {_EXPECTED}; found the fields {fields[:200]}")
     row_id = row.get("id", default_id)
     if isinstance(row_id, bool) or not isinstance(row_id, str | int):
-        raise InputError(f"`id` must be a text or an integer, found {_shown(row_id)}")
+        raise _unlike("`id` must be a text or an integer", row_id)
     text, context, asks = _question(row, asked)
     try:
         answers = _answers(row, answered) if answered else ()
@@ -214,26 +202,21 @@ def _problem(row: Any, default_id: str, needs_answer: bool) -> Problem:
 
 
 def _question(row: dict[str, Any], field: str) -> tuple[str, tuple[tuple[str, str], ...], str]:
-    """The problem's text, the messages before it, and the form of answer that it asks for.
-
-    Known sentences that ask for a form are taken off a prompt, for they are added again.
-    """
+    """The problem's text, the messages before it, and the form of answer that it asks for."""
     text, context, asks = row[field], (), ""
     if field == "prompt" and isinstance(text, list):
         messages = (m if isinstance(m, dict) else {} for m in text)
         pairs: list[Any] = [(m.get("role"), m.get("content")) for m in messages]
         are_texts = all(isinstance(part, str) for pair in pairs for part in pair)
         if not pairs or not are_texts or pairs[-1][0] != "user":
-            raise InputError(
-                "`prompt` must be a text or a list of messages that ends with the user's, found "
-                f"{_shown(text)}"
-            )
+            message = "`prompt` must be a text or a list of messages that ends with the user's"
+            raise _unlike(message, text)
         context, text = tuple(pairs[:-1]), pairs[-1][1]
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"`{field}` must be a non-empty text, found {_shown(text)}")
+        raise _unlike(f"`{field}` must be a non-empty text", text)
     if field == "prompt":
         asks = asked_form(text) or ("hash" if row.get("data_source") == "openai/gsm8k" else "")
-        for sentence in (INSTRUCTION, HASH_INSTRUCTION):
+        for sentence in (INSTRUCTION, HASH_INSTRUCTION):  # they are added again
             text = text.removesuffix(f" {sentence}")
     return text, context, asks
 
@@ -243,7 +226,7 @@ def _answers(row: dict[str, Any], field: str) -> tuple[Answer, ...]:
     given = row[field]
     if field == "reward_model":
         if not isinstance(given, dict):
-            raise InputError(f"`reward_model` must be an object, found {_shown(given)}")
+            raise _unlike("`reward_model` must be an object", given)
         field, given = "ground_truth", given.get("ground_truth")
     found = given
     if field == "answers_json" and isinstance(given, list):  # as the TFDS builders write them
@@ -252,10 +235,8 @@ def _answers(row: dict[str, Any], field: str) -> tuple[Answer, ...]:
         found = _final(given, field, "question" in row)
     answers = tuple(map(_answer, found if isinstance(found, list) else [found]))
     if not answers or None in answers:
-        raise InputError(
-            f"`{field}` must be a non-empty text, a finite number or a non-empty list of these, "
-            f"found {_shown(given)}"
-        )
+        kinds = "a non-empty text, a finite number or a non-empty list of these"
+        raise _unlike(f"`{field}` must be {kinds}", given)
     return answers
 
 
@@ -283,7 +264,7 @@ def _answer(value: Any) -> Any:
     return float(str(single)) if float(single) == value else value
 
 
-def _shown(value: Any) -> str:
-    """A value as JSON for messages, cut where it is long."""
+def _unlike(expected: str, value: Any) -> InputError:
+    """Says what was expected and what was found: a value as JSON, cut where it is long."""
     text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return InputError(f"{expected}, found {text if len(text) <= 60 else f'{text[:57]}...'}")

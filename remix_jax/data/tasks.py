@@ -1,34 +1,32 @@
-"""Sets of problems by name: what `data.train`, `data.suites` and `data.validation` may hold.
+"""Sets of problems by name, as `data.train`, `data.suites` and `data.validation` hold: a file, a
+directory that TFDS prepared, or `reasoning_gym:NAME`; options follow a "?" (docs/tasks.md).
 
-A spec is a file, a directory that TFDS prepared, or `reasoning_gym:NAME`; options follow a "?":
-
-    data/train.parquet
     data/test.jsonl?answer=boxed&system=Be brief.
     reasoning_gym:chain_sum?size=2000&seed=0&max_terms=3
-
-`instruction`, `system`, `answer`, `name` and `samples` (of `experiments.evaluate`) are options of
-every set; the others are those of the reasoning-gym dataset. See docs/tasks.md.
 """
 
 import dataclasses
 import difflib
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from remix_jax import plugins
 from remix_jax.config import Data
 from remix_jax.data.problems import FORMS, Problem, asked_form, load_problems
-from remix_jax.data.prompts import Chat, chat, encode_prompts
 from remix_jax.errors import InputError
 from remix_jax.text import one_line
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-_OPTIONS = ("instruction", "system", "answer", "name", "samples")
+_OPTIONS = ("instruction", "system", "answer", "name", "samples")  # of every set
 _GYM = "reasoning_gym:"
+# Templates that write today's date (Llama 3's) write their own default date instead: prompts must
+# be the same on every day of a run. A macro stands before the function that transformers offers.
+_DATE = {"%Y": "2024", "%m": "07", "%d": "26", "%B": "July", "%b": "Jul", "%A": "Friday"}
+_REPLACED = "".join(f"|replace('{mark}', '{text}')" for mark, text in _DATE.items())
+_SAME_DAY = f"{{% macro strftime_now(f) %}}{{{{ f{_REPLACED} }}}}{{% endmacro %}}{{{{ '' }}}}"
+
+Chat = list[dict[str, str]]  # messages as templates take them: {"role": ..., "content": ...}
 
 
 class Spec(NamedTuple):
@@ -62,14 +60,11 @@ class ProblemSet(NamedTuple):
 
 
 def parse(text: str, what: str = "problem set") -> Spec:
-    """A spec taken apart, or an InputError where its options do not belong to it.
-
-    The name of a prepared directory .../NAME/1.0.0 is NAME.
-    """
+    """A spec taken apart, or an InputError where its options do not belong to it."""
     source, options = plugins.split_options(text, what)
     own = {name: str(options.pop(name)) for name in _OPTIONS if name in options}
-    where, form, samples = f"{what} = {text!r}", own.get("answer"), own.get("samples", "1")
-    if form is not None and form not in FORMS:
+    where, form, samples = f"{what} = {text!r}", own.get("answer", "boxed"), own.get("samples", "1")
+    if form not in FORMS:
         raise InputError(f"{where}: answer={form} can be {', '.join(FORMS)}")
     if not samples.isdigit() or int(samples) < 1:
         raise InputError(f"{where}: samples={samples} must be a whole number from 1")
@@ -84,7 +79,7 @@ def parse(text: str, what: str = "problem set") -> Spec:
         known = ", ".join(_OPTIONS)
         raise InputError(f"{where}: a file has no option {next(iter(options))}; it can be {known}")
     path = pathlib.Path(source)
-    is_version = path.name.replace(".", "").isdigit()
+    is_version = path.name.replace(".", "").isdigit()  # of a prepared directory .../NAME/1.0.0
     name = own.get("name", path.parent.name if is_version else path.stem)
     return Spec(text, name, source and str(path.expanduser()), "", own, options)
 
@@ -118,15 +113,13 @@ def check_names(names: Sequence[str]) -> None:
 def load_set(
     text: str,
     data: Data,
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: Any,
     *,
     needs_answer: bool = True,
     skip_malformed: bool = False,
     limit: int = 0,
 ) -> ProblemSet:
-    """The problems of a spec under the model's chat template.
-
-    Prompts over data.prompt_tokens are dropped and counted.
+    """The problems of a spec under the model's chat template, those that fit data.prompt_tokens.
 
     Args:
       data: gives instruction, system prompt, form of the answer where the spec does not.
@@ -137,16 +130,12 @@ def load_set(
     Raises:
       InputError: the set cannot be read or made, or its parts contradict each other.
     """
-    spec = parse(text)
-    skipped: list[str] = []
+    spec, skipped = parse(text), list[str]()
+    left_out = skipped if skip_malformed else None
+    every = _generated(spec) if spec.generator else load_problems(spec.path, left_out, needs_answer)
+    problems = every[: limit or None]
+    form, instruction = _asked(spec, data, problems, needs_answer)
     chats: list[Chat] = []
-    if spec.generator:
-        problems = _generated(spec)
-    else:
-        problems = load_problems(spec.path, skipped if skip_malformed else None, needs_answer)
-    problems = problems[: limit or None]
-    form = _form(spec, data, problems, needs_answer)
-    instruction = _instruction(spec, data, problems, form)
     for p in problems:
         if p.instructed and p.asks not in (form, "reasoning_gym"):
             raise InputError(
@@ -156,25 +145,65 @@ def load_set(
         added = spec.own.get("instruction", "") if p.instructed else instruction
         chats.append(chat(p.problem, added, spec.own.get("system", data.system_prompt), p.context))
     prompts = encode_prompts(tokenizer, chats, data.prompt_tokens)
-    return ProblemSet(
-        spec.name,
-        [problems[i] for i in prompts],
-        list(prompts.values()),
-        len(problems) - len(prompts),
-        tuple(skipped),
-        form,
-        instruction,
-        int(spec.own.get("samples", 0)),
-        tuple(prompts),
-    )
+    kept, dropped = [problems[i] for i in prompts], len(problems) - len(prompts)
+    found = ProblemSet(spec.name, kept, list(prompts.values()), dropped, tuple(skipped), form)
+    samples = int(spec.own.get("samples", 0))
+    return found._replace(instruction=instruction, samples=samples, indices=tuple(prompts))
+
+
+def chat(
+    text: str, instruction: str = "", system: str = "", context: Iterable[tuple[str, str]] = ()
+) -> Chat:
+    """A problem as messages: the system's, those before it, and the problem with an instruction.
+
+    Args:
+      system: takes the place of a system message in `context`; empty: that stays.
+      context: (role, text) of the messages before the problem.
+    """
+    first = [("system", system)] if system else []
+    before = [(r, t) for r, t in context if not (system and r == "system")]
+    last = ("user", f"{text} {instruction}" if instruction else text)
+    return [{"role": role, "content": content} for role, content in (*first, *before, last)]
+
+
+def encode_prompts(tokenizer: Any, chats: Sequence[Chat], max_tokens: int) -> dict[int, list[int]]:
+    """Index -> token ids of each chat under the model's template, ready for the answer.
+
+    Chats of more than `max_tokens` tokens are left out: a problem cut short is another problem.
+
+    Raises:
+      InputError: no chats, a limit below 1, a template that fails, or every prompt over the limit.
+    """
+    if not chats:
+        raise InputError("there are no problems to make prompts of")
+    if max_tokens < 1:
+        raise InputError(f"the prompt limit is {max_tokens} tokens; it must be at least 1")
+    template = tokenizer.get_chat_template()
+    template = _SAME_DAY + template if "strftime_now" in template else template
+    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+    encoded: list[list[int]] = []
+    for i, messages in enumerate(chats):
+        try:
+            encoded.append(tokenizer.apply_chat_template(messages, chat_template=template, **how))
+        except Exception as error:  # a template can fail in any way that Python can
+            text = messages[-1]["content"][:40]
+            raise InputError(
+                f"problem {i + 1} ({text!r}): the chat template fails on it ({one_line(error)})"
+            ) from None
+    kept = {i: ids for i, ids in enumerate(encoded) if len(ids) <= max_tokens}
+    if not kept:
+        raise InputError(
+            f"all {len(encoded)} prompts are over the limit of {max_tokens} tokens; "
+            f"the shortest has {min(map(len, encoded))}"
+        )
+    return kept
 
 
 def plan(
     held_out: Sequence[ProblemSet], tokenizer: Any, train: ProblemSet | None = None
 ) -> dict[str, object]:
-    """How problems are asked, for people: form of the answer, instruction, the end of a prompt.
-
-    With a training set also a warning of held-out problems whose text is a training problem's.
+    """How problems are asked, for people: form of the answer, instruction, the end of a prompt; and
+    a warning of held-out problems whose text is a training problem's.
     """
     sets = [*([train] if train else []), *held_out]
 
@@ -204,10 +233,9 @@ def _instruction_text(found: ProblemSet) -> str:
     first = found.problems[0]
     if first.instructed:
         return "in the problems"
-    if found.instruction:
-        return repr(found.instruction)
     silent = found.form == "boxed" and "\\boxed" not in first.problem
-    return "none (nothing asks for \\boxed{})" if silent else "none"
+    none = "none (nothing asks for \\boxed{})" if silent else "none"
+    return repr(found.instruction) if found.instruction else none
 
 
 def _generated(spec: Spec) -> list[Problem]:
@@ -234,23 +262,20 @@ def _generated(spec: Spec) -> list[Problem]:
     ]
 
 
-def _form(spec: Spec, data: Data, problems: Sequence[Problem], needs_answer: bool) -> str:
-    """The form of a set's answers: as given, else that which most of its prompts ask for."""
-    given = spec.own.get("answer") or ("reasoning_gym" if spec.generator else data.answer)
-    if given:
-        return given
-    asked, number = Counter(problem.asks for problem in problems).most_common(1)[0]
-    most = asked if 2 * number > len(problems) else ""
-    if most == "reasoning_gym" and needs_answer:
-        raise InputError(
-            f"{spec.text!r}: its prompts ask for <answer> tags, which no built-in reward reads; "
-            "give reward.functions"
-        )
-    return "hash" if most == "hash" else "boxed"
-
-
-def _instruction(spec: Spec, data: Data, problems: Sequence[Problem], form: str) -> str:
-    """What is added to each problem that does not itself say in which form to answer."""
+def _asked(
+    spec: Spec, data: Data, problems: Sequence[Problem], needs_answer: bool
+) -> tuple[str, str]:
+    """The form of a set's answers, and what is added to a problem that asks for none itself."""
+    form = spec.own.get("answer") or ("reasoning_gym" if spec.generator else data.answer)
+    if not form:  # what most prompts ask for
+        asked, number = Counter(problem.asks for problem in problems).most_common(1)[0]
+        most = asked if 2 * number > len(problems) else ""
+        if most == "reasoning_gym" and needs_answer:
+            raise InputError(
+                f"{spec.text!r}: its prompts ask for <answer> tags, which no built-in reward "
+                "reads; give reward.functions"
+            )
+        form = "hash" if most == "hash" else "boxed"
     own = spec.own.get("instruction")
     text = data.instruction if own is None else own
     if asked_form(text) not in ("", form):
@@ -260,7 +285,7 @@ def _instruction(spec: Spec, data: Data, problems: Sequence[Problem], form: str)
                 f"answer={form}, {FORMS[form][0]}"
             )
         text = ""  # that of the config's other sets
-    if text or own is not None:
-        return text
-    taken_off = any(p.asks == "boxed" and not p.instructed for p in problems)
-    return FORMS[form][1] if form != "boxed" or taken_off else ""
+    if not text and own is None:
+        taken_off = any(p.asks == "boxed" and not p.instructed for p in problems)
+        text = FORMS[form][1] if form != "boxed" or taken_off else ""
+    return form, text

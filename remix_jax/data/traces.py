@@ -1,17 +1,15 @@
 """A bank of traces: for each problem one verified response, as token ids, and what it cost.
 
-A directory with one parquet file, a row a problem; what the bank is stands in the file's metadata.
-It is replaced as a whole, so that a kill at any moment leaves the bank before or the bank after.
-
-Ids are kept, never text: text made of ids and split again may come back as other ids, and a prefix
-of such a trace is no prefix that the model ever wrote.
+A directory with one parquet file, a row a problem, what the bank is in its metadata; replaced as a
+whole. Ids are kept, never text: text that is split again may come back as other ids, and a prefix
+of those is none that the model ever wrote.
 """
 
 import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pyarrow
@@ -38,13 +36,18 @@ class Trace(NamedTuple):
     flops: float  # spent on all of these
 
 
+_TEXT, _IDS = pyarrow.string(), pyarrow.list_(pyarrow.int32())
+_TYPES = (_TEXT, _TEXT, _IDS, _IDS, pyarrow.int64(), pyarrow.float64())
+_SCHEMA = pyarrow.schema(zip(Trace._fields, _TYPES, strict=True))
+
+
 class Bank(NamedTuple):
     """Traces, and what made them."""
 
     model: str  # name of the model that was sampled
     weights: str  # digest of its files
     tokenizer: str  # fingerprint of the vocabulary that the ids belong to
-    sampler: Mapping[str, float]  # settings of the draws
+    sampler: dict[str, float]  # settings of the draws
     traces: Sequence[Trace]
     accept: str = ""  # file or module and function of the check beside the reward's; empty: none
 
@@ -82,10 +85,11 @@ def save(bank: Bank, directory: str | pathlib.Path) -> None:
     Raises:
       InputError: the directory cannot be written.
     """
-    described = {"format": _FORMAT} | bank._replace(sampler=dict(bank.sampler))._asdict()
-    del described["traces"]
-    rows = [t._asdict() | {"answers": json.dumps(t.answers)} for t in bank.traces]
-    table = pyarrow.Table.from_pylist(rows, _schema({_KEY: json.dumps(described)}))
+    described: dict[str, Any] = {"format": _FORMAT} | bank._asdict()
+    traces = described.pop("traces")
+    rows = [t._asdict() | {"answers": json.dumps(t.answers)} for t in traces]
+    schema = _SCHEMA.with_metadata({_KEY: json.dumps(described)})
+    table = pyarrow.Table.from_pylist(rows, schema)
     content = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, content, write_page_checksum=True)
     directory = pathlib.Path(directory).expanduser()
@@ -107,13 +111,12 @@ def load(directory: str | pathlib.Path, tokenizer: str | None = None) -> Bank:
         raise InputError(f"{directory}: holds no trace bank ({BANK_FILE})")
     try:
         table = pyarrow.parquet.read_table(path, page_checksum_verification=True)
-        if not table.schema.equals(_schema({})):
+        if not table.schema.equals(_SCHEMA):
             raise ValueError("other columns than a trace bank has")
         described = json.loads(table.schema.metadata[_KEY])
         if described.pop("format") != _FORMAT:
             raise ValueError(f"another format than {_FORMAT}")
-        traces = [_trace(row) for row in table.to_pylist()]
-        bank = Bank(traces=traces, **described)
+        bank = Bank(traces=[_trace(row) for row in table.to_pylist()], **described)
     except (OSError, ValueError, KeyError, TypeError, pyarrow.ArrowException) as error:
         raise InputError(f"{path}: damaged ({one_line(error)})") from None
     if tokenizer is not None and bank.tokenizer != tokenizer:
@@ -123,13 +126,7 @@ def load(directory: str | pathlib.Path, tokenizer: str | None = None) -> Bank:
     return bank
 
 
-def _schema(metadata: Mapping[bytes, str]) -> Any:
-    text, ids = pyarrow.string(), pyarrow.list_(pyarrow.int32())
-    types = (text, text, ids, ids, pyarrow.int64(), pyarrow.float64())
-    return pyarrow.schema(zip(Trace._fields, types, strict=True), metadata=metadata)
-
-
-def _trace(row: Mapping[str, Any]) -> Trace:
+def _trace(row: dict[str, Any]) -> Trace:
     """Raises ValueError or TypeError where the row makes no sense."""
     answers, ids = json.loads(row["answers"]), (tuple(row["prompt"]), tuple(row["response"]))
     if not isinstance(answers, list) or not all(isinstance(x, str | int | float) for x in answers):

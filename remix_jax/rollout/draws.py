@@ -1,5 +1,6 @@
 """Which problems a step asks: an endless sequence of whole epochs, and prefixes beside it."""
 
+import functools
 import hashlib
 import json
 from typing import Any, NamedTuple
@@ -47,18 +48,16 @@ class Draw(NamedTuple):
     problems: list[Problem]
     prompts: list[list[int]]
     prefixes: list[Prefix | None]
+    first: int = 0  # number of the first group in the run
+    form: str = "boxed"  # of the answers (`rewards.FORMS`)
 
 
 class Cursor(NamedTuple):
-    """Where training stands in the endless sequence of problems; plain data, saved as it is.
-
-    The sequence is `order(seed, 0, n)` followed by `order(seed, 1, n)` and so on; `position` counts
-    the problems already taken from the current epoch, 0 <= position < n.
-    """
+    """A place in the endless sequence `order(seed, 0, n)`, `order(seed, 1, n)`, ...; plain data."""
 
     seed: int
     epoch: int = 0
-    position: int = 0
+    position: int = 0  # problems already taken from the epoch, below n
 
 
 def order(seed: int, epoch: int, n_problems: int) -> np.ndarray:
@@ -67,9 +66,7 @@ def order(seed: int, epoch: int, n_problems: int) -> np.ndarray:
 
 
 def take(cursor: Cursor, n_problems: int, count: int) -> tuple[np.ndarray, Cursor]:
-    """The next `count` problem indices [count] and the cursor after them.
-
-    Every problem comes exactly once per epoch; a batch may reach into the next epoch.
+    """The next `count` problem indices [count], across epochs if need be, and the cursor then.
 
     Raises:
       InputError: the cursor lies outside the problem set (it was saved with another one).
@@ -97,28 +94,26 @@ def load_prefixes(config: Config, train: ProblemSet, vocabulary: Vocabulary) -> 
     if not c.bank:
         return None
     bank = traces.load(c.bank, traces.fingerprint(vocabulary.tokenizer))
-    found = traces.traces_of(bank, train.problems)
-    items: list[Prefix] = []
-    moved = dropped = too_long = 0
-    for i, trace in enumerate(found):
+
+    def shows(ids: tuple[int, ...], length: int) -> bool:
+        return "\\boxed" in vocabulary.tokenizer.decode(list(ids[:length]))
+
+    every: list[Prefix] = []
+    solved = moved = dropped = 0
+    for i, trace in enumerate(traces.traces_of(bank, train.problems)):
         if trace is None:
             continue
-        ids = trace.response
-
-        def shows(length: int, ids: tuple[int, ...] = ids) -> bool:
-            return "\\boxed" in vocabulary.tokenizer.decode(list(ids[:length]))
-
-        cuts = draw_cuts(config.seed, i, len(ids), c.cuts, c.low, c.high, shows)
-        fitting = [Prefix(i, ids[:n], n / len(ids)) for n in cuts.lengths if n <= c.tokens]
-        items += fitting
-        moved, dropped = moved + cuts.moved, dropped + cuts.dropped
-        too_long += len(cuts.lengths) - len(fitting)
+        ids, shown = trace.response, functools.partial(shows, trace.response)
+        cuts = draw_cuts(config.seed, i, len(ids), c.cuts, c.low, c.high, shown)
+        every += [Prefix(i, ids[:n], n / len(ids)) for n in cuts.lengths]
+        solved, moved, dropped = solved + 1, moved + cuts.moved, dropped + cuts.dropped
+    items = [prefix for prefix in every if len(prefix.ids) <= c.tokens]
+    too_long = len(every) - len(items)
     if not items:
         raise InputError(
             f"config.prefix.bank = {c.bank!r}: gives no prefix of up to {c.tokens} tokens for the "
             f"problems of {config.data.train} ({too_long} are longer)"
         )
-    solved = sum(trace is not None for trace in found)
     return Prefixes(items, solved, moved, dropped, too_long, bank.attempts, bank.flops)
 
 
@@ -147,11 +142,7 @@ def first_cursors(config: Config, prefixes: Prefixes | None) -> dict[str, Any]:
 
 
 def check_continued(config: Config, prefixes: Prefixes | None, saved: dict[str, Any]) -> None:
-    """A run goes on with the prefixes that it was started with.
-
-    Raises:
-      InputError: the bank gives others now.
-    """
+    """Raises InputError where the bank gives other prefixes than the run was started with."""
     if prefixes is not None and saved["prefixes"] != prefixes.digest:
         raise InputError(
             f"config.prefix.bank = {config.prefix.bank!r}: gives other prefixes than the run to be "
@@ -162,27 +153,25 @@ def check_continued(config: Config, prefixes: Prefixes | None, saved: dict[str, 
 def draw_problems(
     config: Config, train: ProblemSet, prefixes: Prefixes | None, saved: dict[str, Any], step: int
 ) -> tuple[Draw, dict[str, Any]]:
-    """The problems of a step's groups, the prefixed ones first; and the cursors after them.
+    """The groups of a step, the prefixed ones first; and the cursors after them.
 
     Problems and prefixes are two endless sequences, each of which comes round in whole epochs.
-
-    Args:
-      saved: what `first_cursors` gave, or the step before; other entries are left as they are.
+    `saved` is what `first_cursors` gave, or the step before; other entries stay as they are.
     """
-    groups = schedule.fresh_groups(config, step)
+    before, after = (schedule.groups_until(config, n) for n in (step - 1, step))
     chosen: list[Prefix | None] = []
     if prefixes is not None:
-        before = schedule.groups_until(config, step - 1)
-        count = prefixed_units(before, before + groups, config.prefix.share)
+        count = prefixed_units(before, after, config.prefix.share)
         places, cursor = take(Cursor(**saved["prefix_cursor"]), len(prefixes.items), count)
         chosen = [prefixes.items[i] for i in places]
         saved = saved | {"prefix_cursor": cursor._asdict()}
-    plain, cursor = take(Cursor(**saved["cursor"]), len(train.problems), groups - len(chosen))
+    others = after - before - len(chosen)
+    plain, cursor = take(Cursor(**saved["cursor"]), len(train.problems), others)
     of_group = [prefix.problem for prefix in chosen if prefix] + plain.tolist()
     chosen += [None] * len(plain)
     prompts = [
         train.prompts[i] + (list(prefix.ids) if prefix else [])
         for i, prefix in zip(of_group, chosen, strict=True)
     ]
-    draw = Draw([train.problems[i] for i in of_group], prompts, chosen)
-    return draw, saved | {"cursor": cursor._asdict()}
+    problems = [train.problems[i] for i in of_group]
+    return Draw(problems, prompts, chosen, before, train.form), saved | {"cursor": cursor._asdict()}

@@ -1,7 +1,5 @@
-"""Rollouts: problems -> sampled responses -> verdicts -> rows to learn from.
-
-The host's three jobs in a step are here: prompts in, grading, and what is written of both; beside
-them the rows of an expert, verified traces of a bank in place of what the policy samples.
+"""The host's part of a step: prompts in, responses graded, rows to learn from and samples to read
+out; beside them the rows of an expert, verified traces in place of what the policy samples.
 """
 
 import itertools
@@ -45,8 +43,7 @@ def prompt_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """tokens_QP (int32, P = `width`, filled on the left) and prompt_len_Q of Q = `slots` prompts.
 
-    The last prompt is repeated in empty slots. Raises ValueError for an empty one, or a longer one
-    than `width`.
+    The last one is repeated in empty slots. ValueError for an empty one, or one beyond `width`.
     """
     filled = prompts + [prompts[-1]] * (slots - len(prompts))
     tokens_QP = np.full((slots, width), pad_id, np.int32)
@@ -70,11 +67,8 @@ def texts_of(vocabulary: Vocabulary, ids: Sequence[Sequence[int]]) -> list[str]:
     Other special tokens stay: with some tokenizers the marks of thinking are such.
     """
     behind = {*vocabulary.eos_ids, vocabulary.pad_id}
-    trimmed = []
-    for row in ids:
-        extra = sum(1 for _ in itertools.takewhile(behind.__contains__, reversed(row)))
-        trimmed.append(list(row[: len(row) - extra]))
-    return vocabulary.tokenizer.batch_decode(trimmed)
+    backwards = [[*itertools.dropwhile(behind.__contains__, reversed(row))] for row in ids]
+    return vocabulary.tokenizer.batch_decode([row[::-1] for row in backwards])
 
 
 def score_responses(
@@ -91,10 +85,9 @@ def score_responses(
 
     Args:
       problems, prompts, forms: of each group; rows are divided among them evenly, in order.
-      ids: of each response; these alone are the item's, whatever was given.
-      ended: of each response, whether an end token came within the limit.
+      ids, ended: of each response; whether an end token came within the limit.
       given: of each group, what a prefix began its responses with. Both are decoded together and
-        scored as one text: a letter may be split over them.
+        scored as one text, for a letter may be split over them; `ids` alone are the item's.
     """
     size = len(ids) // len(problems)
     seen = vocabulary.tokenizer.batch_decode(prompts)
@@ -112,9 +105,7 @@ def grade_rollouts(
     draw: Draw,
     vocabulary: Vocabulary,
     group_size: int,
-    first_group: int,
     scorer: Scorer,
-    form: str,
     mesh: Mesh | None = None,
     shown: int | None = None,
 ) -> Rollouts:
@@ -122,19 +113,15 @@ def grade_rollouts(
 
     Args:
       sampled: group_size responses a problem, and perhaps empty slots behind them.
-      draw: the groups that were really sampled.
-      first_group: number of the first group in the run.
-      form: of the training set's answers (`rewards.FORMS`).
       mesh: of the learning phase.
       shown: rows, from the first, that are in `Rollouts.samples`; None: all.
     """
     begin = time.perf_counter()
     problems, n = draw.problems, len(draw.problems) * group_size
-    lengths, ended = jax.device_get((sampled.response_len_B, sampled.ended_B))
-    ids, length_B, ended_B = response_ids(sampled, n), lengths[:n], ended[:n]
+    ids, ended_B = response_ids(sampled, n), jax.device_get(sampled.ended_B)[:n]
     given = [prefix.ids if prefix else () for prefix in draw.prefixes]
     bare = [p[: len(p) - len(g)] for p, g in zip(draw.prompts, given, strict=True)]
-    forms = [form] * len(problems)
+    forms = [draw.form] * len(problems)
     said = score_responses(scorer, vocabulary, problems, bare, forms, ids, ended_B.tolist(), given)
     seconds = time.perf_counter() - begin
     scores = [score for _, score in said]
@@ -143,11 +130,11 @@ def grade_rollouts(
     metrics = rewards.metrics(scores) | {
         "reward": float(reward_B.mean()),  # in float32, as the learner has them
         "truncated_rate": float(1 - ended_B.mean()),
-        "response_length": float(length_B.mean()),
-        "new_tokens": int(length_B.sum()),
+        "response_length": sum(map(len, ids)) / n,
+        "new_tokens": sum(map(len, ids)),
         "seconds/grade": seconds,
+        **prefix_metrics(reward_B, prefix_B),
     }
-    metrics |= prefix_metrics(reward_B, prefix_B)
     if group_size > 1:
         spread_Q = np.ptp(reward_B.reshape(-1, group_size), axis=1)
         metrics["zero_variance"] = float((spread_Q == 0).mean())
@@ -155,9 +142,7 @@ def grade_rollouts(
     samples = [_sample(vocabulary, *each, prefix) for each, prefix in shown_B]
     errors = {name: line for each in reversed(scores) for name, line in each.errors.items()}
     success = [each.reward > 0 if each.correct is None else each.correct for each in scores]
-    learned = sampled._asdict()
-    del learned["ended_B"], learned["steps"]
-    rows = _rows(learned, reward_B, success, group_size, first_group, mesh)
+    rows = _rows(sampled, reward_B, success, group_size, draw.first, mesh)
     return Rollouts(rows, metrics, samples, errors)
 
 
@@ -184,10 +169,8 @@ def _sample(
 
 
 def prefix_metrics(reward_B: np.ndarray, prefixes: list[Prefix | None]) -> dict[str, float]:
-    """Mean reward of prefixed and of unprefixed rows, and by tenths of the trace given away.
-
-    Names: reward/prefixed, reward/unprefixed, reward/prefix_0.4 for prefixes of 40 to 50 % of
-    their trace, and so on; nothing where no row has a prefix.
+    """Mean rewards: reward/prefixed, reward/unprefixed, and reward/prefix_0.4 of prefixes of 40 to
+    50 % of their trace, and so on; nothing where no row has a prefix.
     """
     if not any(prefixes):
         return {}
@@ -200,23 +183,24 @@ def prefix_metrics(reward_B: np.ndarray, prefixes: list[Prefix | None]) -> dict[
 
 
 def _rows(
-    responses: Mapping[str, Any],
+    responses: Sampled,
     reward: Sequence[float] | np.ndarray,
     success: Sequence[bool],
     group_size: int,
-    first_group: int,
+    first: int,
     mesh: Mesh | None,
 ) -> types.FreshRows:
     """Rows of the graded responses and of the empty slots behind them (NumPy: no compilation)."""
-    n, row_B = len(reward), np.arange(len(responses["response_len_B"]), dtype=np.int32)
-    graded = {
+    n, row_B = len(reward), np.arange(len(responses.tokens_BS), dtype=np.int32)
+    fields = responses._asdict() | {
         "reward_B": np.pad(np.asarray(reward, np.float32), (0, len(row_B) - n)),
         "success_B": np.pad(np.asarray(success, bool), (0, len(row_B) - n)),
-        "group_B": (first_group + row_B // group_size).astype(np.int32),
+        "group_B": (first + row_B // group_size).astype(np.int32),
         "valid_B": row_B < n,
     }
-    on_devices = {name: put(x, mesh) for name, x in graded.items()}
-    return types.FreshRows(**responses, **on_devices)
+    del fields["ended_B"], fields["steps"]
+    host = {name: x for name, x in fields.items() if not isinstance(x, jax.Array)}
+    return types.FreshRows(**fields | {name: put(x, mesh) for name, x in host.items()})
 
 
 def with_traces(
@@ -244,16 +228,14 @@ def with_traces(
     forms, ended = [train.form] * len(kept), [True] * len(kept)
     said = score_responses(scorer, vocabulary, problems, prompts, forms, responses, ended)
     keys = [(problem.problem, problem.answers) for problem in problems]
-    written = zip(responses, (score.reward for _, score in said), strict=True)
-    train = train._replace(problems=problems, prompts=prompts)
-    return train, dict(zip(keys, written, strict=True))
+    written = dict(zip(keys, [(i.completion_ids, s.reward) for i, s in said], strict=True))
+    return train._replace(problems=problems, prompts=prompts), written
 
 
 def expert_rows(
     draw: Draw,
     bank: Traces,
     stage: Stage,
-    first_group: int,
     config: Config,
     pad_id: int,
     mesh: Mesh | None = None,
@@ -262,10 +244,6 @@ def expert_rows(
 
     They have no log-probs of a sampler: NaN stands in their place, so that whatever reads them by
     mistake is not finite and stops the run; the learner marks them (`Rows.expert_B`).
-
-    Args:
-      draw: the groups of the step.
-      first_group: number of the first one in the run.
     """
     slots, length = stage.fresh_groups, config.data.response_tokens
     written = [bank[p.problem, p.answers] for p in draw.problems]
@@ -274,15 +252,8 @@ def expert_rows(
     mask_BT = np.zeros((slots, length), np.float32)
     for b, (ids, _) in enumerate(written):
         response_BT[b, : len(ids)], mask_BT[b, : len(ids)] = ids, 1
-    unknown_BT = np.full_like(mask_BT, np.nan)
-    responses = {
-        "tokens_BS": np.concatenate([prompt_BP, response_BT], axis=1),
-        "prompt_len_B": prompt_len_B,
-        "response_len_B": mask_BT.sum(axis=1, dtype=np.int32),
-        "loss_mask_BT": mask_BT,
-        "behav_logp_BT": unknown_BT,
-        "sampled_logp_BT": unknown_BT,
-    }
-    placed = {name: put(x, mesh) for name, x in responses.items()}
-    earned = [reward for _, reward in written]
-    return _rows(placed, earned, [True] * len(written), 1, first_group, mesh)
+    tokens_BS = np.concatenate([prompt_BP, response_BT], axis=1)
+    length_B, unknown_BT = mask_BT.sum(axis=1, dtype=np.int32), np.full_like(mask_BT, np.nan)
+    row = tokens_BS, prompt_len_B, length_B, unknown_BT, unknown_BT, mask_BT, length_B > 0, length
+    earned, success = [reward for _, reward in written], [True] * len(written)
+    return _rows(Sampled._make(row), earned, success, 1, draw.first, mesh)

@@ -1,7 +1,5 @@
-"""The sampler's interface, its implementation in JAX, and where a user's own takes its place.
-
-A factory makes a `Sampler` for a `Task`, the static numbers of its batches: `compiled` is ours, and
-`sampling.engine` names another one, `path/to/file.py:function` (docs/samplers.md).
+"""The sampler's interface; factories make one for a `Task`, the static numbers of its batches:
+`compiled` is ours, in JAX, `sampling.engine` names a user's own (docs/samplers.md).
 """
 
 import functools
@@ -16,7 +14,7 @@ from jax.sharding import Mesh
 from remix_jax import plugins, sharding
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.learner.programs import Memory, finish
+from remix_jax.learner.programs import finish
 from remix_jax.models import sampling
 from remix_jax.models.decoder import Decoder, abstract_params
 from remix_jax.models.sampling import Prompts, Sampled, SamplerSettings, Task
@@ -73,11 +71,6 @@ def sampler_settings(config: Config) -> SamplerSettings:
     return SamplerSettings(s.temperature, s.top_k, s.top_p, s.min_p)
 
 
-def memory_of(program: object) -> Memory | None:
-    """What a program or sampler takes on a device; None where it does not say."""
-    return getattr(program, "memory", None)
-
-
 def make(config: Config, policy: Decoder, task: Task, mesh: Mesh | None = None) -> Sampler:
     """The sampler that a config asks for, made for a task; a user's is checked in every batch.
 
@@ -95,8 +88,7 @@ def make(config: Config, policy: Decoder, task: Task, mesh: Mesh | None = None) 
     def checked(params: dict, prompts: Prompts, key: jax.Array) -> Sampled:
         sampled = own(params, prompts, key)
         if not isinstance(sampled, Sampled):
-            given = type(sampled).__name__
-            raise InputError(f"{where}: gives {given}, not a models.sampling.Sampled")
+            raise InputError(f"{where}: gives {type(sampled).__name__}, no models.sampling.Sampled")
         placed = {}
         for name, value in sampled._asdict().items():
             letters = name.rpartition("_")[2]
@@ -108,7 +100,7 @@ def make(config: Config, policy: Decoder, task: Task, mesh: Mesh | None = None) 
             placed[name] = value if on_device else sharding.put(np.asarray(value, dtype), mesh)
         return Sampled(**placed)
 
-    vars(checked)["memory"] = memory_of(own)
+    vars(checked)["memory"] = getattr(own, "memory", None)
     return checked
 
 

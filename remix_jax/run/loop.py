@@ -250,12 +250,11 @@ def _step(run: _Run, step: int) -> str | None:
 def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, Any]]:
     """Samples and grades the fresh rows of a step; and the counters, moved past its problems."""
     setup, config, vocabulary = run.setup, run.setup.config, run.setup.vocabulary
-    before = schedule.groups_until(config, step - 1)
     draw, counters = draw_problems(config, setup.train, setup.prefixes, run.counters, step)
     expert = None
     if setup.traces:
         bank, pad_id = setup.traces, vocabulary.pad_id
-        expert = expert_rows(draw, bank, stage, before, config, pad_id, setup.mesh)
+        expert = expert_rows(draw, bank, stage, config, pad_id, setup.mesh)
     if not config.own_rows:
         return Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], {}, expert), counters
     slots = stage.fresh_groups, config.prompt_slots
@@ -266,8 +265,8 @@ def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, An
     # The sampler is waited for, so that grading is not charged with sampling.
     with device_memory.phase("sampling"):
         sampled = run.samplers.rollout[stage.name](run.state.params, prompts, key)
-    how = setup.scorer, setup.train.form, setup.mesh, config.samples_per_step
-    graded = grade_rollouts(sampled, draw, vocabulary, config.own_rows, before, *how)
+    how = setup.scorer, setup.mesh, config.samples_per_step
+    graded = grade_rollouts(sampled, draw, vocabulary, config.own_rows, *how)
     return graded._replace(expert=expert), counters
 
 

@@ -149,7 +149,8 @@ def config_plan(
     c: Config, state: TrainState, mesh: Mesh | AbstractMesh | None
 ) -> dict[str, object]:
     """What the config, the shapes of the first state and the mesh say of a run."""
-    o, share, passes = c.objective, c.replay.share, schedule.passes_per_row(c)
+    o, share = c.objective, c.replay.share
+    passes = c.passes / (1 - share)  # over a row of the mix stage, expected: m (1 + p / (1 - p))
     updates = c.batch_size // c.mini_batch_size
     own = family.METHODS[o.method]
     base = {"gae": "PPO", "group_normalized": "GRPO"}.get(o.advantage, o.advantage)
@@ -226,7 +227,7 @@ def compile_programs(setup: Setup, console: Console) -> tuple[compiled.Programs,
     phases = ("sampling", samplers.rollout), ("learning", programs.learn)
     made = {f"{phase}, {s} stage": p for phase, by_stage in phases for s, p in by_stage.items()}
     made |= {"evaluation": samplers.evaluate}
-    memories = {f"{name}: temporary": sampling.memory_of(p) for name, p in made.items()}
+    memories = {f"{name}: temporary": getattr(p, "memory", None) for name, p in made.items()}
     temporary = {name: m.temporary for name, m in memories.items() if m}
     peak = state + max(temporary.values())
     sizes = kept | temporary | {"peak, about": peak}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from remix_jax.data.prompts import chat, encode_prompts
+from remix_jax.data.tasks import chat, encode_prompts
 from remix_jax.errors import InputError
 from remix_jax.models.hf_tokenizer import load_tokenizer
 from remix_jax.rollout.rollouts import prompt_batch

@@ -58,8 +58,8 @@ def expert_of(config, number):
         (str(i), (0,)): (tuple(rng.integers(0, 11, rng.integers(2, T + 1)).tolist()), 1.0)
         for i in range(n)
     }
-    draw = Draw(problems, prompts, [None] * n)
-    return expert_rows(draw, traces, stage, 100 * number, config, pad_id=0)
+    draw = Draw(problems, prompts, [None] * n, 100 * number)
+    return expert_rows(draw, traces, stage, config, pad_id=0)
 
 
 def steps_of(name, steps=2, wider=(0, 0), **changes):

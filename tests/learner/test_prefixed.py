@@ -174,7 +174,7 @@ def test_steps_mix_three_to_one_exactly_and_every_prefix_comes_round(train, voca
         draw, saved = draws.draw_problems(config, train, made, saved, step)
         drawn += [p for p in draw.prefixes if p is not None]
         counts.append(sum(p is not None for p in draw.prefixes))
-        for problem, prompt, prefix in zip(*draw, strict=True):
+        for problem, prompt, prefix in zip(*draw[:3], strict=True):
             place = train.problems.index(problem)
             assert prompt == [place, *(prefix.ids if prefix else ())]
             assert prefix is None or prefix.problem == place
@@ -220,7 +220,7 @@ def test_grading_sees_prefix_and_response_and_two_cuts_are_two_groups(vocabulary
     endings = [trace[3:], ids_of("4 7 </think> \\boxed{ 7 } <|end|>"), trace[6:], trace[6:]]
     responses = [*endings, trace, trace[6:]]
     prompt = [task.ID[task.USER], 17, task.ID[task.ASSISTANT]]
-    draw = Draw([problem] * 3, [prompt + list(c.ids) for c in cuts] + [prompt], [*cuts, None])
+    draw = Draw([problem] * 3, [prompt + list(c.ids) for c in cuts] + [prompt], [*cuts, None], 40)
     tokens, lengths = prompt_batch(draw.prompts, 3, 10, vocabulary.pad_id)
     tokens_BS = np.full((6, 20), vocabulary.pad_id, np.int32)
     tokens_BS[:, :10] = np.repeat(tokens, 2, axis=0)
@@ -232,7 +232,7 @@ def test_grading_sees_prefix_and_response_and_two_cuts_are_two_groups(vocabulary
         jnp.asarray([len(r) for r in responses]), zeros_BT, zeros_BT, zeros_BT, jnp.ones(6, bool),
         10,
     )  # fmt: skip
-    graded = grade_rollouts(sampled, draw, vocabulary, 2, 40, Scorer(), "boxed")
+    graded = grade_rollouts(sampled, draw, vocabulary, 2, Scorer())
     assert graded.rows.reward_B.tolist() == [1, 0, 1, 1, 1, 1]
     assert graded.rows.group_B.tolist() == [40, 40, 41, 41, 42, 42]
     assert graded.rows.prompt_len_B.tolist() == [6, 6, 9, 9, 3, 3]
