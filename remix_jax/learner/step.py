@@ -1,31 +1,32 @@
 """The learning phase of a step: (TrainState, fresh rows) -> (TrainState, metrics), one program.
 
-    fresh rows ------ replay.add ---+
-    replay.sample (share p) --------+--> batch of B rows, gathered from the ring once
-    scored once: prox (replayed rows), base (fresh rows), precedent, values --> advantages
-    scan over m passes x mini-batches (x micro-batches), slices of the batch: losses, gradients,
-        two optimizers
-    precedent <- parameters at the start of the step
-
-What a mini-batch changes of the ring, the uses of its rows, rides in the scan's carry.
+fresh rows ------ replay.add ---+
+replay.sample (share p) --------+--> batch of B rows, gathered from the ring once
+scored once: prox (replayed rows), base (fresh rows), precedent, values --> advantages
+scan over m passes x mini-batches (x micro-batches): losses, gradients, two optimizers
+precedent <- parameters at the start of the step
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import ShapeDtypeStruct
+from jax.sharding import Mesh
 
 from remix_jax import sharding
 from remix_jax.config import Config
 from remix_jax.learner import batch as batches
 from remix_jax.learner import losses
-from remix_jax.learner.state import Learner, Static, TrainState
+from remix_jax.learner.state import Learner, Static, TrainState, abstract_state, reincarnate
 from remix_jax.rl import family, masked, replay, schedules
 from remix_jax.schedule import Stage, fresh_groups, stage_at, stages
-from remix_jax.types import Batch, FreshRows
+from remix_jax.sharding import Program
+from remix_jax.types import Batch, FreshRows, empty_rows
 
 
 class StepInputs(NamedTuple):
@@ -242,3 +243,52 @@ def _optimize(optimizer, learning_rate, old, grads, scale, healthy):
     updates = jax.tree.map(lambda u: (-learning_rate * u).astype(u.dtype), updates)
     new = (optax.apply_updates(params, updates), opt_state)
     return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, old)
+
+
+# ---------------------------------------------------------------------------- ahead of the run
+
+
+class Programs(NamedTuple):
+    """Learning by stage name, and the event between the stages."""
+
+    learn: dict[str, Program]
+    reincarnate: Program
+
+
+def build(learner: Learner, stages: Iterable[Stage], mesh: Mesh | None = None) -> Programs:
+    """All that a run learns with, compiled before its first step for a mesh or one device.
+
+    So every wrong shape shows at the start, and the memory that the run will need.
+    """
+    learn = {stage.name: compile_learn(learner, stage, mesh) for stage in stages}
+    return Programs(learn, _compile_reincarnation(learner, mesh))
+
+
+@functools.cache
+def compile_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> Program:
+    """`learn` for a stage; runs of one process whose learners are equal share it."""
+    return sharding.compiled(trace_learn(learner, stage, mesh), mesh)
+
+
+@functools.cache
+def _compile_reincarnation(learner: Learner, mesh: Mesh | None) -> Program:
+    with sharding.over(mesh):
+        traced = reincarnate.trace(learner, sharding.abstract(abstract_state(learner), mesh))
+    return sharding.compiled(traced, mesh)
+
+
+def trace_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> jax.stages.Traced:
+    """`learn` for a stage, from shapes alone."""
+    s = learner.static
+
+    def rows(per_group):
+        n, slots = stage.fresh_groups * per_group, (s.prompt_slots, s.response_slots)
+        return jax.eval_shape(lambda: empty_rows(n, *slots)) if n else None
+
+    number, count = (ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, jnp.int32))
+    inputs = StepInputs(count, number, number, ShapeDtypeStruct((stage.passes,), jnp.float32))
+    given = (rows(s.own_rows), inputs, rows(s.group_size - s.own_rows))
+    state = sharding.abstract(abstract_state(learner), mesh)
+    with sharding.over(mesh):
+        given = sharding.abstract(given, mesh, by_rule=False)
+        return learn.trace(state, *given, learner=learner, stage=stage)
