@@ -77,7 +77,8 @@ def _diagnostics(s: Static, logp_BT, entropy_BT, batch: Batch, terms: Terms, age
 
     Of the rows that a policy of ours sampled: an expert's have no ratio.
     """
-    own = functools.partial(masked.zero_masked, mask_BT=batch.own_BT)
+    mask_BT = batch.own_BT
+    own = functools.partial(masked.zero_masked, mask_BT=mask_BT)
     ratio_BT = own(objectives.ratio(logp_BT, batch.behav_logp_BT))
     of_age_BA = (batch.age_B[:, None] == jnp.arange(ages)[None, :]).astype(jnp.float32)
 
@@ -90,7 +91,7 @@ def _diagnostics(s: Static, logp_BT, entropy_BT, batch: Batch, terms: Terms, age
 
     # By the method's rules a token that has an advantage has no gradient.
     clipped_BT = (jax.grad(method_loss)(logp_BT) == 0) & (batch.adv_BT != 0)
-    lengths_B = batch.own_BT.sum(axis=1)
+    lengths_B = mask_BT.sum(axis=1)
     sums = {
         "rows_A": by_age((lengths_B > 0).astype(jnp.float32)),
         "tokens_A": by_age(lengths_B),
@@ -108,24 +109,35 @@ def _diagnostics(s: Static, logp_BT, entropy_BT, batch: Batch, terms: Terms, age
     return sums
 
 
+def totals(sums: dict) -> dict:
+    """Over the first axis: sums, of "max_*" maxima; numbers of rows, "*_B", stay one a row."""
+
+    def reduced(name, x):
+        if name.endswith("_B"):
+            return x.reshape(-1)
+        return x.max(axis=0) if name.startswith("max_") else x.sum(axis=0)
+
+    return {name: reduced(name, x) for name, x in sums.items()}
+
+
 def means(static: Static, sums: dict) -> dict:
     """Means of the step from the sums [updates, ...]: over tokens; of losses, over updates.
 
     Without a precedent the base took its part: what was summed is no KL to it.
     """
-    total = {k: v.max(axis=0) if k.startswith("max_") else v.sum(axis=0) for k, v in sums.items()}
+    of_step = totals(sums)
     metrics = {k: v.mean() for k, v in sums.items() if k.startswith("loss") or k.endswith("norm")}
     for name in ("entropy", "kl_base", "kl_prev"):
-        if name in total and (static.has_precedent or name != "kl_prev"):
-            metrics[name] = masked.divide(total[name], total["tokens_A"].sum())
+        if name in of_step and (static.has_precedent or name != "kl_prev"):
+            metrics[name] = masked.divide(of_step[name], of_step["tokens_A"].sum())
 
     passes = sums["loss"].shape[0] * static.mini_batch_size / static.batch_size
     parts: dict[str, slice] = {"": slice(None)}
-    for age, rows in enumerate(total["rows_A"]):
+    for age, rows in enumerate(of_step["rows_A"]):
         metrics[f"rows/age{age}"] = rows / passes
         parts[f"/age{age}"] = slice(age, age + 1)
     for suffix, part in parts.items():
-        of_part = {name: x[part] for name, x in total.items() if name.endswith("_A")}
+        of_part = {name: x[part] for name, x in of_step.items() if name.endswith("_A")}
         tokens, ratio = of_part["tokens_A"].sum(), of_part["ratio_A"].sum()
         squared = of_part["ratio_squared_A"].sum()
         metrics |= {

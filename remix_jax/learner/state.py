@@ -79,7 +79,6 @@ class Static:
     kl_schedule: tuple[int, int, float, float] | None  # start, every, drop, floor; None: always 1
     imitation_weight: float = _of("imitation.weight")
     imitation_window: int = _of("imitation.window")
-    has_critic: bool = _of("has_critic")
     value_clip: float = _of("critic.value_clip")
     value_coef: float = _of("critic.value_coef")
     grad_clip: float = _of("optimizer.grad_clip")

@@ -105,9 +105,7 @@ def learn(
     if fresh is not None:
         found |= batches.sampler_gap(learner, state.params, fresh)
     if s.has_precedent:
-        dtype = s.anchors_dtype
-        precedent = jax.tree.map(lambda x: x.astype(dtype or x.dtype), state.params)
-        new = new.replace(prev_params=precedent)
+        new = new.replace(prev_params=optax.tree.cast(state.params, s.anchors_dtype or None))
     return sharding.by_rules(new), jax.tree.map(sharding.constrain, found)
 
 
@@ -135,8 +133,7 @@ def _update(learner: Learner, stage: Stage, batch: Batch, inputs, kl_weight, car
     (state, row_ratio_R), (index, key, method_param) = carry, drawn
     s = learner.static
     mini = jax.tree.map(lambda x: x[index.reshape(-1)], batch)
-    count = masked.count(mini.mask_BT, s.aggregation)
-    count = jnp.where(count > 0, count, 1.0)
+    count = jnp.maximum(masked.count(mini.mask_BT, s.aggregation), 1.0)
     terms, mini = losses.minibatch_terms(learner, state.params, mini, method_param)
     ages = s.window + 1 if stage.replay_groups > 0 else 1
 
@@ -186,10 +183,7 @@ def _imitate(learner: Learner, state: TrainState, shape: tuple[int, int], key):
 
 
 def _accumulate(backward, rows, shape: tuple[int, int]):
-    """Sums of gradients and of metrics over the micro-batches of some rows.
-
-    Maxima stay maxima, "max_*", and numbers of rows, "*_B", are kept row by row.
-    """
+    """Gradients of the micro-batches of some rows added up, and `losses.totals` of their sums."""
     if shape[0] == 1:
         return backward(rows)
     micros = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), rows)
@@ -198,15 +192,10 @@ def _accumulate(backward, rows, shape: tuple[int, int]):
         grads, sums = backward(micro)
         return jax.tree.map(jnp.add, total, grads), sums
 
-    def reduced(name, x):
-        if name.endswith("_B"):
-            return x.reshape(-1)
-        return x.max(axis=0) if name.startswith("max_") else x.sum(axis=0)
-
     shapes, _ = jax.eval_shape(backward, jax.tree.map(lambda x: x[0], micros))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     grads, sums = jax.lax.scan(body, zeros, micros)
-    return grads, {name: reduced(name, x) for name, x in sums.items()}
+    return grads, losses.totals(sums)
 
 
 def _apply(learner: Learner, inputs: StepInputs, state: TrainState, grads, sums):
@@ -243,9 +232,6 @@ def _optimize(optimizer, learning_rate, old, grads, scale, healthy):
     updates = jax.tree.map(lambda u: (-learning_rate * u).astype(u.dtype), updates)
     new = (optax.apply_updates(params, updates), opt_state)
     return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, old)
-
-
-# ---------------------------------------------------------------------------- ahead of the run
 
 
 class Programs(NamedTuple):
