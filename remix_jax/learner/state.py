@@ -272,5 +272,5 @@ def move_anchors(config: Config, state: TrainState, kind: str) -> TrainState:
 
 
 def copy(tree: dict, dtype: str = "") -> dict:
-    """Buffers of its own for a tree that is to be donated; in `dtype` if it names one."""
+    """A copy in buffers of its own, as either may be donated; in `dtype` if it names one."""
     return jax.tree.map(lambda x: jnp.array(x, dtype or None, copy=True), tree)

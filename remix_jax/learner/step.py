@@ -246,8 +246,8 @@ def build(learner: Learner, stages: Iterable[Stage], mesh: Mesh | None = None) -
 
     So every wrong shape shows at the start, and the memory that the run will need.
     """
-    learn = {stage.name: compile_learn(learner, stage, mesh) for stage in stages}
-    return Programs(learn, _compile_reincarnation(learner, mesh))
+    by_stage = {stage.name: compile_learn(learner, stage, mesh) for stage in stages}
+    return Programs(by_stage, _compile_reincarnation(learner, mesh))
 
 
 @functools.cache

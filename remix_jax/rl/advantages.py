@@ -2,7 +2,7 @@
 
 PPO: `gae` over the critic's values. GRPO and its kin: a response's reward against the rewards of
 its group, the responses to one prompt (or to one prefix of it). `group_B` are integers, equal ones
-are one group, in any order; rows under a `mask_B` of 0 get 0 and influence no group (None: none).
+are one group, in any order; rows under a `mask_B` of 0 (none by default) get 0 and move no group.
 """
 
 from collections.abc import Callable

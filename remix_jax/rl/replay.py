@@ -179,7 +179,7 @@ def scaled_reward(rows: Rows) -> Array:
 
 
 def uniform(key: Array, priority_g: Array) -> Array:
-    """A number a group, [g], the smallest are drawn: here whatever their priorities."""
+    """A random number a group, [g], whatever their priorities."""
     return jax.random.uniform(key, priority_g.shape)
 
 
@@ -218,7 +218,7 @@ class Sampler(NamedTuple):
     """What makes a row worth being drawn, and how groups are drawn by it."""
 
     priority: Callable[[Rows], Array]  # >= 0
-    lottery: Callable[[Array, Array], Array]
+    lottery: Callable[[Array, Array], Array]  # a number a group: the smallest are drawn
     stored_advantage: bool = False  # the priority reads the advantage of the collection
 
 
