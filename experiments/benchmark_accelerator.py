@@ -25,9 +25,8 @@ from experiments.main import run
 from remix_jax import config_rules, cost, schedule
 from remix_jax.config import KL, Config, Data, Evaluation, Memory, Model, Objective, Replay
 from remix_jax.errors import InputError
-from remix_jax.learner import programs
-from remix_jax.learner.state import Learner, init_state, make_learner
-from remix_jax.learner.step import step_inputs
+from remix_jax.learner.state import Learner, abstract_state, init_state, make_learner
+from remix_jax.learner.step import compile_learn, step_inputs
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.sampling import Sampled
@@ -92,7 +91,7 @@ def ours(sizes: DecoderConfig, config: Config, repeats: int) -> dict[str, Any]:
         sampled = jax.block_until_ready(sampler(params, given, jax.random.key(turn)))
         decode.append(time.perf_counter() - begin)
     assert sampled is not None
-    learn = programs.compile_learn(learner, stage, None).call
+    learn = compile_learn(learner, stage, None).call
     state, seconds = init_state(learner, params, config.seed), []
     inputs = step_inputs(config, 1)
     rows = _rows(sampled, config)
@@ -106,7 +105,7 @@ def ours(sizes: DecoderConfig, config: Config, repeats: int) -> dict[str, Any]:
 
 
 def _random_params(learner: Learner) -> dict:
-    shapes = programs.abstract_state(learner).params
+    shapes = abstract_state(learner).params
     keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(shapes))))
     return jax.tree.map(
         lambda x: (0.02 * jax.random.normal(next(keys), x.shape)).astype(x.dtype), shapes

@@ -54,9 +54,8 @@ class Run:
         import jax
 
         from remix_jax.data.problems import Problem
-        from remix_jax.learner import programs
         from remix_jax.learner.state import init_state, make_learner
-        from remix_jax.learner.step import step_inputs
+        from remix_jax.learner.step import compile_learn, step_inputs
         from remix_jax.models import huggingface
         from remix_jax.models.hf_tokenizer import load_vocabulary
         from remix_jax.rewards import Scorer
@@ -77,7 +76,7 @@ class Run:
         stage = stages(config)[stage_at(config, 1)]
         task = sampler.rollout_task(config, stage, end_ids, self.vocabulary.pad_id)
         self.sampler = sampler.make(config, policy, task)
-        self.learn_program = programs.compile_learn(self.learner, stage, None).call
+        self.learn_program = compile_learn(self.learner, stage, None).call
         self.compile_seconds = time.perf_counter() - begin
         self.score_chunk = jax.jit(self._score_chunk)
         texts = prompt_texts(size)

@@ -25,8 +25,7 @@ from remix_jax.data import tasks
 from remix_jax.data.problems import load_problems
 from remix_jax.errors import InputError
 from remix_jax.learner import losses
-from remix_jax.learner.programs import abstract_state
-from remix_jax.learner.state import Learner, TrainState, make_learner
+from remix_jax.learner.state import Learner, TrainState, abstract_state, make_learner
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.hf_tokenizer import load_vocabulary

@@ -32,8 +32,8 @@ from remix_jax import config as configs
 from remix_jax import cost, schedule, sharding
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.learner import programs
 from remix_jax.learner.state import Learner, TrainState
+from remix_jax.learner.step import trace_learn
 from remix_jax.models import sampling, scoring
 from remix_jax.rollout import sampler
 from remix_jax.run.setup import check_sizes
@@ -169,7 +169,7 @@ def _scoring(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
 
 def _learning(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
     stage = next(iter(schedule.stages(config).values()))
-    return f"learning, {stage.name} stage", programs.trace_learn(learner, stage, mesh), 1.0, state
+    return f"learning, {stage.name} stage", trace_learn(learner, stage, mesh), 1.0, state
 
 
 _MAKERS = {"sampling": _sampling, "scoring": _scoring, "learning": _learning}

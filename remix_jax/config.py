@@ -294,6 +294,12 @@ class Config(Section):
         return self.kl.coef > 0 or family.METHODS[self.objective.method].base
 
     @property
+    def has_precedent(self) -> bool:
+        """Whether the precedent anchor is ever used: KL-Convex on, and its weight ever below 1."""
+        kl = self.kl
+        return kl.coef > 0 and kl.convex and kl.drop > 0 and kl.floor < 1 and self.steps > kl.start
+
+    @property
     def stores_advantage(self) -> bool:
         """Whether rows keep the advantage of their collection."""
         method, sampler = family.METHODS[self.objective.method], self.replay.sampler

@@ -92,6 +92,21 @@ def over(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
+class Program(NamedTuple):
+    """A compiled program, and what it takes of each device beside its arguments."""
+
+    call: jax.stages.Compiled
+    temporary_bytes: int  # 0 where the backend does not tell
+
+
+def compiled(traced: jax.stages.Traced, mesh: Mesh | None) -> Program:
+    """Compiles what was traced over a mesh."""
+    with over(mesh):
+        call = traced.lower().compile()
+    memory = call.memory_analysis()
+    return Program(call, memory.temp_size_in_bytes if memory else 0)
+
+
 def spec_of(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
     """The axes of an array's dimensions.
 

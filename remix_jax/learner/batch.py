@@ -1,8 +1,4 @@
-"""The batch of a step: rows fresh and old, what is known of them before the first update.
-
-fresh rows, with an expert's among them --> base log-probs, age, signal --> the ring
-ring --> rows of the batch --> log-probs of pi_k and the precedent, values --> advantages
-"""
+"""The batch of a step: rows fresh and old, what is known of them before the first update."""
 
 import functools
 
@@ -18,10 +14,7 @@ from remix_jax.types import Batch, FreshRows, Rows, batch_of, kept_rows
 
 
 def complete(learner: Learner, stage: Stage, state: TrainState, fresh, expert, param) -> Rows:
-    """Groups of sampled rows and behind them, in each group, the expert's, with all that is kept:
-
-    base log-probs (once a row), the step, and whether a row of the group has an advantage at all.
-    """
+    """Groups of sampled rows, in each behind them the expert's, with all that the ring keeps."""
     # A token that the policy did not write has no log-prob of it; 0 is finite in any formula.
     marked = [
         kept_rows(
@@ -76,24 +69,19 @@ def _in_chunks(learner: Learner, score, rows):
 def sampler_gap(learner: Learner, params, fresh: FreshRows) -> dict:
     """How far apart sampler and scorer put the same tokens, on one micro-batch of fresh rows.
 
-        sampler_gap             mean of log mu - log pi, an estimate of KL(sampler || trainer)
-        sampler_gap_max         largest |log mu - log pi|
-        token_mult_prob_error   mean of exp |log mu - log pi|, 1 is exact (NeMo-RL's)
-        truncation_gap          of all rows: mean log-prob that top_k, top_p and min_p add
-
-    Both are of the policy at the start of the step, over the full vocabulary.
+    Both are of the policy at the start of the step, over the full vocabulary (docs/metrics.md).
     """
     s, shards = learner.static, sharding.row_shards(sharding.in_use())
     n = min(s.micro_rows(shards), s.score_rows(shards), fresh.valid_B.shape[0])
     some = jax.tree.map(lambda x: x[:n], fresh)
     mask_BT = some.mask_BT
     gap_BT = masked.zero_masked(some.behav_logp_BT - logps(learner, params, some), mask_BT)
-    truncated_BT = fresh.sampled_logp_BT - fresh.behav_logp_BT
+    added_BT = fresh.sampled_logp_BT - fresh.behav_logp_BT  # by top_k, top_p and min_p
     return {
         "sampler_gap": masked.mean(gap_BT, mask_BT),
         "sampler_gap_max": jnp.abs(gap_BT).max(),
         "token_mult_prob_error": masked.mean(jnp.exp(jnp.abs(gap_BT)), mask_BT),
-        "truncation_gap": masked.mean(truncated_BT, fresh.mask_BT),
+        "truncation_gap": masked.mean(added_BT, fresh.mask_BT),
     }
 
 
@@ -167,23 +155,21 @@ def _critic_advantage(static: Static, batch: Batch):
 
 
 def with_advantages(learner: Learner, ring: replay.ReplayState, batch: Batch, method_param):
-    """Advantages of pi_k for every row of the batch, old or new.
+    """Advantages of pi_k for every row, old or new; those of fresh rows go to the ring too.
 
     Returns:
-      The ring, which keeps those of fresh rows where a method or sampler reads them later; the
-      batch as losses read it, without what the method leaves out; metrics of the critic.
+      The ring; the batch as losses read it, without what the method leaves out; critic's metrics.
     """
     s, method, mask_BT = learner.static, family.METHODS[learner.static.method], batch.mask_BT
     metrics = {}
     if learner.critic:
         adv_BT, return_BT = _critic_advantage(s, batch)
-        error_BT = adv_BT - masked.mean(adv_BT, mask_BT)
-        spread_BT = return_BT - masked.mean(return_BT, mask_BT)
+        batch = batch.replace(return_BT=return_BT)
         unexplained, variance = (
-            masked.mean(jnp.square(x_BT), mask_BT) for x_BT in (error_BT, spread_BT)
+            masked.mean(jnp.square(x_BT - masked.mean(x_BT, mask_BT)), mask_BT)
+            for x_BT in (adv_BT, return_BT)
         )
         metrics = {"explained_variance": 1 - masked.divide(unexplained, variance)}
-        batch = batch.replace(return_BT=return_BT)
     else:
         adv_BT = _group_advantage(s, batch, method_param)[:, None] * mask_BT
     if method.stored_advantage:

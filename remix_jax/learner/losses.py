@@ -1,12 +1,10 @@
 """The losses of a step, on one micro-batch, with the sums that its metrics are made of.
 
-    policy:  objective.method (Mix-PPG) - c_H entropy + beta KL-Convex
-    critic:  clipped value loss
-    imitation, where it is on: log-likelihood of earlier successes, added to the policy's
-
-Each is a sum over the micro-batch divided by the count of the *whole* mini-batch, so the gradients
-of micro-batches add up to that of the mini-batch.
+Each is a sum over the micro-batch divided by the count of the *whole* mini-batch (`masked.count`),
+so the gradients of micro-batches add up to that of the mini-batch.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +37,13 @@ def minibatch_terms(learner: Learner, params: dict, mini: Batch, param) -> tuple
 def policy_loss(
     params: dict, learner: Learner, batch: Batch, terms: Terms, kl_weight, count, ages: int
 ) -> tuple[jax.Array, dict]:
-    """The policy's loss of a micro-batch, summed and over `count`; ReMix's is (arXiv 2507.06892)
+    """The policy's loss; ReMix's is (arXiv 2507.06892)
 
         L = L_MixPPG - c_H H + beta (lambda KL(pi || base) + (1 - lambda) KL(pi || precedent))
 
     with another of `family.METHODS` in the place of L_MixPPG if the config says so. Entropy and KL
     are of the rows that a policy of ours sampled: on an expert's they would estimate nothing.
-    `kl_weight` is lambda, `count` the denominator of the whole mini-batch (`masked.count`).
+    `kl_weight` is lambda.
 
     Returns:
       The loss, and the sums that `means` are made of; `ages` is their length by age (static).
@@ -80,15 +78,12 @@ def _diagnostics(s: Static, logp_BT, entropy_BT, batch: Batch, terms: Terms, age
     Of the rows that a policy of ours sampled: an expert's have no ratio.
     """
     mask_BT = batch.own_BT
-    ratio_BT = masked.zero_masked(objectives.ratio(logp_BT, batch.behav_logp_BT), mask_BT)
+    own = functools.partial(masked.zero_masked, mask_BT=mask_BT)
+    ratio_BT = own(objectives.ratio(logp_BT, batch.behav_logp_BT))
     of_age_BA = (batch.age_B[:, None] == jnp.arange(ages)[None, :]).astype(jnp.float32)
 
-    def by_age(x_BT):
-        row_B = masked.zero_masked(x_BT, mask_BT).sum(axis=1)
-        return (row_B[:, None] * of_age_BA).sum(axis=0)
-
-    def total(x_BT):
-        return masked.zero_masked(x_BT, mask_BT).sum()
+    def by_age(x_B):
+        return (x_B[:, None] * of_age_BA).sum(axis=0)
 
     def method_loss(logp_BT):
         loss_BT = family.METHODS[s.method].loss(logp_BT, batch, terms)
@@ -98,20 +93,31 @@ def _diagnostics(s: Static, logp_BT, entropy_BT, batch: Batch, terms: Terms, age
     clipped_BT = (jax.grad(method_loss)(logp_BT) == 0) & (batch.adv_BT != 0)
     lengths_B = mask_BT.sum(axis=1)
     sums = {
-        "rows_A": (of_age_BA * (lengths_B > 0).astype(jnp.float32)[:, None]).sum(axis=0),
-        "tokens_A": by_age(jnp.ones_like(ratio_BT)),
-        "ratio_A": by_age(ratio_BT),
-        "ratio_squared_A": by_age(jnp.square(ratio_BT)),
-        "clipped_A": by_age(clipped_BT.astype(jnp.float32)),
+        "rows_A": by_age((lengths_B > 0).astype(jnp.float32)),
+        "tokens_A": by_age(lengths_B),
+        "ratio_A": by_age(ratio_BT.sum(axis=1)),
+        "ratio_squared_A": by_age(jnp.square(ratio_BT).sum(axis=1)),
+        "clipped_A": by_age(own(clipped_BT.astype(jnp.float32)).sum(axis=1)),
         "max_ratio_A": (ratio_BT.max(axis=1)[:, None] * of_age_BA).max(axis=0),
-        "entropy": total(entropy_BT),
+        "entropy": own(entropy_BT).sum(),
         "row_ratio_B": masked.divide(ratio_BT.sum(axis=1), lengths_B),
     }
     if s.kl_coef > 0:
         kl = constraints.ESTIMATORS[s.kl_estimator]
-        sums["kl_base"] = total(kl(logp_BT, batch.base_logp_BT))
-        sums["kl_prev"] = total(kl(logp_BT, batch.prev_logp_BT))
+        sums["kl_base"] = own(kl(logp_BT, batch.base_logp_BT)).sum()
+        sums["kl_prev"] = own(kl(logp_BT, batch.prev_logp_BT)).sum()
     return sums
+
+
+def totals(sums: dict) -> dict:
+    """Over the first axis: sums, of "max_*" maxima; numbers of rows, "*_B", stay one a row."""
+
+    def reduced(name, x):
+        if name.endswith("_B"):
+            return x.reshape(-1)
+        return x.max(axis=0) if name.startswith("max_") else x.sum(axis=0)
+
+    return {name: reduced(name, x) for name, x in sums.items()}
 
 
 def means(static: Static, sums: dict) -> dict:
@@ -119,19 +125,19 @@ def means(static: Static, sums: dict) -> dict:
 
     Without a precedent the base took its part: what was summed is no KL to it.
     """
-    total = {k: v.max(axis=0) if k.startswith("max_") else v.sum(axis=0) for k, v in sums.items()}
-    tokens_A, tokens = total["tokens_A"], total["tokens_A"].sum()
+    of_step = totals(sums)
     metrics = {k: v.mean() for k, v in sums.items() if k.startswith("loss") or k.endswith("norm")}
     for name in ("entropy", "kl_base", "kl_prev"):
-        if name in total and (static.has_precedent or name != "kl_prev"):
-            metrics[name] = masked.divide(total[name], tokens)
+        if name in of_step and (static.has_precedent or name != "kl_prev"):
+            metrics[name] = masked.divide(of_step[name], of_step["tokens_A"].sum())
 
-    ages = range(tokens_A.shape[0])
     passes = sums["loss"].shape[0] * static.mini_batch_size / static.batch_size
-    metrics |= {f"rows/age{age}": total["rows_A"][age] / passes for age in ages}
-    parts = {"": slice(None)} | {f"/age{age}": slice(age, age + 1) for age in ages}
+    parts: dict[str, slice] = {"": slice(None)}
+    for age, rows in enumerate(of_step["rows_A"]):
+        metrics[f"rows/age{age}"] = rows / passes
+        parts[f"/age{age}"] = slice(age, age + 1)
     for suffix, part in parts.items():
-        of_part = {name: x[part] for name, x in total.items() if name.endswith("_A")}
+        of_part = {name: x[part] for name, x in of_step.items() if name.endswith("_A")}
         tokens, ratio = of_part["tokens_A"].sum(), of_part["ratio_A"].sum()
         squared = of_part["ratio_squared_A"].sum()
         metrics |= {
@@ -144,9 +150,7 @@ def means(static: Static, sums: dict) -> dict:
 
 
 def imitation_loss(params: dict, learner: Learner, rows: Rows, count: jax.Array) -> jax.Array:
-    """Self-imitation of a micro-batch of successes, summed and over `count`, times its weight.
-
-        L_SI = - w mean_{successes} log pi(a | s)
+    """Self-imitation, where it is on: L_SI = - w mean log pi(a | s) over earlier successes.
 
     The policy part of self-imitation learning (Oh et al. 2018, arXiv 1806.05635, eq. 2) with
     (R - V)_+ = 1 for every success: the critic of a binary outcome says little (docs/choices.md).
@@ -158,7 +162,7 @@ def imitation_loss(params: dict, learner: Learner, rows: Rows, count: jax.Array)
 
 
 def critic_loss(params: dict, learner: Learner, batch: Batch, count: jax.Array) -> jax.Array:
-    """PPO's clipped value loss of a micro-batch, summed and over `count`, times value_coef."""
+    """PPO's clipped value loss, times value_coef."""
     s = learner.static
     assert learner.critic is not None
     value_BT = scoring.score_values(learner.critic, params, batch)

@@ -15,7 +15,7 @@ from remix_jax import sharding, streams
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.models import attention
-from remix_jax.models.decoder import Decoder, DecoderConfig, Execution
+from remix_jax.models.decoder import Decoder, DecoderConfig, Execution, abstract_params
 from remix_jax.rl import replay
 from remix_jax.schedule import stage_at, stages
 
@@ -79,20 +79,19 @@ class Static:
     kl_schedule: tuple[int, int, float, float] | None  # start, every, drop, floor; None: always 1
     imitation_weight: float = _of("imitation.weight")
     imitation_window: int = _of("imitation.window")
-    has_critic: bool = _of("has_critic")
     value_clip: float = _of("critic.value_clip")
     value_coef: float = _of("critic.value_coef")
     grad_clip: float = _of("optimizer.grad_clip")
     critic_grad_clip: float = _of("critic.optimizer.grad_clip")
     reset_optimizer: bool = _of("reset_optimizer")
     has_base: bool = _of("has_base")
-    has_precedent: bool
+    has_precedent: bool = _of("has_precedent")
     anchors_dtype: str = _of("memory.anchors_dtype")
 
     def micro_rows(self, shards: int = 1) -> int:
-        """Rows of a backward pass, on `shards` devices that rows are spread over.
+        """Rows of a backward pass on `shards` devices; by a budget of tokens, as many as fit.
 
-        By a budget of tokens they are as many as fit a device, and divide a mini-batch.
+        They divide a mini-batch.
         """
         if not self.micro_batch_tokens:
             return self.micro_batch_size
@@ -117,14 +116,7 @@ def static_of(config: Config) -> Static:
         ring_groups=max(max(trained_in, imitated_in) * first.fresh_groups, config.batch_groups),
         max_uses=trained_in * config.passes,
         kl_schedule=(kl.start, kl.every, kl.drop, kl.floor) if kl.convex else None,
-        has_precedent=has_precedent(config),
     )
-
-
-def has_precedent(config: Config) -> bool:
-    """Whether the precedent anchor is ever used: KL-Convex on, and its weight ever below 1."""
-    kl = config.kl
-    return kl.coef > 0 and kl.convex and kl.drop > 0 and kl.floor < 1 and config.steps > kl.start
 
 
 class Learner(NamedTuple):
@@ -149,9 +141,7 @@ def make_optimizer(
 
 
 def make_learner(config: Config, policy: Decoder) -> Learner:
-    """Models and optimizers of a run. The critic has the policy's body and a value head.
-
-    Equal for runs that differ in seed, learning rate or length: they share compiled programs.
+    """Models and optimizers of a run; the critic has the policy's body and a value head.
 
     Raises:
       InputError: as `check_trainable`.
@@ -212,13 +202,19 @@ def init_state(learner: Learner, params: dict, seed: int) -> TrainState:
         opt_state=learner.optimizer.init(params),
         critic_params=critic_params,
         critic_opt_state=critic_opt_state,
-        base_params=anchor(learner, params) if s.has_base else None,
-        prev_params=anchor(learner, params) if s.has_precedent else None,
+        base_params=copy(params, s.anchors_dtype) if s.has_base else None,
+        prev_params=copy(params, s.anchors_dtype) if s.has_precedent else None,
         replay=replay.init(s.ring_groups, *sizes, s.max_uses, s.stores_advantage),
         key=streams.key(seed, "learning"),
         step=jnp.zeros((), jnp.int32),
         fault_F=jnp.zeros((len(fault_names(params, critic_params)),), bool),
     )
+
+
+def abstract_state(learner: Learner) -> TrainState:
+    """Shapes and dtypes of the first state; nothing is allocated."""
+    init = functools.partial(init_state, learner, seed=0)
+    return jax.eval_shape(init, abstract_params(learner.policy))
 
 
 def place_state(learner: Learner, params: dict, seed: int, mesh: Mesh | None) -> TrainState:
@@ -240,7 +236,7 @@ def reincarnate(learner: Learner, state: TrainState) -> TrainState:
     """
     s, params = learner.static, state.params
     state = state.replace(
-        base_params=anchor(learner, params) if s.has_base else None,
+        base_params=copy(params, s.anchors_dtype) if s.has_base else None,
         opt_state=learner.optimizer.init(params) if s.reset_optimizer else state.opt_state,
         replay=replay.clear(state.replay),
     )
@@ -255,12 +251,6 @@ def fault_names(params: dict, critic_params: dict | None) -> list[str]:
         for name, tree in trees
         for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]
-
-
-def anchor(learner: Learner, params: dict) -> dict:
-    """A copy of the policy in the dtype that anchors are kept in."""
-    dtype = learner.static.anchors_dtype
-    return jax.tree.map(lambda x: jnp.array(x, dtype or x.dtype, copy=True), params)
 
 
 def move_anchors(config: Config, state: TrainState, kind: str) -> TrainState:
@@ -281,6 +271,6 @@ def move_anchors(config: Config, state: TrainState, kind: str) -> TrainState:
     return state.replace(base_params=moved(state.base_params), prev_params=moved(state.prev_params))
 
 
-def copy(tree: dict) -> dict:
-    """Buffers of one's own: a donated tree must not be anybody else's anchor."""
-    return jax.tree.map(jnp.copy, tree)
+def copy(tree: dict, dtype: str = "") -> dict:
+    """A copy in buffers of its own, as either may be donated; in `dtype` if it names one."""
+    return jax.tree.map(lambda x: jnp.array(x, dtype or None, copy=True), tree)

@@ -1,31 +1,32 @@
 """The learning phase of a step: (TrainState, fresh rows) -> (TrainState, metrics), one program.
 
-    fresh rows ------ replay.add ---+
-    replay.sample (share p) --------+--> batch of B rows, gathered from the ring once
-    scored once: prox (replayed rows), base (fresh rows), precedent, values --> advantages
-    scan over m passes x mini-batches (x micro-batches), slices of the batch: losses, gradients,
-        two optimizers
-    precedent <- parameters at the start of the step
-
-What a mini-batch changes of the ring, the uses of its rows, rides in the scan's carry.
+fresh rows ------ replay.add ---+
+replay.sample (share p) --------+--> batch of B rows, gathered from the ring once
+scored once: prox (replayed rows), base (fresh rows), precedent, values --> advantages
+scan over m passes x mini-batches (x micro-batches): losses, gradients, two optimizers
+precedent <- parameters at the start of the step
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import ShapeDtypeStruct
+from jax.sharding import Mesh
 
 from remix_jax import sharding
 from remix_jax.config import Config
 from remix_jax.learner import batch as batches
 from remix_jax.learner import losses
-from remix_jax.learner.state import Learner, Static, TrainState
+from remix_jax.learner.state import Learner, Static, TrainState, abstract_state, reincarnate
 from remix_jax.rl import family, masked, replay, schedules
 from remix_jax.schedule import Stage, fresh_groups, stage_at, stages
-from remix_jax.types import Batch, FreshRows
+from remix_jax.sharding import Program
+from remix_jax.types import Batch, FreshRows, empty_rows
 
 
 class StepInputs(NamedTuple):
@@ -104,9 +105,7 @@ def learn(
     if fresh is not None:
         found |= batches.sampler_gap(learner, state.params, fresh)
     if s.has_precedent:
-        dtype = s.anchors_dtype
-        precedent = jax.tree.map(lambda x: x.astype(dtype or x.dtype), state.params)
-        new = new.replace(prev_params=precedent)
+        new = new.replace(prev_params=optax.tree.cast(state.params, s.anchors_dtype or None))
     return sharding.by_rules(new), jax.tree.map(sharding.constrain, found)
 
 
@@ -134,8 +133,7 @@ def _update(learner: Learner, stage: Stage, batch: Batch, inputs, kl_weight, car
     (state, row_ratio_R), (index, key, method_param) = carry, drawn
     s = learner.static
     mini = jax.tree.map(lambda x: x[index.reshape(-1)], batch)
-    count = masked.count(mini.mask_BT, s.aggregation)
-    count = jnp.where(count > 0, count, 1.0)
+    count = jnp.maximum(masked.count(mini.mask_BT, s.aggregation), 1.0)
     terms, mini = losses.minibatch_terms(learner, state.params, mini, method_param)
     ages = s.window + 1 if stage.replay_groups > 0 else 1
 
@@ -185,10 +183,7 @@ def _imitate(learner: Learner, state: TrainState, shape: tuple[int, int], key):
 
 
 def _accumulate(backward, rows, shape: tuple[int, int]):
-    """Sums of gradients and of metrics over the micro-batches of some rows.
-
-    Maxima stay maxima, "max_*", and numbers of rows, "*_B", are kept row by row.
-    """
+    """Gradients of the micro-batches of some rows added up, and `losses.totals` of their sums."""
     if shape[0] == 1:
         return backward(rows)
     micros = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), rows)
@@ -197,15 +192,10 @@ def _accumulate(backward, rows, shape: tuple[int, int]):
         grads, sums = backward(micro)
         return jax.tree.map(jnp.add, total, grads), sums
 
-    def reduced(name, x):
-        if name.endswith("_B"):
-            return x.reshape(-1)
-        return x.max(axis=0) if name.startswith("max_") else x.sum(axis=0)
-
     shapes, _ = jax.eval_shape(backward, jax.tree.map(lambda x: x[0], micros))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     grads, sums = jax.lax.scan(body, zeros, micros)
-    return grads, {name: reduced(name, x) for name, x in sums.items()}
+    return grads, losses.totals(sums)
 
 
 def _apply(learner: Learner, inputs: StepInputs, state: TrainState, grads, sums):
@@ -242,3 +232,49 @@ def _optimize(optimizer, learning_rate, old, grads, scale, healthy):
     updates = jax.tree.map(lambda u: (-learning_rate * u).astype(u.dtype), updates)
     new = (optax.apply_updates(params, updates), opt_state)
     return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, old)
+
+
+class Programs(NamedTuple):
+    """Learning by stage name, and the event between the stages."""
+
+    learn: dict[str, Program]
+    reincarnate: Program
+
+
+def build(learner: Learner, stages: Iterable[Stage], mesh: Mesh | None = None) -> Programs:
+    """All that a run learns with, compiled before its first step for a mesh or one device.
+
+    So every wrong shape shows at the start, and the memory that the run will need.
+    """
+    by_stage = {stage.name: compile_learn(learner, stage, mesh) for stage in stages}
+    return Programs(by_stage, _compile_reincarnation(learner, mesh))
+
+
+@functools.cache
+def compile_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> Program:
+    """`learn` for a stage; runs of one process whose learners are equal share it."""
+    return sharding.compiled(trace_learn(learner, stage, mesh), mesh)
+
+
+@functools.cache
+def _compile_reincarnation(learner: Learner, mesh: Mesh | None) -> Program:
+    with sharding.over(mesh):
+        traced = reincarnate.trace(learner, sharding.abstract(abstract_state(learner), mesh))
+    return sharding.compiled(traced, mesh)
+
+
+def trace_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> jax.stages.Traced:
+    """`learn` for a stage, from shapes alone."""
+    s = learner.static
+
+    def rows(per_group):
+        n, slots = stage.fresh_groups * per_group, (s.prompt_slots, s.response_slots)
+        return jax.eval_shape(lambda: empty_rows(n, *slots)) if n else None
+
+    number, count = (ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, jnp.int32))
+    inputs = StepInputs(count, number, number, ShapeDtypeStruct((stage.passes,), jnp.float32))
+    given = (rows(s.own_rows), inputs, rows(s.group_size - s.own_rows))
+    state = sharding.abstract(abstract_state(learner), mesh)
+    with sharding.over(mesh):
+        given = sharding.abstract(given, mesh, by_rule=False)
+        return learn.trace(state, *given, learner=learner, stage=stage)

@@ -1,7 +1,8 @@
 """Advantages: what a token or a response was better than expected by.
 
 PPO: `gae` over the critic's values. GRPO and its kin: a response's reward against the rewards of
-its group, the responses to one prompt (or to one prefix of it).
+its group, the responses to one prompt (or to one prefix of it). `group_B` are integers, equal ones
+are one group, in any order; rows under a `mask_B` of 0 (none by default) get 0 and move no group.
 """
 
 from collections.abc import Callable
@@ -74,10 +75,7 @@ def vtrace(
 
 
 def mean_baseline(reward_B: Array, group_B: Array, mask_B: Array | None = None) -> Array:
-    """R - mean over the group (Dr.GRPO, arXiv 2503.20783; PrefixRL). A row alone keeps its reward.
-
-    Args: as `group_normalized`.
-    """
+    """R - mean of the group (Dr.GRPO, arXiv 2503.20783; PrefixRL). A row alone keeps its reward."""
     reward_B, size_B, centred_B, _ = _group(reward_B, group_B, mask_B)
     return jnp.where(size_B > 1, centred_B, reward_B)
 
@@ -89,7 +87,7 @@ def asymre(
 
     dV = `shift` < 0 leans on the good rows: `off_policy.reinforce` on rows of a fixed mu converges
     to (mu A - tau)^+ / -dV, tau such that it sums to 1; with dV >= 0 to a single response. -0.1 is
-    for rewards of -1 / +1, half of it for 0 / 1. A row alone gets -dV. Args: as `group_normalized`.
+    for rewards of -1 / +1, half of it for 0 / 1. A row alone gets -dV.
     """
     _, size_B, centred_B, _ = _group(reward_B, group_B, mask_B)
     return jnp.where(size_B > 0, centred_B - shift, jnp.zeros_like(centred_B))
@@ -98,7 +96,7 @@ def asymre(
 def rloo(reward_B: Array, group_B: Array, mask_B: Array | None = None) -> Array:
     """R - mean of the *other* rows of the group = n / (n - 1) (R - mean) (arXiv 2402.14740).
 
-    A row alone keeps its reward. Args: as `group_normalized`.
+    A row alone keeps its reward.
     """
     reward_B, size_B, centred_B, _ = _group(reward_B, group_B, mask_B)
     return jnp.where(size_B > 1, size_B / jnp.maximum(size_B - 1, 1) * centred_B, reward_B)
@@ -111,12 +109,6 @@ def group_normalized(
 
     std divides by n - 1. A row alone has mean 0 and std 1, so it keeps its reward. A group of equal
     rewards gets exactly 0: rounding in the mean, divided by eps, must not become a signal.
-
-    Args:
-      reward_B: one reward a row.
-      group_B: an integer a row; equal integers are one group, in any order.
-      eps: added to the standard deviation.
-      mask_B: rows that count (default all); the others get 0 and influence no group.
     """
     reward_B, size_B, centred_B, variance_B = _group(reward_B, group_B, mask_B)
     std_B = jnp.where(size_B > 1, jnp.sqrt(variance_B), jnp.ones_like(reward_B))
@@ -124,7 +116,7 @@ def group_normalized(
 
 
 def varied(reward_B: Array, group_B: Array, mask_B: Array | None = None) -> Array:
-    """True for rows whose group's rewards are not all equal. Args: as `group_normalized`."""
+    """True for rows whose group's rewards are not all equal."""
     return _group(reward_B, group_B, mask_B)[3] > 0
 
 

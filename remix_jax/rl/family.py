@@ -55,8 +55,7 @@ def method_params(
 ) -> np.ndarray:
     """The method's parameter in each pass of a step (from 1), float32 [M]; 0 without one.
 
-    Args:
-      value: of `objective.method_param`; None is the method's default.
+    `value` is `objective.method_param`, None: the method's default.
     """
     if value is None:
         value = method.param.default if method.param else 0.0

@@ -100,15 +100,13 @@ def _sampler_weight(b: Batch) -> Array:
 
 
 def geppo(logp_BT: Array, b: Batch, t: Terms) -> Array:
-    """GePPO (Queeney et al. 2021): nu_age `objectives.mix_ppg` with the clip eps' (`geppo_clip`).
+    """GePPO (Queeney et al. 2021): nu_age `mix_ppg` with the clip eps' (`geppo_clip`).
 
     nu_age is the row's `geppo_weights` over their mean in the mini-batch (`age_weight`).
     """
     assert b.per_row_B is not None
     low, high = (geppo_clip(clip, geppo_weights(t.window)) for clip in (t.clip, t.high))
-    policies = (logp_BT, b.behav_logp_BT, b.prox_logp_BT)
-    loss_BT = objectives.mix_ppg(*policies, b.adv_BT, low, t.dual_clip, high)
-    return b.per_row_B[:, None] * loss_BT
+    return b.per_row_B[:, None] * mix_ppg(logp_BT, b, t._replace(clip=low, clip_high=high))
 
 
 def geppo_weights(window: int) -> np.ndarray:

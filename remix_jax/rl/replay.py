@@ -2,12 +2,7 @@
 
 Every generated row goes through the ring, also the fresh ones that are trained on at once: so a
 row's uses are counted in one place, and its fate is recorded when it is overwritten or dropped.
-The unit is the group (PPO: one row). Nothing here knows tokens from log-probs; a row is a pytree.
-
-Which groups are drawn is a sampler of SAMPLERS: a priority >= 0 for each row, and the order in
-which groups come by it. PTR-PPO (arXiv 2112.03798) draws in proportion to max |A|, mean |A| or the
-scaled reward. HiPPO (Pattern Recognition 162, 2025; only its abstract was at hand) replays
-highlights: here the groups of the highest reward first, without its penalty reward.
+The unit is the group (PPO: one row). Which groups are drawn is a sampler of SAMPLERS.
 """
 
 from collections.abc import Callable
@@ -23,7 +18,6 @@ from remix_jax.types import Rows, empty_rows, kept_rows
 
 ZERO_SIGNAL = 0
 """Index in `fates_U` of rows whose group had equal rewards; index 1 + u: rows used u times."""
-EXPONENT = 0.6  # alpha of PTR-PPO's samplers: Schaul et al. 2016, for proportional priorities
 
 
 class ReplayState(flax.struct.PyTreeNode):
@@ -71,7 +65,7 @@ def add(state: ReplayState, rows: Rows) -> tuple[ReplayState, Array]:
             f"{n} rows do not go into a ring of {state.capacity} as groups of {state.group_size}"
         )
     slots_F = (state.cursor + jnp.arange(n)) % state.capacity
-    fates_U = state.fates_U + _fates(take(state, slots_F), state.fates_U.shape[0])
+    fates_U = _fates(state, take(state, slots_F))
     written = jax.tree.map(lambda old, new: old.at[slots_F].set(new), state.rows, rows)
     cursor = (state.cursor + n) % state.capacity
     return state.replace(rows=written, cursor=cursor, fates_U=fates_U), slots_F
@@ -85,10 +79,9 @@ def take(state: ReplayState, slots_B: Array) -> Rows:
 def sample(
     state: ReplayState, key: Array, step: Array, window: int, sampler: str, room: int, groups: Array
 ) -> tuple[Array, Array]:
-    """Draws whole groups without replacement among those of the last steps.
+    """Draws whole groups without replacement; with fewer eligible ones than asked for all of them.
 
     A group is eligible when 1 <= age <= window, age = step - version, and a row of it is valid.
-    With fewer eligible groups than asked for all of them come: nothing is duplicated.
 
     Args:
       sampler: a key of SAMPLERS; a group's priority is the mean of its valid rows'.
@@ -119,8 +112,7 @@ def draw_successes(
 ) -> tuple[Array, Array]:
     """Draws `count` rows uniformly, with replacement, among the successes of an age below `window`.
 
-    This step's rows, of age 0, are among them. Returns the rows' slots [B], and whether there is a
-    success at all (else they mean nothing).
+    Returns their slots [B], and whether there is a success at all (else they mean nothing).
     """
     rows = state.rows
     success_R = rows.valid_B & rows.success_B & (step - rows.version_B < window)
@@ -137,18 +129,18 @@ def touch(state: ReplayState, slots_B: Array, trained_B: Array) -> ReplayState:
 
 def clear(state: ReplayState) -> ReplayState:
     """Empties the ring; its rows' fates are recorded."""
-    fates_U = state.fates_U + _fates(state.rows, state.fates_U.shape[0])
     rows = state.rows.replace(valid_B=jnp.zeros_like(state.rows.valid_B))
-    return state.replace(rows=rows, fates_U=fates_U)
+    return state.replace(rows=rows, fates_U=_fates(state, state.rows))
 
 
-def _fates(rows: Rows, buckets: int) -> Array:
-    """Valid rows by fate, of length `buckets`; an expert's are not counted: not generated."""
+def _fates(state: ReplayState, rows: Rows) -> Array:
+    """`fates_U` with valid rows that leave now; an expert's are not counted: not generated."""
+    buckets = state.fates_U.shape[0]
     fate_B = jnp.minimum(rows.used_B + 1, buckets - 1)
     fate_B = jnp.where(rows.signal_B, fate_B, ZERO_SIGNAL)
     hit_BU = fate_B[:, None] == jnp.arange(buckets)[None, :]
     counted_B = rows.valid_B & ~rows.expert_B
-    return (hit_BU & counted_B[:, None]).sum(axis=0).astype(jnp.int32)
+    return state.fates_U + (hit_BU & counted_B[:, None]).sum(axis=0).astype(jnp.int32)
 
 
 # ---------------------------------------------------------------------------- priorities of rows
@@ -187,7 +179,7 @@ def scaled_reward(rows: Rows) -> Array:
 
 
 def uniform(key: Array, priority_g: Array) -> Array:
-    """The groups of the smallest numbers are drawn: here whatever their priorities, [g]."""
+    """A random number a group, [g], whatever their priorities."""
     return jax.random.uniform(key, priority_g.shape)
 
 
@@ -204,8 +196,11 @@ def proportional(key: Array, priority_g: Array) -> Array:
     return jnp.where(weight_g > 0, wait_g / jnp.maximum(weight_g, 1e-30), 1e30 * (1 + wait_g))
 
 
-def draw_probabilities(priority_g: Array, exponent: float = EXPONENT) -> Array:
-    """P(g) = p_g^alpha / sum p^alpha (Schaul et al. 2016, eq. 1), [g]; uniform if all p are 0."""
+def draw_probabilities(priority_g: Array, exponent: float = 0.6) -> Array:
+    """P(g) = p_g^alpha / sum p^alpha, [g]; uniform if all p are 0.
+
+    Schaul et al. 2016, eq. 1, and their alpha for proportional priorities.
+    """
     # Relative to the largest, a power neither overflows nor vanishes for all rows at once.
     largest = priority_g.max()
     share_g = jnp.where(largest > 0, masked.divide(priority_g, largest), jnp.ones_like(priority_g))
@@ -222,8 +217,8 @@ def highest_first(key: Array, priority_g: Array) -> Array:
 class Sampler(NamedTuple):
     """What makes a row worth being drawn, and how groups are drawn by it."""
 
-    priority: Callable[[Rows], Array]
-    lottery: Callable[[Array, Array], Array]
+    priority: Callable[[Rows], Array]  # >= 0
+    lottery: Callable[[Array, Array], Array]  # a number a group: the smallest are drawn
     stored_advantage: bool = False  # the priority reads the advantage of the collection
 
 
@@ -234,4 +229,5 @@ SAMPLERS = {
     "reward": Sampler(scaled_reward, proportional),
     "highlights": Sampler(scaled_reward, highest_first),
 }
-"""PTR-PPO's are max_advantage, mean_advantage and reward; HiPPO's is highlights."""
+"""PTR-PPO's (arXiv 2112.03798) are max_advantage, mean_advantage and reward. HiPPO's (Pattern
+Recognition 162, 2025; only its abstract was at hand) is highlights, without its penalty reward."""

@@ -1,4 +1,4 @@
-"""Step -> number: the KL-Convex weight, the learning rate, the exact count of fresh rollouts."""
+"""Step -> number: the KL-Convex weight, the learning rate, exact counts of rollouts."""
 
 import math
 from fractions import Fraction
@@ -57,6 +57,17 @@ def planned_units(steps: int, units: int, share: float, reincarnation_step: int 
     """
     mix_steps = min(steps, reincarnation_step or steps)
     return math.floor(mix_steps * _per_step(units, share)) + (steps - mix_steps) * units
+
+
+def prefixed_units(before: int, after: int, share: float) -> int:
+    """Groups that start from a prefix (PrefixRL), among those between two counts of the run.
+
+        floor(after s) - floor(before s),     s = share, the decimal as written
+
+    Of the first n groups of a run floor(n s) are prefixed.
+    """
+    exact = Fraction(str(share))
+    return int(after * exact) - int(before * exact)
 
 
 def fresh_unit_range(units: int, share: float) -> tuple[int, int]:

@@ -1,8 +1,11 @@
 """Which problems a step asks: an endless sequence of whole epochs, and prefixes beside it."""
 
+import bisect
 import functools
 import hashlib
 import json
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,15 +17,28 @@ from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
 from remix_jax.models.hf_tokenizer import Vocabulary
-from remix_jax.rl.prefixes import draw_cuts, prefixed_units
+from remix_jax.rl import schedules
 
 
 class Prefix(NamedTuple):
-    """The beginning of a trace that solved a problem; the model goes on from it (PrefixRL)."""
+    """The beginning of a trace that solved a problem (PrefixRL, arXiv 2601.18795).
+
+    The policy is trained, on its own samples, to go on from it. It is context, as the prompt is: it
+    lies in the prompt's slots, so that no loss, ratio, KL, entropy or length norm ever sees it, and
+    a group is made of the responses to one (problem, cut).
+    """
 
     problem: int  # its index in the training set
     ids: tuple[int, ...]
     share: float  # of the trace's tokens
+
+
+class Cuts(NamedTuple):
+    """Of one trace."""
+
+    lengths: tuple[int, ...]  # of its prefixes, in tokens and ascending
+    moved: int  # of these, drawn again further ahead: they had shown the answer
+    dropped: int  # asked for and not to be had
 
 
 class Prefixes(NamedTuple):
@@ -30,8 +46,8 @@ class Prefixes(NamedTuple):
 
     items: list[Prefix]
     traces: int  # problems of the training set with a trace
-    moved: int  # cuts drawn again further ahead: they had shown the answer
-    dropped: int  # cuts not to be had: nothing before the answer was left to draw
+    moved: int  # cuts, as `Cuts` counts them
+    dropped: int
     too_long: int  # prefixes over config.prefix.tokens, left out
     attempts: int  # responses that the whole bank took
     flops: float  # that these took
@@ -80,6 +96,39 @@ def take(cursor: Cursor, n_problems: int, count: int) -> tuple[np.ndarray, Curso
     more, after = divmod(position + count, n_problems)
     epochs = [order(seed, epoch + i, n_problems) for i in range(more + 1)]
     return np.concatenate(epochs)[position : position + count], Cursor(seed, epoch + more, after)
+
+
+def draw_cuts(
+    seed: int,
+    problem: int,
+    length: int,
+    count: int,
+    low: float,
+    high: float,
+    shows: Callable[[int], bool],
+) -> Cuts:
+    """Cuts of a trace of `length` tokens, fixed by (seed, problem): drawn once and kept.
+
+    Uniform without replacement over the whole numbers in [low, high] length that leave a token on
+    either side. One that shows the answer is drawn again among those free that do not.
+
+    Args:
+      count: cuts wanted.
+      low, high: in [0, 1].
+      shows: whether the first so many tokens show the answer; a longer prefix shows no less.
+    """
+    rng = np.random.default_rng((seed, problem))
+    first, last = max(math.ceil(low * length), 1), min(math.floor(high * length), length - 1)
+    lengths = np.arange(first, last + 1)
+    drawn = rng.choice(lengths, min(count, len(lengths)), replace=False)
+    if not drawn.size or not shows(int(drawn.max())):
+        return Cuts(tuple(sorted(drawn.tolist())), 0, count - len(drawn))
+    safe = lengths[: bisect.bisect_left(lengths, True, key=lambda length: shows(int(length)))]
+    kept = drawn[np.isin(drawn, safe)]
+    free = np.setdiff1d(safe, kept)
+    again = rng.choice(free, min(len(drawn) - len(kept), len(free)), replace=False)
+    cuts = sorted([*kept.tolist(), *again.tolist()])
+    return Cuts(tuple(cuts), len(again), count - len(cuts))
 
 
 def load_prefixes(config: Config, train: ProblemSet, vocabulary: Vocabulary) -> Prefixes | None:
@@ -161,7 +210,7 @@ def draw_problems(
     before, after = (schedule.groups_until(config, n) for n in (step - 1, step))
     chosen: list[Prefix | None] = []
     if prefixes is not None:
-        count = prefixed_units(before, after, config.prefix.share)
+        count = schedules.prefixed_units(before, after, config.prefix.share)
         places, cursor = take(Cursor(**saved["prefix_cursor"]), len(prefixes.items), count)
         chosen = [prefixes.items[i] for i in places]
         saved = saved | {"prefix_cursor": cursor._asdict()}

@@ -254,6 +254,15 @@ def expert_rows(
         response_BT[b, : len(ids)], mask_BT[b, : len(ids)] = ids, 1
     tokens_BS = np.concatenate([prompt_BP, response_BT], axis=1)
     length_B, unknown_BT = mask_BT.sum(axis=1, dtype=np.int32), np.full_like(mask_BT, np.nan)
-    row = tokens_BS, prompt_len_B, length_B, unknown_BT, unknown_BT, mask_BT, length_B > 0, length
+    responses: dict[str, Any] = {
+        "tokens_BS": tokens_BS,
+        "prompt_len_B": prompt_len_B,
+        "response_len_B": length_B,
+        "behav_logp_BT": unknown_BT,
+        "sampled_logp_BT": unknown_BT,
+        "loss_mask_BT": mask_BT,
+        "ended_B": length_B > 0,
+        "steps": length,
+    }
     earned, success = [reward for _, reward in written], [True] * len(written)
-    return _rows(Sampled._make(row), earned, success, 1, draw.first, mesh)
+    return _rows(Sampled(**responses), earned, success, 1, draw.first, mesh)

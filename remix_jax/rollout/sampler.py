@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 from remix_jax import plugins, sharding
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.learner.programs import finish
 from remix_jax.models import sampling
 from remix_jax.models.decoder import Decoder, abstract_params
 from remix_jax.models.sampling import Prompts, Sampled, SamplerSettings, Task
@@ -100,20 +99,20 @@ def make(config: Config, policy: Decoder, task: Task, mesh: Mesh | None = None) 
             placed[name] = value if on_device else sharding.put(np.asarray(value, dtype), mesh)
         return Sampled(**placed)
 
-    vars(checked)["memory"] = getattr(own, "memory", None)
+    vars(checked)["temporary_bytes"] = getattr(own, "temporary_bytes", None)
     return checked
 
 
 @functools.cache
 def compiled(policy: Decoder, task: Task, mesh: Mesh | None = None) -> Sampler:
     """The sampler in JAX: prefill and decoding in one program, its memory known beforehand."""
-    program = finish(trace(policy, task, mesh), mesh)
+    program = sharding.compiled(trace(policy, task, mesh), mesh)
 
     def draw(params: dict, prompts: Prompts, key: jax.Array) -> Sampled:
         on_devices = jax.tree.map(lambda x: sharding.put(x, mesh), (prompts, key))
         return program.call(params, *on_devices)  # only dispatched: the result may be waited for
 
-    vars(draw).update(program=program, memory=program.memory)
+    vars(draw).update(program=program, temporary_bytes=program.temporary_bytes)
     return draw
 
 

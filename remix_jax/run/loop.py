@@ -18,9 +18,8 @@ from remix_jax.config import Config
 from remix_jax.cost import speeds, step_flops
 from remix_jax.device_memory import OutOfMemoryError
 from remix_jax.evaluation import held_out
-from remix_jax.learner.programs import Programs
 from remix_jax.learner.state import TrainState, fault_names, move_anchors
-from remix_jax.learner.step import step_inputs
+from remix_jax.learner.step import Programs, step_inputs
 from remix_jax.models import huggingface
 from remix_jax.rl import replay
 from remix_jax.rollout.draws import draw_problems

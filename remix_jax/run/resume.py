@@ -16,7 +16,7 @@ from remix_jax import config as configs
 from remix_jax import files, processes
 from remix_jax.config import Config
 from remix_jax.errors import InputError
-from remix_jax.learner.state import TrainState, has_precedent, move_anchors
+from remix_jax.learner.state import TrainState, move_anchors
 from remix_jax.rollout.draws import check_continued, first_cursors
 from remix_jax.run.checkpoint import Checkpoints, digest
 from remix_jax.run.setup import Setup
@@ -135,7 +135,7 @@ def changes(saved: dict[str, Any], config: Config, where: object) -> list[str]:
     if type(old.get("steps")) is not int:
         raise InputError(f"{where} holds a run whose config has no whole number as its steps")
     before = dataclasses.replace(config, steps=old["steps"])
-    if has_precedent(before) != has_precedent(config):
+    if before.has_precedent != config.has_precedent:
         raise InputError(
             f"config.steps = {config.steps}: {where} holds a run of {before.steps} steps, and only "
             f"one of the two lengths reaches beyond kl.start = {config.kl.start}, where the "

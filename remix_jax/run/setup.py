@@ -13,7 +13,7 @@ from remix_jax.data import tasks
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
 from remix_jax.evaluation.run import check_model
-from remix_jax.learner import programs as compiled
+from remix_jax.learner import step as learning
 from remix_jax.learner.state import (
     Learner,
     TrainState,
@@ -208,7 +208,7 @@ def state_bytes(state: TrainState, mesh: Mesh | AbstractMesh | None = None) -> d
     return {name: bytes_ for name, bytes_ in held.items() if bytes_}
 
 
-def compile_programs(setup: Setup, console: Console) -> tuple[compiled.Programs, sampling.Samplers]:
+def compile_programs(setup: Setup, console: Console) -> tuple[learning.Programs, sampling.Samplers]:
     """The programs of a run; before they are made and after, whether a device can hold it."""
     begin, config, limit = time.perf_counter(), setup.config, device_memory.limit()
     kept = state_bytes(setup.state, setup.mesh)
@@ -223,12 +223,12 @@ def compile_programs(setup: Setup, console: Console) -> tuple[compiled.Programs,
     with device_memory.phase("compiling for sampling and evaluation", "sampling"):
         samplers = sampling.build(config, setup.learner.policy, stages, *ends, setup.mesh)
     with device_memory.phase("compiling for learning", "learning"):
-        programs = compiled.build(setup.learner, stages, setup.mesh)
+        programs = learning.build(setup.learner, stages, setup.mesh)
     phases = ("sampling", samplers.rollout), ("learning", programs.learn)
     made = {f"{phase}, {s} stage": p for phase, by_stage in phases for s, p in by_stage.items()}
     made |= {"evaluation": samplers.evaluate}
-    memories = {f"{name}: temporary": getattr(p, "memory", None) for name, p in made.items()}
-    temporary = {name: m.temporary for name, m in memories.items() if m}
+    taken = {f"{name}: temporary": getattr(p, "temporary_bytes", None) for name, p in made.items()}
+    temporary = {name: size for name, size in taken.items() if size is not None}
     peak = state + max(temporary.values())
     sizes = kept | temporary | {"peak, about": peak}
     texts = {name: size_text(size) for name, size in sizes.items()}

@@ -11,7 +11,7 @@ from experiments.report import files
 from experiments.trials import Trial
 from remix_jax import config_rules
 from remix_jax.errors import InputError
-from remix_jax.learner import programs as compiled
+from remix_jax.learner.step import compile_learn
 from remix_jax.run import loop
 from tests.experiments.runs import quiet, run_main, small_config
 
@@ -85,12 +85,12 @@ def test_runs_that_differ_in_rate_seed_or_length_share_their_programs(tmp_path):
     config = small_config(tmp_path)
     config.steps, config.reincarnation_step = 3, 2
     loop.run(config, tmp_path / "one", quiet(config), artifacts=False)
-    before = compiled.compile_learn.cache_info().misses
+    before = compile_learn.cache_info().misses
     other = small_config(tmp_path)
     other.seed, other.optimizer.learning_rate, other.critic.optimizer.learning_rate = 5, 3e-4, 2e-3
     other.steps, other.reincarnation_step = 4, 3
     loop.run(other, tmp_path / "two", quiet(other), artifacts=False)
-    assert compiled.compile_learn.cache_info().misses == before
+    assert compile_learn.cache_info().misses == before
 
 
 def test_a_failed_trial_keeps_its_record_and_is_not_repeated(tmp_path):

@@ -22,8 +22,7 @@ from launch import dry_run
 from remix_jax import schedule
 from remix_jax.data.tasks import parse
 from remix_jax.errors import InputError
-from remix_jax.learner.programs import abstract_state
-from remix_jax.learner.state import make_learner
+from remix_jax.learner.state import abstract_state, make_learner
 from remix_jax.models.sampling import _grow
 from remix_jax.run.setup import prepare, state_bytes
 from remix_jax.sinks.console import Console

@@ -20,7 +20,7 @@ from math_grader import pool as grader_pool
 from math_grader import verdicts as grading
 from remix_jax import schedule
 from remix_jax.errors import InputError
-from remix_jax.learner import programs as compiled
+from remix_jax.learner.step import compile_learn
 from remix_jax.models import hf_tokenizer, huggingface
 from remix_jax.rollout import sampler
 from remix_jax.run import loop, resume, stop
@@ -57,7 +57,7 @@ def finished(tmp_path_factory):
     slots = config.data.prompt_tokens + config.data.response_tokens
     config.memory.decode_tokens = 4 * slots  # rows are decoded in waves
     count = 0
-    for cached in (sampler.compiled, compiled.compile_learn):
+    for cached in (sampler.compiled, compile_learn):
         cached.cache_clear()
     jax.clear_caches()  # another test of this process may have made these programs
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from remix_jax import sharding
-from remix_jax.learner import programs
 from remix_jax.learner.state import place_state
-from remix_jax.learner.step import step_inputs
+from remix_jax.learner.step import compile_learn, step_inputs
 from tests.learner.tiny import fresh_rows, grouped, host, make_config, stage_of, start
 
 SMALLER = {"memory__scan_layers": True, "memory__remat": True, "memory__logit_entries": 3}
@@ -37,7 +36,7 @@ def learned(config, wanted):
     _, rows_from = start(config)
     every = []
     for step in (1, 2, 3):
-        program = programs.compile_learn(learner, stage_of(config, step), mesh)
+        program = compile_learn(learner, stage_of(config, step), mesh)
         rows = fresh_rows(config, rows_from, step)
         given = jax.tree.map(lambda x: sharding.put(x, mesh), (rows, step_inputs(config, step)))
         state, metrics = program.call(state, *given, None)

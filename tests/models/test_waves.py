@@ -151,7 +151,7 @@ def test_a_wave_costs_what_a_batch_of_its_size_costs():
     temporary, traffic, products = {}, {}, {}
     for name, (rows, tokens) in shapes.items():
         program = compiled(sizes, rows, tokens=tokens).program
-        temporary[name] = program.memory.temporary
+        temporary[name] = program.temporary_bytes
         traffic[name] = hlo.Program(program.call.as_text()).traffic(trips).memory
         traced = sampler.trace(decoding(sizes, tokens), task(rows, 1))
         products[name] = jaxpr_flops.count(traced.jaxpr, trips)

@@ -6,7 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from remix_jax.rl.prefixes import draw_cuts, prefixed_units
+from remix_jax.rl.schedules import prefixed_units
+from remix_jax.rollout.draws import draw_cuts
 
 
 def never(length):
