@@ -1,12 +1,9 @@
 """Where every array lies: a mesh of devices, and rules from tree paths to axes of it.
 
-Axes: `data` divides rows; `fsdp` divides rows and every large parameter, which is gathered for the
-moment of its use; `tensor` divides heads, the MLP's width and the vocabulary within a layer. A rule
-is a regular expression on an array's path in its tree, so that a parameter, its gradient, its Adam
-moments and its copies in both anchors (one name, other folders) all lie alike.
-
-Programs are traced `over` a mesh; inside them `constrain`, `by_rows` and `by_rules` pin what a
-partitioner would have to guess. Without a mesh they do nothing: one device needs no placing.
+`data` divides rows; `fsdp` divides rows and every large parameter, which is gathered for the moment
+of its use; `tensor` divides heads, the MLP's width and the vocabulary within a layer. Programs are
+traced `over` a mesh; inside them `constrain`, `by_rows` and `by_rules` pin what a partitioner would
+have to guess. Without a mesh they do nothing.
 """
 
 import contextlib
@@ -17,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -27,8 +25,9 @@ ROWS = ("data", "fsdp")  # the axes that rows are divided over
 STREAM = (ROWS, "tensor")  # [B, S, D] between layers, which is what a backward pass keeps
 REST = -1  # as an axis' size: what the other axes leave of the devices
 
-# (path, axes of the last dimensions); the first rule whose expression is found in the path decides.
-# Dimensions before those of the rule (layers stacked for a scan) are not divided.
+# (expression, axes of the last dimensions). The first one found in an array's path decides: so a
+# parameter, its gradient, its Adam moments and its copies in both anchors all lie alike. Dimensions
+# before those of the rule (layers stacked for a scan) are not divided.
 rules: tuple[tuple[str, P], ...] = (
     (r"embed/embedding$", P("tensor", "fsdp")),
     (r"lm_head/kernel$", P("fsdp", "tensor")),
@@ -44,11 +43,7 @@ rules: tuple[tuple[str, P], ...] = (
 
 
 def mesh_shape(wanted: Sequence[int], devices: int) -> tuple[int, ...]:
-    """Sizes of the axes data, fsdp, tensor, with REST filled in.
-
-    Raises:
-      InputError: they do not go into so many devices, or `REST` has no whole number.
-    """
+    """Sizes of the axes data, fsdp, tensor, with REST filled in; InputError if they do not fit."""
     known = math.prod(size for size in wanted if size != REST)
     asked = "a mesh of data {} x fsdp {} x tensor {}".format(*wanted)
     if REST in wanted and devices % known:
@@ -61,11 +56,9 @@ def mesh_shape(wanted: Sequence[int], devices: int) -> tuple[int, ...]:
 def make_mesh(wanted: Sequence[int]) -> Mesh | None:
     """A mesh of those sizes over the devices of all processes; None where it is one device.
 
-    In a single process it may leave devices unused. Neighbours on `tensor`, then on `fsdp`, are
-    neighbours in the machine's own network as far as JAX knows it.
-
-    Raises:
-      InputError: as `mesh_shape`; or devices of some process would be left out.
+    Neighbours on `tensor`, then on `fsdp`, are neighbours in the machine's own network as far as
+    JAX knows it. Raises InputError as `mesh_shape`, or if devices of some process would be left
+    out; a single process may leave some unused.
     """
     devices = jax.devices()
     shape = mesh_shape(wanted, len(devices))
@@ -108,13 +101,10 @@ def compiled(traced: jax.stages.Traced, mesh: Mesh | None) -> Program:
 
 
 def spec_of(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
-    """The axes of an array's dimensions.
+    """The axes of an array's dimensions; ValueError for an array whose path no rule knows.
 
     An axis that does not divide its dimension evenly is left out, and the array is whole along it:
     shapes never depend on the mesh, so that a checkpoint of one continues on another.
-
-    Raises:
-      ValueError: an array, not a scalar, whose path no rule knows.
     """
     if not shape:
         return P()
@@ -133,7 +123,7 @@ def spec_of(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
     return P(*kept)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A tree of NamedSharding for a tree of arrays or of their shapes, by `rules`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: NamedSharding(mesh, spec_of(path_text(path), x.shape, mesh)), tree
@@ -141,13 +131,11 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def abstract(tree: Any, mesh: Mesh | None, *, by_rule: bool = True) -> Any:
-    """Shapes and dtypes of a tree; on a mesh with their shardings, by `rules` or whole."""
+    """A tree of shapes and dtypes; on a mesh with their shardings, by `rules` or whole."""
     if mesh is None:
         return tree
     where = shardings(tree, mesh) if by_rule else jax.tree.map(lambda _: whole(mesh), tree)
-    return jax.tree.map(
-        lambda x, there: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), tree, where
-    )
+    return jax.tree.map(lambda x, there: x.update(sharding=there), tree, where)
 
 
 def whole(mesh: Mesh) -> NamedSharding:
@@ -187,9 +175,7 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
 
     A dimension that its axes do not divide is divided all the same, the last part being shorter.
     """
-    if in_use() is None:
-        return x
-    return jax.lax.with_sharding_constraint(x, P(*axes))
+    return x if in_use() is None else lax.with_sharding_constraint(x, P(*axes))
 
 
 def by_rows(tree: Any) -> Any:
@@ -200,11 +186,7 @@ def by_rows(tree: Any) -> Any:
 def by_rules(tree: Any) -> Any:
     """Places a tree of parameters, or of their gradients, as `rules` say."""
     mesh = in_use()
-    if mesh is None:
-        return tree
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: constrain(x, *spec_of(path_text(path), x.shape, mesh)), tree
-    )
+    return tree if mesh is None else lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
 def put(x: np.ndarray | jax.Array, mesh: Mesh | None) -> jax.Array:

@@ -20,8 +20,9 @@ from experiments import main
 from experiments.arithmetic import task
 from remix_jax.data.tasks import chat, encode_prompts
 from remix_jax.errors import InputError
-from remix_jax.models import hf_tokenizer, huggingface, sampling
+from remix_jax.models import huggingface, sampling
 from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.rollout.rollouts import prompt_batch
 from remix_jax.types import positions
 
@@ -167,10 +168,9 @@ def count_correct(
 ) -> np.ndarray:
     """How many of `samples` responses to each chain are right, by the trainer's own path."""
     model, params = huggingface.load(directory)
-    tokenizer = hf_tokenizer.load_tokenizer(directory)
+    tokenizer, eos_ids, pad_id = load_vocabulary(directory)
     texts = [chat(chain.text()) for chain in chains]
     prompts = list(encode_prompts(tokenizer, texts, task.PROMPT_TOKENS).values())
-    pad_id = hf_tokenizer.pad_id(tokenizer)
     tokens_QP, length_Q = prompt_batch(prompts, len(prompts), task.PROMPT_TOKENS, pad_id)
     rows = len(chains) * samples
     asked = sampling.Prompts(tokens_QP, length_Q, np.arange(rows), np.ones(rows, bool))
@@ -180,7 +180,7 @@ def count_correct(
         group_size=samples,
         response_slots=task.PLACES + 6,
         settings=sampling.SamplerSettings(),
-        eos_ids=hf_tokenizer.eos_ids(directory, tokenizer),
+        eos_ids=eos_ids,
         pad_id=pad_id,
     )
     sampled = sampling.sample(model, params, asked, jax.random.key(seed), of_base)

@@ -1,5 +1,1 @@
-"""Policy and critic: tokens in, numbers out.
-
-`huggingface.load` and `save` read and write model directories, `decoder.Decoder` is the model,
-`scoring` gives log-probs, entropies and values of given tokens, `sampling` draws new ones.
-"""
+"""Policy and critic: tokens in, numbers out."""

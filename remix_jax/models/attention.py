@@ -4,10 +4,8 @@
     splash   JAX's TPU kernel: scores stay on the chip, blocks above the diagonal are skipped
     cudnn    `jax.nn.dot_product_attention` with cuDNN's fused kernel, for GPUs
 
-They agree within rounding at real tokens; at padding all are finite and mean nothing.
-
-Shape letters: as in `products`; H = K * M query heads. The T queries are those of the slots from
-`first` on.
+They agree within rounding at real tokens. Shape letters are those of `products`; the T queries are
+those of the slots from `first` (static) on.
 """
 
 import functools
@@ -40,10 +38,7 @@ def for_slots(kind: str, slots: int) -> tuple[str, int]:
 
 
 def visibility(kind: str, mask_BS: jax.Array) -> jax.Array:
-    """What `attend` needs to know of the mask, made once for all layers: a bias, or the mask.
-
-    A slot sees itself and the real slots before it.
-    """
+    """The mask as `attend` takes it, made once for all layers: a bias, or itself."""
     if kind != "plain":
         return (mask_BS != 0).astype(jnp.int32)
     S = mask_BS.shape[1]
@@ -54,11 +49,7 @@ def visibility(kind: str, mask_BS: jax.Array) -> jax.Array:
 def attend(kind: str, q_BKMTE, k_BKSE, v_BKSE, visible, first: int, dtype: str) -> jax.Array:
     """softmax(q k^T) v over what each query may see, float32 [B, K, M, T, E].
 
-    Args:
-      q_BKMTE: scaled by 1 / sqrt(E) already.
-      visible: as `visibility` gives it, for that kind.
-      first: slot of the first query (static).
-      dtype: of the operands; sums are float32.
+    q comes scaled by 1 / sqrt(E), `visible` from `visibility`; `dtype` is that of the operands.
     """
     B, K, M, T, E = q_BKMTE.shape
     if kind == "plain":

@@ -3,9 +3,7 @@
 Everything is folded to two dimensions [rows * slots, width] before a matrix product, and attention
 is a batched product over [rows, key heads] without repeating keys or values: on a CPU this is what
 separates a backward pass equal to torch's from one twice as slow, and accelerators lose nothing.
-
-Shape letters beside those of `remix_jax.types`: N folded rows * slots, M = H / K query heads to a
-key head, X = M * T, E head dimension. T is the number of slots that are queried: the last T of S.
+Shape letters are those of `products`.
 """
 
 import dataclasses
@@ -29,10 +27,7 @@ Cache = tuple[tuple[jax.Array, jax.Array], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How a decoder is run, apart from what it computes: memory against time, and the kernels.
-
-    Results agree up to rounding; the defaults suit small models and short rows.
-    """
+    """How a decoder is run: results agree up to rounding. The defaults suit small models."""
 
     param_dtype: str = ""  # of the parameters; empty: that of the operands of products
     scan_layers: bool = False  # one layer compiled and looped over, in place of all unrolled
@@ -157,7 +152,6 @@ class Layer(nn.Module):
     config: DecoderConfig
 
     def setup(self):
-        """The layer's norms and products."""
         c = self.config
         self.attn_norm, self.mlp_norm = Norm(c.norm_eps), Norm(c.norm_eps)
         self.q = Linear(c.heads * c.head_dim, c.dtype, c.qkv_bias)
@@ -172,9 +166,8 @@ class Layer(nn.Module):
     def __call__(self, x_BSD, visible, rope, kind: str, first: int, T: int):
         """The output at T slots from `first` on [B, T, D]; keys and values [B, K, S, E] of all.
 
-        Args:
-          visible, kind: as `attention.visibility` gives it, for that kernel.
-          rope: cos and sin [B, S, E / 2] of the positions.
+        `visible` is what `attention.visibility` gives for that kind, `rope` cos and sin
+        [B, S, E / 2] of the positions.
         """
         (B, S, D), c = x_BSD.shape, self.config
         rope = [x.reshape(B * S, -1) for x in rope]
@@ -244,7 +237,6 @@ class Decoder(nn.Module):
     head: str = "lm"
 
     def setup(self):
-        """Embedding, layers and the head; the language model's may be the embedding."""
         c = self.config
         self.embed = Embedding(c.vocab_size, c.width, c.dtype)
         self.layers = [Layer(c) for _ in range(c.layers)]
@@ -301,10 +293,7 @@ class Decoder(nn.Module):
         return self.final_norm(x_BD), tuple(new)
 
     def _run(self, tokens_BS, positions_BS, mask_BS, last, keep: bool = False):
-        """Final-norm outputs at the last `last` slots, and all keys and values if kept.
-
-        Layers are unrolled, rematerialised, scanned or both, over the same parameters.
-        """
+        """Final-norm outputs at the last `last` slots, and all keys and values if kept."""
         c, (B, S) = self.config, tokens_BS.shape
         execution = Execution() if self.is_initializing() else c.execution
         unrolled = not (execution.scan_layers or execution.remat)

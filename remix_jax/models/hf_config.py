@@ -7,7 +7,6 @@ dtype (transformers 5). What this decoder does not support is refused by name, n
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from typing import Any
@@ -17,11 +16,8 @@ from remix_jax.models.decoder import DecoderConfig, RopeScaling
 from remix_jax.text import one_line
 
 CONFIG = "config.json"
-ARCHITECTURES = {
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "llama": "LlamaForCausalLM",
-}
+MARK = ("saved_by", "remix_jax")  # in the config.json of every directory that we saved
+ARCHITECTURES = {name: f"{name.title()}ForCausalLM" for name in ("qwen2", "qwen3", "llama")}
 # Fields of `DecoderConfig` that are numbers -> their key in config.json, and of what kind they are.
 _NUMBERS = {
     "vocab_size": ("vocab_size", int),
@@ -39,64 +35,69 @@ _NUMBERS = {
 def read_config(directory: str | os.PathLike) -> DecoderConfig:
     """Sizes and switches of the model in `directory`, from its config.json.
 
-    `dtype` of the result stays float32: what a model computes in is the run's choice, not the
-    checkpoint's.
+    `dtype` of the result stays float32: what a model computes in is the run's choice.
 
     Raises:
         InputError: no such directory, damaged file, or a field that this decoder does not support.
     """
     where = existing_directory(directory) / CONFIG
-    raw = read_json(where)
+    raw = _given(read_json(where))
     _check_supported(raw, where)
-    architecture = raw["model_type"]
-    heads = _number(raw, "num_attention_heads", where)
-    head_dim = max(_number(raw, "hidden_size", where) // heads, 1)
-    usual = {
-        "num_key_value_heads": heads,
-        "head_dim": 128 if architecture == "qwen3" else head_dim,
-        "rms_norm_eps": 1e-6,
-    }
+    kind, heads = raw["model_type"], _number(raw, "num_attention_heads", where)
+    head_dim = 128 if kind == "qwen3" else max(_number(raw, "hidden_size", where) // heads, 1)
+    usual = {"num_key_value_heads": heads, "head_dim": head_dim, "rms_norm_eps": 1e-6}
     numbers = {
-        ours: _number(raw, name, where, kind, usual.get(name))
-        for ours, (name, kind) in _NUMBERS.items()
+        ours: _number(usual | raw, name, where, type_) for ours, (name, type_) in _NUMBERS.items()
     }
-    if heads % numbers["kv_heads"]:
-        raise InputError(
-            f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads "
-            f"{numbers['kv_heads']}"
-        )
-    if numbers["head_dim"] % 2:
-        raise InputError(
-            f"{where}: head_dim is {numbers['head_dim']}; rotary positions need an even number"
-        )
+    kv_heads, head_dim = numbers["kv_heads"], numbers["head_dim"]
+    if heads % kv_heads:
+        fault = f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+        raise InputError(f"{where}: {fault}")
+    if head_dim % 2:
+        raise InputError(f"{where}: head_dim is {head_dim}; rotary positions need an even number")
     theta, scaling = _rope(raw, where)
     return DecoderConfig(
-        architecture=architecture,
+        architecture=kind,
         **numbers,
         rope_theta=theta,
         rope_scaling=scaling,
         tied_embeddings=bool(raw.get("tie_word_embeddings")),
-        qkv_bias=architecture == "qwen2",
-        qk_norm=architecture == "qwen3",
+        qkv_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
     )
 
 
-def plain_config(config: DecoderConfig) -> dict:
-    """The content of a config.json, spelled as transformers 4, 5 and vLLM all read it."""
-    scaling = config.rope_scaling
-    return {
-        "architectures": [ARCHITECTURES[config.architecture]],
-        "model_type": config.architecture,
-        **{name: getattr(config, ours) for ours, (name, _) in _NUMBERS.items()},
-        "hidden_act": "silu",
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling and {"rope_type": "llama3", **dataclasses.asdict(scaling)},
-        "tie_word_embeddings": config.tied_embeddings,
-        "attention_dropout": 0.0,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "torch_dtype": config.dtype,
-    }
+def config_json(config: DecoderConfig, dtype: str, like: str | os.PathLike | None) -> dict:
+    """A config.json for weights of that dtype: `like`'s, else one that transformers 4 and 5 and
+    vLLM read. `InputError` where `like` describes another model.
+    """
+    scaling, architectures = config.rope_scaling, [ARCHITECTURES[config.architecture]]
+    if like is None:
+        raw = {
+            "architectures": architectures,
+            "model_type": config.architecture,
+            **{name: getattr(config, ours) for ours, (name, _) in _NUMBERS.items()},
+            "hidden_act": "silu",
+            "rope_theta": config.rope_theta,
+            "rope_scaling": scaling and {"rope_type": "llama3", **dataclasses.asdict(scaling)},
+            "tie_word_embeddings": config.tied_embeddings,
+            "attention_dropout": 0.0,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "torch_dtype": dtype,
+        }
+    else:
+        chosen = {"dtype": config.dtype, "execution": config.execution}  # of the run, not the model
+        for name, theirs in (vars(read_config(like)) | chosen).items():
+            ours = getattr(config, name)
+            if theirs != ours:
+                raise InputError(
+                    f"{like}: {CONFIG} describes another model: {name} is {theirs!r}, "
+                    f"that of the model to save is {ours!r}"
+                )
+        raw = read_json(existing_directory(like) / CONFIG) | {"architectures": architectures}
+    spellings = [key for key in ("torch_dtype", "dtype") if key in raw] or ["dtype"]
+    return raw | dict.fromkeys(spellings, dtype) | {MARK[0]: MARK[1]}
 
 
 def existing_directory(directory: str | os.PathLike) -> pathlib.Path:
@@ -112,11 +113,13 @@ def existing_directory(directory: str | os.PathLike) -> pathlib.Path:
     return path
 
 
-def read_json(path: pathlib.Path) -> dict:
+def read_json(path: pathlib.Path, missing_ok: bool = False) -> dict:
     """The object in a JSON file, `InputError` if it is missing, damaged or no object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if missing_ok:
+            return {}
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: bad UTF-8 or bad JSON
         raise InputError(f"{path}: not readable as JSON ({what_it_is(path, error)})") from None
@@ -133,23 +136,31 @@ def what_it_is(path: pathlib.Path, error: Exception) -> str:
     return one_line(error)
 
 
+def _given(fields: dict) -> dict:
+    """The fields that say something: null and empty ones are as good as absent."""
+    return {name: value for name, value in fields.items() if value not in (None, [], {})}
+
+
 def _check_supported(raw: dict, where: pathlib.Path) -> None:
-    kind, types = raw.get("model_type"), raw.get("layer_types")
+    kind = raw.get("model_type")
     _only(where, "model_type", kind, list(ARCHITECTURES))
-    wanted = [ARCHITECTURES[str(kind)]]
-    _only(where, f"{kind}'s architectures", raw.get("architectures") or wanted, [wanted])
-    _only(where, "hidden_act", raw.get("hidden_act", "silu"), ["silu"])
-    _only(where, "quantization_config", raw.get("quantization_config") or None, [None])
-    for field in ("tie_word_embeddings", "use_sliding_window"):
-        _only(where, field, raw.get(field), [True, False, None])
-    # Qwen2 has its biases on q, k and v whatever these fields say.
-    for field in () if kind == "qwen2" else ("attention_bias", "mlp_bias"):
-        _only(where, f"{kind}'s {field}", raw.get(field), [False, None])
+    switch: list = [True, False, None]
+    supported: dict[str, list] = {
+        "architectures": [[ARCHITECTURES[str(kind)]], None],
+        "hidden_act": ["silu", None],
+        "quantization_config": [None],
+        "tie_word_embeddings": switch,
+        "use_sliding_window": switch,
+    }
+    if kind != "qwen2":  # which has biases on q, k and v whatever these fields say
+        supported |= {"attention_bias": [False, None], "mlp_bias": [False, None]}
+    for field, values in supported.items():
+        _only(where, f"{kind}'s {field}", raw.get(field), values)
+    types = raw.get("layer_types", [])
+    for layer in types if isinstance(types, list) else [types]:
+        _only(where, "layer_types", layer, ["full_attention"])
     # Windows that are in use; the fields alone are in every Qwen2 file.
-    if types is not None:
-        for layer in types if isinstance(types, list) else [types]:
-            _only(where, "layer_types", layer, ["full_attention"])
-    elif raw.get("use_sliding_window") and raw.get("sliding_window") is not None:
+    if not types and raw.get("use_sliding_window") and "sliding_window" in raw:
         full, layers = raw.get("max_window_layers"), _number(raw, "num_hidden_layers", where)
         _only(where, "use_sliding_window", not isinstance(full, int) or full < layers, [False])
 
@@ -157,48 +168,41 @@ def _check_supported(raw: dict, where: pathlib.Path) -> None:
 def _only(where: pathlib.Path, name: str, value: Any, supported: list) -> None:
     """Refuses a value that is not supported."""
     if value not in supported:
-        spelled = (each if isinstance(each, str) else json.dumps(each) for each in supported)
-        raise InputError(
-            f"{where}: {name} {json.dumps(value)[:80]} is not supported; "
-            f"it can be {', '.join(spelled)}"
-        )
+        given, possible = json.dumps(value)[:80], (json.dumps(x).strip('"') for x in supported)
+        fault = f"{name} {given} is not supported; it can be {', '.join(possible)}"
+        raise InputError(f"{where}: {fault}")
 
 
 def _rope(raw: dict, where: pathlib.Path) -> tuple[float, RopeScaling | None]:
     """Theta, the base of the wavelengths, and Llama 3's scaling, from either spelling."""
-    field = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    rope = raw.get(field) or {}
+    field = "rope_scaling" if "rope_scaling" in raw else "rope_parameters"
+    rope = raw.get(field, {})
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
         raise InputError(f"{where}: {field} is not supported; it can be one object for all layers")
+    rope, original = _given(rope), "original_max_position_embeddings"
     for scope in (raw, rope):
         _only(where, "partial_rotary_factor", scope.get("partial_rotary_factor"), [1, None])
-    scope = raw if rope.get("rope_theta") is None else rope
-    theta = _number(scope, "rope_theta", where, float, default=1e4)
+    scope = {"rope_theta": 1e4, original: raw.get("max_position_embeddings")} | raw | rope
+    theta, inside = _number(scope, "rope_theta", where, float), f"{where}: {field}"
     kind = rope.get("rope_type") or rope.get("type") or "default"
     _only(where, f"{field}: rope_type", kind, ["default", "llama3"])
     if kind == "default":
         return theta, None
-    inside = f"{where}: {field}"
-    original = "original_max_position_embeddings"
-    usual = raw.get(original) or raw.get("max_position_embeddings")
-    scaling = RopeScaling(
-        _number(rope, "factor", inside, float),
-        _number(rope, "low_freq_factor", inside, float),
-        _number(rope, "high_freq_factor", inside, float),
-        _number(rope, original, inside, default=usual),
-    )
+    names = ("factor", "low_freq_factor", "high_freq_factor")
+    numbers = {name: _number(rope, name, inside, float) for name in names}
+    scaling = RopeScaling(**numbers | {original: _number(scope, original, inside)})
     if scaling.high_freq_factor <= scaling.low_freq_factor:
         raise InputError(f"{inside}: high_freq_factor must be greater than low_freq_factor")
     return theta, scaling
 
 
-def _number(scope: dict, name: str, where: object, kind: type = int, default: Any = None) -> Any:
-    """The positive number `scope[name]`, or `default` where it is absent or null."""
-    value = default if scope.get(name) is None else scope[name]
+def _number(scope: dict, name: str, where: object, kind: type = int) -> Any:
+    """The positive number `scope[name]`."""
+    value = scope.get(name)
     if value is None:
         raise InputError(f"{where}: field {name} is missing")
-    sane = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not sane or value <= 0 or kind(value) != value:
+    sane = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**63
+    if not sane or kind(value) != value:
         wanted = "a positive integer" if kind is int else "a positive number"
         raise InputError(f"{where}: field {name} is {value!r}; it must be {wanted}")
     return kind(value)

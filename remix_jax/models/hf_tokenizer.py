@@ -1,5 +1,6 @@
 """The tokenizer of a model directory, and the ids at which its model stops."""
 
+import math
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,9 +32,26 @@ class Vocabulary(NamedTuple):
 
 
 def load_vocabulary(directory: str | os.PathLike) -> Vocabulary:
-    """The tokenizer of a model directory with its end and padding ids."""
-    tokenizer = load_tokenizer(directory)
-    return Vocabulary(tokenizer, eos_ids(directory, tokenizer), pad_id(tokenizer))
+    """The tokenizer of a model directory with its end and padding ids.
+
+    Ends are those of generation_config.json, else of config.json, and the tokenizer's own, which a
+    model tuned on chats ends with whatever those files say. Padding is the pad token, else the end.
+
+    Raises:
+        InputError: as `load_tokenizer`; or there is no end or no padding, or an end is no token id.
+    """
+    root, tokenizer = existing_directory(directory), load_tokenizer(directory)
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    ends = _stated_ends(root) + ([] if eos is None else [eos])
+    if not ends:
+        raise InputError(
+            f"{root}: no end-of-sequence token; {GENERATION_CONFIG} can name it as eos_token_id"
+        )
+    if pad is None and eos is None:
+        raise InputError(
+            f"{root / TOKENIZER_CONFIG}: names neither pad_token nor eos_token; one is needed"
+        )
+    return Vocabulary(tokenizer, tuple(dict.fromkeys(ends)), eos if pad is None else pad)
 
 
 def load_tokenizer(directory: str | os.PathLike) -> "PreTrainedTokenizerFast":
@@ -53,27 +71,25 @@ def load_tokenizer(directory: str | os.PathLike) -> "PreTrainedTokenizerFast":
     root = existing_directory(directory)
     for name in (TOKENIZER, TOKENIZER_CONFIG):
         read_json(root / name)  # names the file and the place of the damage
+    fault = "damaged tokenizer files"
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             str(root), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # the Rust side raises bare Exception
-        raise InputError(f"{root}: damaged tokenizer files ({one_line(error)})") from None
+        if tokenizer.chat_template:
+            fault = "chat template does not render one user message"
+            message = [{"role": "user", "content": "1"}]
+            tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # the Rust side raises bare Exception, and a template any
+        raise InputError(f"{root}: {fault} ({one_line(error)})") from None
     if not tokenizer.chat_template:
         raise InputError(
             f"{root}: tokenizer has no chat template; {TOKENIZER_CONFIG} can hold one as "
             "chat_template, or a file chat_template.jinja"
         )
-    message = [{"role": "user", "content": "1"}]
-    try:
-        tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # a template can fail in any way that Python can
-        raise InputError(
-            f"{root}: chat template does not render one user message ({one_line(error)})"
-        ) from None
     size = _vocab_size(root)
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", -1))
-    if size is not None and largest >= size:
+    if largest >= size:
         raise InputError(
             f"{root}: token {token!r} has id {largest}, but the model's vocab_size is {size}; "
             "ids must be below it"
@@ -81,49 +97,21 @@ def load_tokenizer(directory: str | os.PathLike) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def eos_ids(directory: str | os.PathLike, tokenizer: "PreTrainedTokenizerFast") -> tuple[int, ...]:
-    """Every token id that ends a response: those of generation_config.json, else of config.json,
-    and the tokenizer's own, which a model tuned on chats ends with whatever those files say.
-
-    Raises:
-        InputError: none of the three names one, or one is no token id of the model.
-    """
-    root, found = existing_directory(directory), list[int]()
+def _stated_ends(root: pathlib.Path) -> list[int]:
+    """The end tokens that the first file to name any names."""
     size = _vocab_size(root)
     for path in (root / GENERATION_CONFIG, root / CONFIG):
-        value = read_json(path).get("eos_token_id") if path.is_file() and not found else None
-        for i in value if isinstance(value, list) else [] if value is None else [value]:
-            if type(i) is not int or not 0 <= i < (size or i + 1):
-                raise InputError(
-                    f"{path}: eos_token_id is {value!r}; it must be a token id or a list of them"
-                    f"{f', below vocab_size {size}' if size else ''}"
-                )
-            found.append(i)
-    if tokenizer.eos_token_id is not None:
-        found.append(tokenizer.eos_token_id)
-    if not found:
-        raise InputError(
-            f"{root}: no end-of-sequence token; {GENERATION_CONFIG} can name it as eos_token_id"
-        )
-    return tuple(dict.fromkeys(found))
+        value = read_json(path, missing_ok=True).get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if any(type(i) is not int or not 0 <= i < size for i in ids):
+            wanted = "a token id of the model, below its vocab_size, or a list of them"
+            raise InputError(f"{path}: eos_token_id is {value!r}; it must be {wanted}")
+        if ids:
+            return ids
+    return []
 
 
-def pad_id(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """The id that fills empty slots: the pad token's, else the end-of-sequence token's.
-
-    Raises:
-        InputError: the tokenizer has neither.
-    """
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return candidate
-    raise InputError(
-        f"{pathlib.Path(tokenizer.name_or_path) / TOKENIZER_CONFIG}: "
-        "names neither pad_token nor eos_token; one is needed"
-    )
-
-
-def _vocab_size(root: pathlib.Path) -> int | None:
-    """Of the model, where there is one beside the tokenizer."""
-    rows = read_json(root / CONFIG).get("vocab_size") if (root / CONFIG).is_file() else None
-    return rows if isinstance(rows, int) else None
+def _vocab_size(root: pathlib.Path) -> float:
+    """Of the model, if there is one beside the tokenizer; else no id is too large."""
+    size = read_json(root / CONFIG, missing_ok=True).get("vocab_size")
+    return size if isinstance(size, int) else math.inf

@@ -1,11 +1,8 @@
 """A Hugging Face model directory <-> a decoder's parameter tree.
 
 Weights travel one tensor at a time, so that host memory never holds a second copy of the model.
-A linear map is stored by torch as [outputs, inputs] and by us as [inputs, outputs]; nothing else
-differs but the names. What a directory gets wrong is an `InputError` of one line.
 """
 
-import collections
 import dataclasses
 import fnmatch
 import hashlib
@@ -25,11 +22,12 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from jax.experimental import multihost_utils
 
 from remix_jax.errors import InputError
-from remix_jax.models.decoder import Decoder, DecoderConfig, abstract_params
+from remix_jax.models.decoder import Decoder, abstract_params
 from remix_jax.models.hf_config import (
     CONFIG,
+    MARK,
+    config_json,
     existing_directory,
-    plain_config,
     read_config,
     read_json,
     what_it_is,
@@ -40,7 +38,6 @@ from remix_jax.text import one_line
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
-MARK = ("saved_by", "remix_jax")  # in the config.json of every directory that `save` made
 _DTYPES = ("float32", "bfloat16")
 _STORED_DTYPES = ("F32", "BF16", "F16", "F64")
 _MODULES = {
@@ -71,11 +68,8 @@ def _tensor_name(path: ParamPath) -> str:
 
 
 def _torch_order(path: ParamPath, axes: tuple) -> tuple:
-    """A shape or an index of a parameter in the order of axes in which torch stores it."""
+    """A shape or an index in torch's order of axes: a linear map is [outputs, inputs] there."""
     return axes[::-1] if path[-1] == "kernel" else axes
-
-
-# --- weights -> parameters -------------------------------------------------------------------
 
 
 def load(
@@ -85,17 +79,17 @@ def load(
 
     Args:
         directory: holds config.json and model.safetensors, or shards with their index.
-        dtype: "float32" or "bfloat16", for the parameters and for the operands of matrix products.
-        mesh: divide the parameters over this mesh by `sharding.rules`, each device (and each
-            process) reading its own slices; without one they go to the default device.
+        dtype: "float32" or "bfloat16", of the parameters and of the operands of matrix products.
+        mesh: divide the parameters over it by `sharding.rules`, each device (and each process)
+            reading its own slices; without one they go to the default device.
 
     Returns:
-        `model` with `model.apply({"params": params}, tokens_BS, positions_BS, mask_BS)` giving
-        logits_BSV in float32, and `params`, a nested dict of arrays.
+        model, params: `model.apply({"params": params}, tokens_BS, positions_BS, mask_BS)` gives
+        logits_BSV in float32.
 
     Raises:
-        InputError: as `read_config`; or a weight file is missing or damaged; or a tensor is
-            missing, unknown, not finite, or of another shape than the config asks for.
+        InputError: as `read_config`; or a weight file is missing or damaged, or a tensor missing,
+            unknown, not finite, or of another shape than the config asks for.
     """
     if dtype not in _DTYPES:
         raise InputError(f"dtype {dtype!r} is not supported; it can be {' or '.join(_DTYPES)}")
@@ -135,21 +129,19 @@ def load(
     return model, flax.traverse_util.unflatten_dict(params)
 
 
-def _listed_tensors(root: pathlib.Path) -> dict[str, set[str]]:
-    """The weight files, and what the index lists of each; nothing of one that needs no index."""
-    if (root / WEIGHTS).is_file():
-        return {WEIGHTS: set()}
+def _index(root: pathlib.Path) -> dict[str, str]:
+    """Tensor names -> names of their files; empty where one file holds all."""
     index = root / WEIGHTS_INDEX
+    if (root / WEIGHTS).is_file():
+        return {}
     if not index.is_file():
         raise InputError(f"{root}: has neither {WEIGHTS} nor {WEIGHTS_INDEX}")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
         raise InputError(f"{index}: weight_map must be an object from tensor names to file names")
-    listed: dict[str, set[str]] = collections.defaultdict(set)
-    for name, file in weight_map.items():
+    for file in listed.values():
         if pathlib.PurePath(str(file)).name != file:
             raise InputError(f"{index}: {file!r} must be the name of a file beside it")
-        listed[file].add(name)
     return listed
 
 
@@ -157,32 +149,33 @@ def _checked_tensors(
     root: pathlib.Path, wanted: dict[str, Shape], tied: bool
 ) -> dict[str, pathlib.Path]:
     """Tensor names -> files. Names, shapes and dtypes are compared before anything is read."""
-    files: dict[str, pathlib.Path] = {}
-    supported = ", ".join(_STORED_DTYPES)
-    for name, listed in sorted(_listed_tensors(root).items()):
-        file, held = root / name, {}
+    listed, held = _index(root), dict[tuple[str, str], tuple[Shape, str]]()
+    for file in sorted(set(listed.values()) or {WEIGHTS}):
         try:
-            with safetensors.safe_open(file, framework="numpy") as handle:
-                for tensor in handle.keys():  # noqa: SIM118 - a file handle, not a mapping
-                    entry = handle.get_slice(tensor)
-                    held[tensor] = tuple(entry.get_shape()), entry.get_dtype()
+            with safetensors.safe_open(root / file, framework="numpy") as handle:
+                for name in handle.keys():  # noqa: SIM118 - a file handle, not a mapping
+                    entry = handle.get_slice(name)
+                    held[name, file] = tuple(entry.get_shape()), entry.get_dtype()
         except (OSError, safetensors.SafetensorError) as error:
-            what = what_it_is(file, error)
-            raise InputError(f"{file}: missing or damaged weights ({what})") from None
-        for tensor in sorted(held.keys() ^ (listed or held.keys())):
-            fault = "does not list it" if tensor in held else "lists it, the file does not hold it"
-            raise InputError(f"{file}: tensor {tensor}: {WEIGHTS_INDEX} {fault}")
-        for tensor, (shape, dtype) in held.items():
-            files[tensor] = file
-            if tensor.endswith(".rotary_emb.inv_freq") or (tied and tensor == "lm_head.weight"):
-                continue
-            for wrong, fault in (
-                (tensor not in wanted, f"has no place in the model that {CONFIG} describes"),
-                (shape != wanted.get(tensor), f"must have shape {wanted.get(tensor)} by {CONFIG}"),
-                (dtype not in _STORED_DTYPES, f"has dtype {dtype}, not supported: {supported} are"),
-            ):
-                if wrong:
-                    raise InputError(f"{file}: tensor {tensor} of shape {shape} {fault}")
+            what = what_it_is(root / file, error)
+            raise InputError(f"{root / file}: missing or damaged weights ({what})") from None
+    for name, file in sorted(held.keys() ^ listed.items()) if listed else ():
+        found = (name, file) in held
+        fault = "does not list it" if found else "lists it, the file does not hold it"
+        raise InputError(f"{root / file}: tensor {name}: {WEIGHTS_INDEX} {fault}")
+    for (name, file), (shape, dtype) in held.items():
+        if name.endswith(".rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
+            continue
+        if name not in wanted:
+            fault = f"has no place in the model that {CONFIG} describes"
+        elif shape != wanted[name]:
+            fault = f"must have shape {wanted[name]} by {CONFIG}"
+        elif dtype not in _STORED_DTYPES:
+            fault = f"has dtype {dtype}, not supported: {', '.join(_STORED_DTYPES)} are"
+        else:
+            continue
+        raise InputError(f"{root / file}: tensor {name} of shape {shape} {fault}")
+    files = {name: root / file for name, file in held}
     missing = [name for name in wanted if name not in files]
     if missing:
         raise InputError(
@@ -201,9 +194,6 @@ def _read(file: pathlib.Path, name: str, index: tuple[slice, ...]) -> np.ndarray
         raise InputError(f"{file}: tensor {name} cannot be read ({one_line(error)})") from None
 
 
-# --- parameters -> weights -------------------------------------------------------------------
-
-
 def save(
     model: Decoder,
     params: dict,
@@ -213,14 +203,11 @@ def save(
 ) -> None:
     """Writes a directory that torch `transformers` loads with the same logits.
 
-    The directory appears whole or not at all: it is written beside
-    `directory` and renamed. One that `save` made before is replaced, nothing else ever is.
-    Of several processes all must call it: tensors are gathered one by one, the first one writes.
+    It appears whole or not at all: it is written beside `directory` and renamed. One that `save`
+    made before is replaced, nothing else ever is. Of several processes all must call it: tensors
+    are gathered one by one, the first one writes.
 
     Args:
-        model: a decoder with head "lm".
-        params: its parameters.
-        directory: what to write.
         like: a model directory whose config.json is kept but for the dtype, and whose tokenizer,
             chat template and generation files are copied. May be `directory` itself.
         dtype: of the stored parameters, "float32" or "bfloat16"; None: their own.
@@ -239,7 +226,7 @@ def save(
         if given != own:
             raise ValueError(f"parameter {'/'.join(path)} has shape {given}, the model's has {own}")
     dtype = dtype or jnp.dtype(params["embed"]["embedding"].dtype).name
-    config = _config_json(model.config, dtype, like)
+    config = config_json(model.config, dtype, like)
     if jax.process_index() > 0:
         for path in shapes:  # its part of each gathering
             _fetch(path, arrays[path])
@@ -260,11 +247,7 @@ def save(
 
 
 def check_target(directory: str | os.PathLike) -> pathlib.Path:
-    """The resolved path if `save` may write there; worth asking before a long run.
-
-    Raises:
-        InputError: something exists there that `save` did not make.
-    """
+    """The resolved path if `save` may write there; InputError if it did not make what is there."""
     target = pathlib.Path(directory).expanduser().resolve()
     names = sorted(os.listdir(target)) if target.is_dir() else []
     if not target.exists() or (target.is_dir() and not names):
@@ -281,23 +264,6 @@ def check_target(directory: str | os.PathLike) -> pathlib.Path:
                 f"{target}: holds {name}, which would be lost; move it or give a new directory"
             )
     return target
-
-
-def _config_json(config: DecoderConfig, dtype: str, like: str | os.PathLike | None) -> dict:
-    raw = plain_config(config)
-    if like is not None:
-        other = read_config(like)
-        other = dataclasses.replace(other, dtype=config.dtype, execution=config.execution)
-        for name, ours in vars(config).items():
-            if getattr(other, name) != ours:
-                raise InputError(
-                    f"{like}: {CONFIG} describes another model: {name} is "
-                    f"{getattr(other, name)!r}, that of the model to save is {ours!r}"
-                )
-        named = {"architectures": raw["architectures"]}
-        raw = read_json(existing_directory(like) / CONFIG) | named
-    spellings = [key for key in ("torch_dtype", "dtype") if key in raw] or ["dtype"]
-    return {**raw, **dict.fromkeys(spellings, dtype), MARK[0]: MARK[1]}
 
 
 def _write_weights(folder: pathlib.Path, arrays: dict[ParamPath, jax.Array], dtype: str) -> None:
@@ -322,7 +288,7 @@ def _fetch(path: ParamPath, x: jax.Array) -> np.ndarray:
     # A jax array keeps the host copy made of it; a passing copy on the device takes it away again.
     passing = jnp.transpose(x) if path[-1] == "kernel" else jnp.copy(x)
     if not passing.is_fully_addressable:
-        return np.ascontiguousarray(multihost_utils.process_allgather(passing, tiled=True))
+        passing = multihost_utils.process_allgather(passing, tiled=True)
     return np.ascontiguousarray(passing)
 
 
@@ -344,14 +310,10 @@ def _swap(scratch: pathlib.Path, target: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-# --- which model it is -----------------------------------------------------------------------
-
-
 def model_digest(directory: str | os.PathLike) -> str:
-    """Sixteen hex digits that tell two models apart.
+    """Sixteen hex digits that tell two models apart, without reading gigabytes.
 
-    Of config and tokenizer files whole; of weight files the size and both ends: training moves
-    every tensor, so the ends tell two checkpoints apart without reading gigabytes.
+    Of weight files they take the size and both ends: training moves every tensor.
     """
     root, digest = existing_directory(directory), hashlib.sha256()
     for path in sorted(root.iterdir()):

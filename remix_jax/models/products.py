@@ -1,12 +1,11 @@
 """The products a decoder spends its time in, with gradients written by hand.
 
-Automatic differentiation gets all of these right. It is not used because of what it costs: the
-gradient of a bfloat16 product would run with one float32 operand, that of an embedding lookup is a
-scatter (on a CPU many times slower than a product with one-hot rows), and that of attention keeps
-the scores beside the weights. All sums are accumulated in float32 whatever the operands.
+Automatic differentiation costs more: the gradient of a bfloat16 product would run with one float32
+operand, that of an embedding lookup is a scatter (on a CPU many times slower than a product with
+one-hot rows), and that of attention keeps the scores beside the weights.
 
-Shape letters: N folded rows, D and F widths, V vocabulary, B rows, T queried slots, S key slots,
-K key heads, M query heads to a key head, X = M * T, E head dimension.
+Shape letters beside those of `remix_jax.types`: N folded rows * slots, F a width too, M query heads
+to a key head, X = M * T, E head dimension. T are the slots that are queried, S those of the keys.
 """
 
 from functools import partial

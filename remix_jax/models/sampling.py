@@ -25,9 +25,9 @@ _SEGMENT_UNIT = 8
 class SamplerSettings:
     """softmax(logits / temperature), cut by top-k, then top-p, then min-p, and renormalised.
 
-    Each cut works on what the one before left, renormalised; the most probable token always stays.
-    Tokens exactly as probable as the last one kept are kept with it. temperature 0 is greedy: no
-    cut applies, and log-probs are those of temperature 1.
+    Each cut works on what the one before left, renormalised; the most probable token always stays,
+    and equals of the last one kept stay with it. temperature 0 is greedy: no cut applies, and
+    log-probs are those of temperature 1.
     """
 
     temperature: float = 1.0
@@ -65,7 +65,7 @@ class Prompts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a sampler is made for: the shapes of its batches, the distribution, the ends."""
+    """What a sampler is made for."""
 
     prompts: int  # Q
     prompt_slots: int  # P
@@ -76,13 +76,11 @@ class Task:
     pad_id: int  # fills what is beyond a response's length; may be one of `eos_ids`
 
     @property
-    def rows(self) -> int:
-        """B."""
+    def rows(self) -> int:  # B
         return self.prompts * self.group_size
 
     @property
-    def slots(self) -> int:
-        """S, of a row: prompt and response."""
+    def slots(self) -> int:  # S
         return self.prompt_slots + self.response_slots
 
 
@@ -94,8 +92,7 @@ class Waves(NamedTuple):
     group_size: int  # rows that share a prefill: a group, or a part of one that has no room
 
     @property
-    def rows(self) -> int:
-        """Of a wave, empty slots included."""
+    def rows(self) -> int:  # of a wave, empty slots included
         return self.groups * self.group_size
 
 
@@ -108,28 +105,24 @@ def in_waves(groups: int, group_size: int, slots: int, budget: int, shards: int 
     Args:
       groups, group_size: rows to each of so many prompts.
       slots: of a row's cache, prompt and response.
-      budget: slots that one device holds; 0: all rows at once.
+      budget: slots that one device holds, ValueError if it has no room for a row; 0: of all rows.
       shards: devices that rows are divided over.
-
-    Raises:
-      ValueError: the budget has no room for a row.
     """
 
     def unit(groups: int, part: int) -> int:
         """What the groups of a wave are a multiple of."""
         return shards if groups >= shards else shards // math.gcd(shards, part)
 
-    part, most = group_size, groups
-    if budget:
-        on_device = budget // slots
-        if on_device == 0:
-            raise ValueError(f"{budget} slots have no room for a row of {slots}")
-        # Spread over the devices, a part of n rows puts n / gcd(n, shards) rows on each at least.
-        divisors = (n for n in range(group_size, 0, -1) if group_size % n == 0)
-        part = next(n for n in divisors if n // math.gcd(n, shards) <= on_device)
-        most = on_device * shards // part
-        most -= most % unit(most, part)
-    parts = groups * group_size // part
+    rows = groups * group_size
+    on_device = budget // slots if budget else rows
+    if on_device == 0:
+        raise ValueError(f"{budget} slots have no room for a row of {slots}")
+    # Spread over the devices, a part of n rows puts n / gcd(n, shards) rows on each at least.
+    divisors = (n for n in range(group_size, 0, -1) if group_size % n == 0)
+    part = next(n for n in divisors if n // math.gcd(n, shards) <= on_device)
+    most = on_device * shards // part
+    most -= most % unit(most, part)
+    parts = rows // part
     number = -(-parts // most)
     each = -(-parts // number)
     return Waves(number, each + -each % unit(each, part), part)
@@ -143,11 +136,6 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     fold_in(fold_in(key, row_ids_B[b]), t), so that a response depends on its prompt and its id, not
     on its neighbours, the batch size or the padding. Hence rows may be decoded in waves, one after
     the other within the program, as many at once as `execution.decode_tokens` has room for.
-
-    Args:
-      model, params: a decoder with head "lm" and its parameters.
-      prompts: of the shapes that the task says.
-      key: of this batch.
     """
     run = functools.partial(model.apply, {"params": _for_decoding(model, params)})
     budget, shards = model.config.execution.decode_tokens, row_shards(in_use())
@@ -155,24 +143,19 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     wave = functools.partial(_wave, run, key, waves.group_size, task)
     filled = _filled(prompts, task.group_size, waves)
     if waves.number == 1:
-        sampled = wave(filled)
+        *padded, steps = wave(filled)
     else:
         parts = jax.tree.map(lambda x: x.reshape(waves.number, -1, *x.shape[1:]), filled)
         *of_waves, steps_W = jax.lax.map(wave, parts)
-        joined = [x.reshape(-1, *x.shape[2:]) for x in of_waves]
-        sampled = Sampled._make([*joined, steps_W.sum()])
-    *padded, steps = sampled
+        padded, steps = [x.reshape(-1, *x.shape[2:]) for x in of_waves], steps_W.sum()
     return Sampled._make([*(x[: task.rows] for x in padded), steps])
 
 
 def _for_decoding(model: Decoder, params: dict) -> dict:
-    """Matrices in the dtype of their products, gathered over fsdp: once and not at every token.
-
-    The embedding stays as it is: its rows are looked up in the parameters' own dtype.
-    """
+    """Matrices in the dtype of their products, gathered over fsdp: once and not at every token."""
 
     def prepared(path, x):
-        if path[-1].key != "kernel":
+        if path[-1].key != "kernel":  # an embedding's rows are looked up in its own dtype
             return x
         where, rounded = places([key.key for key in path], x.shape), x.astype(model.config.dtype)
         return rounded if where is None else constrain(rounded, *where.used)
@@ -181,24 +164,18 @@ def _for_decoding(model: Decoder, params: dict) -> dict:
 
 
 def _filled(prompts: Prompts, group_size: int, waves: Waves) -> Prompts:
-    """Prompts as often as they are prefilled, and empty slots up to whole waves.
-
-    The last prompt is repeated in them, because a row without a real token has no defined output.
-    """
+    """Prompts as often as they are prefilled, and empty slots up to whole waves."""
     prefills = group_size // waves.group_size
 
     def filled(x_N, copies: int, of_a_wave: int, mode: str):
         x_N = jnp.repeat(x_N, copies, axis=0) if copies > 1 else x_N
         missing = waves.number * of_a_wave - x_N.shape[0]
+        # "edge", the last prompt again: a row without a real token has no defined output.
         behind = ((0, missing),) + ((0, 0),) * (x_N.ndim - 1)
         return constrain(jnp.pad(x_N, behind, mode=mode)) if missing else x_N  # whole, as it came
 
-    return Prompts(
-        filled(prompts.tokens_QP, prefills, waves.groups, "edge"),
-        filled(prompts.prompt_len_Q, prefills, waves.groups, "edge"),
-        filled(prompts.row_ids_B, 1, waves.rows, "constant"),
-        filled(prompts.active_B, 1, waves.rows, "constant"),
-    )
+    asked = [filled(x_Q, prefills, waves.groups, "edge") for x_Q in prompts[:2]]
+    return Prompts(*asked, *(filled(x_B, 1, waves.rows, "constant") for x_B in prompts[2:]))
 
 
 def _wave(
@@ -291,10 +268,7 @@ def draw(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One token a row [B] int32, its log-prob over the full vocabulary, and as really drawn.
 
-    Args:
-      logits_BV: of the model, before the temperature.
-      keys_B: one key a row; not used when greedy.
-      settings: temperature and cuts.
+    `logits_BV` are the model's, before the temperature; `keys_B` is not used when greedy.
     """
     if settings.temperature not in (0.0, 1.0):
         logits_BV = logits_BV / settings.temperature

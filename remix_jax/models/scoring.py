@@ -1,9 +1,5 @@
 """Teacher-forced scores: log-probs, entropies and values of given tokens.
 
-Log-probs and entropies come from all logits at once, or in pieces of the vocabulary and of time
-(`logp_and_entropy`): then there is nowhere, forward or backward, an array of all tokens by all of
-the vocabulary. Logits of a piece are made, summed up and dropped, and made again for the gradient.
-
 Shape letters beside those of `remix_jax.types`: C slots of a piece of time, n pieces of time,
 W entries of a piece of the vocabulary, U pieces of the vocabulary, J devices that share it.
 """
@@ -35,10 +31,7 @@ def token_logps(
 ) -> jax.Array:
     """log p(token t | real tokens before it), [B, T]; 0 where there is no real token before.
 
-    Args:
-      model, params: as `huggingface.load` returns them.
-      tokens_BT: any padding, left or right.
-      mask_BT: marks real tokens.
+    `mask_BT` marks the real tokens; padding may be left or right.
     """
     real_BT = mask_BT > 0
     inputs = (tokens_BT, positions(real_BT), real_BT)
@@ -68,10 +61,7 @@ def score_values(critic: Decoder, params: dict, rows: FreshRows) -> jax.Array:
 
 
 def _states_before_tokens(model, params, rows: FreshRows):
-    """Final hidden states [B, T, D] at the slots that predict the response tokens.
-
-    Those are P - 1 .. S - 2: the last token of a row predicts nothing and is left out.
-    """
+    """Final hidden states [B, T, D] at the slots that predict the response: P - 1 .. S - 2."""
     mask_BS, tokens_BS = by_rows((token_mask(rows)[:, :-1], rows.tokens_BS[:, :-1]))
     inputs = (tokens_BS, positions(mask_BS), mask_BS)
     return model.apply({"params": params}, *inputs, method="hidden", last=rows.response_slots)
@@ -102,9 +92,6 @@ def _scores(model, params, x_BTD, tokens_BT, temperature: float) -> TokenScores:
     return TokenScores(chosen_BT - log_total_BT, entropy_BT)
 
 
-# --- in pieces -------------------------------------------------------------------------------
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def logp_and_entropy(
     x_BTD: jax.Array,
@@ -117,7 +104,8 @@ def logp_and_entropy(
     """log softmax(x head / temperature) at the tokens, and the entropy in nats, both [B, T].
 
     With log p = l - log Z:  H = log Z - sum p l;  d logp / dl = [v = token] - p;
-    dH / dl = -p (log p + H).
+    dH / dl = -p (log p + H). There is nowhere, forward or backward, an array of all tokens by all
+    of the vocabulary: logits of a piece are summed up and dropped, and made again for the gradient.
 
     Args:
       x_BTD: final hidden states, float32; so are all sums.
@@ -184,13 +172,10 @@ def _backward(temperature, dtype, pieces, saved, cotangents):
             logits_BCW, entry_W = _logits(x_BCD, head_DJUW, u, temperature, dtype, V)
             logp_BCW = logits_BCW - log_z_BC[..., None]
             hit_BCW = entry_W == tokens_BC[..., None]
-            pull_BCW = dlogp_BC[..., None] + dentropy_BC[..., None] * (
-                logp_BCW + entropy_BC[..., None]
-            )
-            dlogits_BCW = (
-                jnp.where(hit_BCW, dlogp_BC[..., None], 0.0) - jnp.exp(logp_BCW) * pull_BCW
-            )
-            dlogits_BCW = dlogits_BCW / temperature
+            excess_BCW = logp_BCW + entropy_BC[..., None]
+            pull_BCW = dlogp_BC[..., None] + dentropy_BC[..., None] * excess_BCW
+            push_BCW = jnp.where(hit_BCW, dlogp_BC[..., None], 0.0)
+            dlogits_BCW = (push_BCW - jnp.exp(logp_BCW) * pull_BCW) / temperature
             dx_BCD = einsum("bcw,dw->bcd", dlogits_BCW, _piece(head_DJUW, u), dtype)
             dw_DJW = einsum("bcd,bcw->dw", x_BCD, dlogits_BCW, dtype).reshape(dpiece_DJW.shape)
             # First summed, then cut, as in `products.matmul`.
@@ -228,8 +213,7 @@ def _piece(head_DJUW, u):
 def _by_piece(head_DV, pieces: tuple[int, int, int]):
     """[D, V] -> [D, J, U, W], with columns of zeros up to whole pieces.
 
-    A piece is `[:, :, u]`: a run of W entries from every device's own share, so that a vocabulary
-    which is spread over devices is not moved between them.
+    A piece `[:, :, u]` has W entries of every device's share: none are moved between devices.
     """
     (D, V), (_, entries, shards) = head_DV.shape, pieces
     share = -(-V // shards)

@@ -170,10 +170,10 @@ def test_shipped_base_meets_the_gate(chains):
 
 def test_base_loads_with_its_end_and_padding_tokens():
     model, params = huggingface.load(BASE)
-    tokenizer = hf_tokenizer.load_tokenizer(BASE)
+    vocabulary = hf_tokenizer.load_vocabulary(BASE)
     assert model.config.architecture == "qwen2"
-    assert model.config.vocab_size >= len(task.WORDS) == len(tokenizer)
-    assert hf_tokenizer.eos_ids(BASE, tokenizer) == (task.ID["<|end|>"],)
+    assert model.config.vocab_size >= len(task.WORDS) == len(vocabulary.tokenizer)
+    assert vocabulary.eos_ids == (task.ID["<|end|>"],)
     assert 90_000 < sum(np.size(leaf) for leaf in _leaves(params)) < 500_000
 
 

@@ -362,28 +362,28 @@ def test_token_beyond_the_vocabulary(copy):
 
 
 def test_every_eos_id(copy):
-    tokenizer = hf_tokenizer.load_tokenizer(copy)
+    load = hf_tokenizer.load_vocabulary
     generation = copy / "generation_config.json"
     end = tiny_models.END  # the tokenizer's own always ends a response as well
-    assert hf_tokenizer.eos_ids(copy, tokenizer) == (end,)
+    assert load(copy).eos_ids == (end,)
     edit_json(copy / "config.json", eos_token_id=7)
-    assert hf_tokenizer.eos_ids(copy, tokenizer) == (7, end)
+    assert load(copy).eos_ids == (7, end)
     for value, wanted in [([5, 3, 5], (5, 3)), (0, (0,)), (None, (7,)), ([], (7,)), (end, ())]:
         generation.write_text(json.dumps({"eos_token_id": value}))
-        assert hf_tokenizer.eos_ids(copy, tokenizer) == (*wanted, end)
+        assert load(copy).eos_ids == (*wanted, end)
     for value in (["<end>"], -1, 2.0, True, "2", 151643):
         generation.write_text(json.dumps({"eos_token_id": value}))
-        refused(hf_tokenizer.eos_ids, copy, tokenizer, words=[generation, "eos_token_id"])
+        refused(load, copy, words=[generation, "eos_token_id"])
     generation.write_text("{")
-    refused(hf_tokenizer.eos_ids, copy, tokenizer, words=[generation, "JSON"])
+    refused(load, copy, words=[generation, "JSON"])
 
 
 def test_pad_falls_back_to_eos(tmp_path):
-    whole = hf_tokenizer.load_tokenizer(tiny_models.write_tokenizer(tmp_path / "a"))
-    assert hf_tokenizer.pad_id(whole) == tiny_models.PAD
+    load = hf_tokenizer.load_vocabulary
+    assert load(tiny_models.write_tokenizer(tmp_path / "a")).pad_id == tiny_models.PAD
     no_pad = tiny_models.write_tokenizer(tmp_path / "b", pad_token=None)
-    assert hf_tokenizer.pad_id(hf_tokenizer.load_tokenizer(no_pad)) == tiny_models.END
+    assert load(no_pad).pad_id == tiny_models.END
     neither = tiny_models.write_tokenizer(tmp_path / "c", pad_token=None, eos_token=None)
-    tokenizer = hf_tokenizer.load_tokenizer(neither)
-    refused(hf_tokenizer.pad_id, tokenizer, words=["tokenizer_config.json", "pad_token"])
-    refused(hf_tokenizer.eos_ids, neither, tokenizer, words=["generation_config.json", neither])
+    refused(load, neither, words=["generation_config.json", neither])
+    (neither / "generation_config.json").write_text('{"eos_token_id": 2}')
+    refused(load, neither, words=[neither / "tokenizer_config.json", "pad_token"])
