@@ -12,10 +12,10 @@ from remix_jax.models import scoring
 from remix_jax.models.decoder import Decoder
 from remix_jax.schedule import stages
 from remix_jax.types import empty_rows
-from tests.learner.tiny import POLICY, P, T, grouped, make_config
+from tests.learner.tiny import DEEPER, P, T, grouped, make_config
 
 ROWS, PROMPT, RESPONSE = 4, 24, 40
-CONFIG = dataclasses.replace(POLICY.config, width=64, ffn_width=192, vocab_size=128, head_dim=16)
+CONFIG = dataclasses.replace(DEEPER.config, width=64, ffn_width=192, vocab_size=128, head_dim=16)
 
 
 def counted_by_xla(function, *arguments):
@@ -52,12 +52,12 @@ def test_decoding_costs_a_forward_pass_of_its_tokens():
 
 
 def spent(config, step=1, new_tokens=0):
-    learner = make_learner(config, POLICY)
+    learner = make_learner(config, DEEPER)
     return cost.step_flops(learner, config, stages(config)["mix"], new_tokens, step)
 
 
 def of_rows(rows, head="token"):
-    return cost.forward_flops(POLICY.config, rows, P, T, head)
+    return cost.forward_flops(DEEPER.config, rows, P, T, head)
 
 
 def test_switches_cost_what_they_run():

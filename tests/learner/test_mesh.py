@@ -10,7 +10,7 @@ import pytest
 from remix_jax import sharding
 from remix_jax.learner.state import place_state
 from remix_jax.learner.step import compile_learn, step_inputs
-from tests.learner.tiny import fresh_rows, grouped, host, make_config, stage_of, start
+from tests.learner.tiny import DEEPER, fresh_rows, grouped, host, make_config, stage_of, start
 
 SMALLER = {"memory__scan_layers": True, "memory__remat": True, "memory__logit_entries": 3}
 METHODS = {"ppo": make_config, "grpo": grouped}
@@ -28,16 +28,16 @@ def spread(tree, mesh):
 
 def learned(config, wanted):
     """State and metrics after three steps, with the programs that a run on that mesh uses."""
-    learner, first = start(config)
+    learner, first = start(config, policy=DEEPER)
     mesh = sharding.make_mesh(wanted)
     params, critic = (spread(x, mesh) for x in (first.params, first.critic_params))
     state = place_state(learner, params, config.seed, mesh)
     state = state.replace(critic_params=critic)  # its value head is not zero
-    _, rows_from = start(config)
+    _, rows_from = start(config, policy=DEEPER)
     every = []
     for step in (1, 2, 3):
         program = compile_learn(learner, stage_of(config, step), mesh)
-        rows = fresh_rows(config, rows_from, step)
+        rows = fresh_rows(config, rows_from, step, policy=DEEPER)
         given = jax.tree.map(lambda x: sharding.put(x, mesh), (rows, step_inputs(config, step)))
         state, metrics = program.call(state, *given, None)
         every.append(host(metrics))

@@ -26,8 +26,7 @@ from remix_jax.rollout import draws
 from remix_jax.rollout.draws import Draw, Prefix
 from remix_jax.rollout.rollouts import grade_rollouts, prefix_metrics, prompt_batch
 from remix_jax.types import batch_of, kept_rows, positions, token_mask
-from tests.learner.tiny import POLICY, P, T, fresh_rows, grouped, start
-from tests.learner.tiny import _score as score
+from tests.learner.tiny import POLICY, P, T, fresh_rows, grouped, score, start
 
 BASE = str(pathlib.Path(task.__file__).parent / "base")
 
@@ -83,7 +82,7 @@ def test_a_prefix_enters_loss_and_gradient_as_context_alone():
     rng = np.random.default_rng(0)
     rows = jax.tree.map(lambda x: x[:4], rows)
     rows = rows.replace(prompt_len_B=jnp.full_like(rows.prompt_len_B, P))
-    now_BT = score(state.params, rows, 1.0).logp_BT
+    now_BT = score(POLICY, state.params, rows, 1.0).logp_BT
     noisy = [now_BT + jnp.asarray(rng.normal(0, 0.1, now_BT.shape)) for _ in range(2)]
     rows = rows.replace(behav_logp_BT=noisy[0], base_logp_BT=noisy[1])
     n = rows.valid_B.shape[0]

@@ -1,6 +1,6 @@
-"""A learner small enough to check by hand: 2 layers, 11 tokens, batches of 8 rows."""
+"""A learner small enough to check by hand: 1 layer, 11 tokens, batches of 8 rows."""
 
-import functools
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ POLICY = Decoder(
         architecture="qwen2",
         vocab_size=V,
         width=16,
-        layers=2,
+        layers=1,
         heads=4,
         kv_heads=2,
         head_dim=4,
@@ -35,6 +35,7 @@ POLICY = Decoder(
         max_positions=64,
     )
 )
+DEEPER = Decoder(dataclasses.replace(POLICY.config, layers=2))
 
 
 def make_config(**changes) -> Config:
@@ -62,15 +63,17 @@ def grouped(**changes) -> Config:
     return make_config(objective__advantage="group_normalized", group_size=2, **changes)
 
 
-def start(config: Config, scale: float = 0.3) -> tuple[Learner, TrainState]:
+def start(
+    config: Config, scale: float = 0.3, policy: Decoder = POLICY
+) -> tuple[Learner, TrainState]:
     """A learner and its first state; weights of visible size, so that every path matters."""
     tokens = jnp.zeros((1, 2), jnp.int32)
-    params = POLICY.init(jax.random.key(7), tokens, tokens, tokens)["params"]
+    params = policy.init(jax.random.key(7), tokens, tokens, tokens)["params"]
     flat, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(8), len(flat))
     noise = [scale * jax.random.normal(k, x.shape) for k, x in zip(keys, flat, strict=True)]
     params = tree.unflatten([x + n for x, n in zip(flat, noise, strict=True)])
-    learner = make_learner(config, POLICY)
+    learner = make_learner(config, policy)
     state = init_state(learner, params, config.seed)
     if state.critic_params is not None:
         head = jax.random.normal(
@@ -81,7 +84,13 @@ def start(config: Config, scale: float = 0.3) -> tuple[Learner, TrainState]:
     return learner, state
 
 
-def fresh_rows(config: Config, state: TrainState, step: int, wider: tuple[int, int] = (0, 0)):
+def fresh_rows(
+    config: Config,
+    state: TrainState,
+    step: int,
+    wider: tuple[int, int] = (0, 0),
+    policy: Decoder = POLICY,
+):
     """The fresh rows of a step: ragged, random, with true log-probs; `wider` adds padding slots."""
     rng = np.random.default_rng([config.seed, step])
     stage = stage_of(config, step)
@@ -100,12 +109,12 @@ def fresh_rows(config: Config, state: TrainState, step: int, wider: tuple[int, i
         group_B=jnp.asarray(100 * step + np.arange(n) // config.group_size, jnp.int32),
         valid_B=jnp.asarray(np.arange(n) < real),
     )
-    scores = _score(state.params, rows, config.sampling.temperature)
+    scores = score(policy, state.params, rows, config.sampling.temperature)
     logp_BT = jnp.where(rows.mask_BT > 0, scores.logp_BT, 0.0)
     return rows.replace(behav_logp_BT=logp_BT, sampled_logp_BT=logp_BT - 0.01)
 
 
-_score = jax.jit(functools.partial(score_responses, POLICY), static_argnums=2)
+score = jax.jit(score_responses, static_argnums=(0, 3))
 
 
 def stage_of(config: Config, step: int) -> Stage:
