@@ -122,18 +122,19 @@ def read_json(path: pathlib.Path, missing_ok: bool = False) -> dict:
             return {}
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:  # ValueError: bad UTF-8 or bad JSON
-        raise InputError(f"{path}: not readable as JSON ({what_it_is(path, error)})") from None
+        raise unreadable(path, "not readable as JSON", error) from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold a JSON object, holds a {type(content).__name__}")
     return content
 
 
-def what_it_is(path: pathlib.Path, error: Exception) -> str:
-    """One line on a file that cannot be read."""
+def unreadable(path: pathlib.Path, fault: str, error: Exception) -> InputError:
+    """What to raise where a file cannot be read."""
+    what = one_line(error)
     with contextlib.suppress(OSError), path.open("rb") as file:
         if file.read(23) == b"version https://git-lfs":
-            return "it is a Git LFS pointer: run `git lfs pull` there"
-    return one_line(error)
+            what = "it is a Git LFS pointer: run `git lfs pull` there"
+    return InputError(f"{path}: {fault} ({what})")
 
 
 def _given(fields: dict) -> dict:

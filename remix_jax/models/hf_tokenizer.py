@@ -6,8 +6,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from remix_jax.errors import InputError
-from remix_jax.models.hf_config import CONFIG, existing_directory, read_json
-from remix_jax.text import one_line
+from remix_jax.models.hf_config import CONFIG, existing_directory, read_json, unreadable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -81,7 +80,7 @@ def load_tokenizer(directory: str | os.PathLike) -> "PreTrainedTokenizerFast":
             message = [{"role": "user", "content": "1"}]
             tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     except Exception as error:  # the Rust side raises bare Exception, and a template any
-        raise InputError(f"{root}: {fault} ({one_line(error)})") from None
+        raise unreadable(root, fault, error) from None
     if not tokenizer.chat_template:
         raise InputError(
             f"{root}: tokenizer has no chat template; {TOKENIZER_CONFIG} can hold one as "

@@ -30,11 +30,10 @@ from remix_jax.models.hf_config import (
     existing_directory,
     read_config,
     read_json,
-    what_it_is,
+    unreadable,
 )
 from remix_jax.models.hf_tokenizer import TOKENIZER_FILES
 from remix_jax.sharding import spec_of
-from remix_jax.text import one_line
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
@@ -157,8 +156,7 @@ def _checked_tensors(
                     entry = handle.get_slice(name)
                     held[name, file] = tuple(entry.get_shape()), entry.get_dtype()
         except (OSError, safetensors.SafetensorError) as error:
-            what = what_it_is(root / file, error)
-            raise InputError(f"{root / file}: missing or damaged weights ({what})") from None
+            raise unreadable(root / file, "missing or damaged weights", error) from None
     for name, file in sorted(held.keys() ^ listed.items()) if listed else ():
         found = (name, file) in held
         fault = "does not list it" if found else "lists it, the file does not hold it"
@@ -191,7 +189,7 @@ def _read(file: pathlib.Path, name: str, index: tuple[slice, ...]) -> np.ndarray
         with safetensors.safe_open(file, framework="numpy") as handle:
             return handle.get_slice(name)[index]
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{file}: tensor {name} cannot be read ({one_line(error)})") from None
+        raise unreadable(file, f"tensor {name} cannot be read", error) from None
 
 
 def save(
