@@ -10,8 +10,9 @@ import tempfile
 def on_devices(count: int) -> dict[str, str]:
     """The environment of a process with that many CPU devices and XLA's fastest compilation."""
     flags = f"--xla_force_host_platform_device_count={count}"
-    if importlib.metadata.version("jaxlib") < "0.11":  # later ones know no other emitters
-        flags += " --xla_cpu_use_fusion_emitters=false"
+    if importlib.metadata.version("jaxlib") < "0.11":  # later ones do not know all of these
+        flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        flags += " --xla_llvm_force_inline_before_split=false"
     return {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 

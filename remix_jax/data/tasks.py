@@ -180,16 +180,11 @@ def encode_prompts(tokenizer: Any, chats: Sequence[Chat], max_tokens: int) -> di
         raise InputError(f"the prompt limit is {max_tokens} tokens; it must be at least 1")
     template = tokenizer.get_chat_template()
     template = _SAME_DAY + template if "strftime_now" in template else template
-    how = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
-    encoded: list[list[int]] = []
-    for i, messages in enumerate(chats):
-        try:
-            encoded.append(tokenizer.apply_chat_template(messages, chat_template=template, **how))
-        except Exception as error:  # a template can fail in any way that Python can
-            text = messages[-1]["content"][:40]
-            raise InputError(
-                f"problem {i + 1} ({text!r}): the chat template fails on it ({one_line(error)})"
-            ) from None
+    how = {"chat_template": template, "add_generation_prompt": True, "return_dict": False}
+    try:  # together: half the time of one by one
+        encoded = tokenizer.apply_chat_template(list(chats), **how)
+    except Exception:  # a template can fail in any way that Python can
+        encoded = [_encoded_alone(tokenizer, i, each, how) for i, each in enumerate(chats)]
     kept = {i: ids for i, ids in enumerate(encoded) if len(ids) <= max_tokens}
     if not kept:
         raise InputError(
@@ -197,6 +192,16 @@ def encode_prompts(tokenizer: Any, chats: Sequence[Chat], max_tokens: int) -> di
             f"the shortest has {min(map(len, encoded))}"
         )
     return kept
+
+
+def _encoded_alone(tokenizer: Any, i: int, messages: Chat, how: dict[str, Any]) -> list[int]:
+    try:
+        return tokenizer.apply_chat_template(messages, **how)
+    except Exception as error:
+        text = messages[-1]["content"][:40]
+        raise InputError(
+            f"problem {i + 1} ({text!r}): the chat template fails on it ({one_line(error)})"
+        ) from None
 
 
 def plan(

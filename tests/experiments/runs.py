@@ -1,8 +1,8 @@
 """Small runs of the embedded task, by the code that users run."""
 
+import functools
 import io
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,18 +10,15 @@ import sys
 from experiments.configs import arithmetic_remix_grpo, arithmetic_remix_ppo
 from remix_jax.config import Config
 from remix_jax.sinks.console import Console
-from tests.compiling import on_devices
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def run_main(*flags, module="experiments.train"):
-    """Runs an experiment's main as a user does."""
-    environment = os.environ | on_devices(1)
+    """Runs an experiment's main as a user does, on the devices of the suite: it compiles once."""
     return subprocess.run(
         [sys.executable, "-m", module, *flags],
         cwd=ROOT,
-        env=environment,
         capture_output=True,
         text=True,
         timeout=500,
@@ -30,12 +27,15 @@ def run_main(*flags, module="experiments.train"):
 
 
 def small_config(directory: pathlib.Path, grpo: bool = False) -> Config:
-    """Six steps of 16 rows with reincarnation after the third; two suites of four problems."""
+    """Six steps of 16 rows with reincarnation after the third, decoded in waves of four; two suites
+    of four problems."""
     config = (arithmetic_remix_grpo if grpo else arithmetic_remix_ppo).get_config()
     config.steps, config.reincarnation_step = 6, 3
     config.batch_size, config.mini_batch_size, config.micro_batch_size = 16, 8, 8
     config.group_size = 4 if grpo else 1
     config.kl.start, config.kl.every = 2, 1
+    slots = config.data.prompt_tokens + config.data.response_tokens
+    config.memory.decode_tokens = 4 * slots
     suites = []
     for source in config.data.suites[:2]:
         target = directory / pathlib.Path(source).name
@@ -49,6 +49,20 @@ def small_config(directory: pathlib.Path, grpo: bool = False) -> Config:
     config.evaluation.every, config.evaluation.batch_size = 1, 12
     config.checkpoint_every = 2
     return config
+
+
+def as_flags(config: Config, *fields: str) -> list[str]:
+    """The flags that give a preset these fields of a config."""
+    found = {field: functools.reduce(getattr, field.split("."), config) for field in fields}
+    return [f"--config.{field}={value}" for field, value in found.items()]
+
+
+# What small_config changes of its presets, and its programs depend on.
+SMALL = (
+    *("steps", "reincarnation_step", "batch_size", "mini_batch_size", "micro_batch_size"),
+    *("group_size", "kl.start", "kl.every", "memory.decode_tokens", "evaluation.batch_size"),
+    *("data.suites", "data.validation", "evaluation.every", "checkpoint_every"),
+)
 
 
 def quiet(config: Config, on_step=None) -> Console:

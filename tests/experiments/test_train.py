@@ -26,7 +26,7 @@ from remix_jax.rollout import sampler
 from remix_jax.run import loop, resume, stop
 from remix_jax.run.checkpoint import Checkpoints
 from remix_jax.run.setup import prepare
-from tests.experiments.runs import figures, quiet, run_main, small_config
+from tests.experiments.runs import SMALL, as_flags, figures, quiet, run_main, small_config
 
 PRESET = "experiments/configs/arithmetic_remix_ppo.py"
 WATCHED = [
@@ -54,8 +54,6 @@ def finished(tmp_path_factory):
     """A whole small run, in this process: (config, workdir, compilations seen at each step)."""
     directory = tmp_path_factory.mktemp("finished")
     config, compilations = small_config(directory), {}
-    slots = config.data.prompt_tokens + config.data.response_tokens
-    config.memory.decode_tokens = 4 * slots  # rows are decoded in waves
     count = 0
     for cached in (sampler.compiled, compile_learn):
         cached.cache_clear()
@@ -76,19 +74,13 @@ def finished(tmp_path_factory):
 
 
 def test_the_real_main_trains_and_leaves_everything(tmp_path):
-    small = small_config(tmp_path)
-    workdir = tmp_path / "run"
-    flags = {
-        "steps": 3, "reincarnation_step": 2, "batch_size": 16, "mini_batch_size": 8,
-        "micro_batch_size": 8, "data.suites": small.data.suites, "evaluation.batch_size": 8,
-        "memory.decode_tokens": 200,
-    }  # fmt: skip
-    overrides = [f"--config.{name}={value}" for name, value in flags.items()]
-    done = run_main(f"--config={PRESET}", f"--workdir={workdir}", *overrides)
+    config, workdir = small_config(tmp_path), tmp_path / "run"
+    config.steps, config.reincarnation_step = 3, 2
+    done = run_main(f"--config={PRESET}", f"--workdir={workdir}", *as_flags(config, *SMALL))
     assert done.returncode == 0, done.stderr
     assert "fresh rollouts, whole run" in done.stdout
     assert "3.33 expected in the mix stage (m = 2), then 1" in done.stdout
-    assert re.search(r"sampling, mix stage +2 waves of 5 rows", done.stdout)  # of 34 slots
+    assert re.search(r"sampling, mix stage +3 waves of 4 rows", done.stdout)  # of 10
     assert "Memory of a device" in done.stdout
     assert "step 3: reincarnation" in done.stdout
     assert "held-out at step 3" in done.stdout

@@ -41,7 +41,7 @@ GREEDY = SamplerSettings(temperature=0.0)
 @pytest.fixture(scope="module")
 def decoder():
     """Flat enough that responses of one prompt differ."""
-    model, params = random_decoder(decoder_config())
+    model, params = random_decoder(decoder_config(layers=1))
     return model, jax.tree.map(lambda x: 0.7 * x, params)
 
 
