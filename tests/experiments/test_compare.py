@@ -16,18 +16,15 @@ from remix_jax.run import loop
 from tests.experiments.runs import SMALL, as_flags, quiet, run_main, small_config
 
 
-def flags(tmp_path, **more):
+def test_the_real_main_tunes_compares_and_continues(tmp_path, monkeypatch):
+    """Two methods, two rates, two processes; the second time nothing is trained again."""
     small = small_config(tmp_path)
     small.reincarnation_step = 2
-    chosen = {"bases": 1, "workdir": tmp_path / "out", "rollouts": 30, **more}
-    return [*as_flags(small, *SMALL), *(f"--{name}={value}" for name, value in chosen.items())]
-
-
-def test_the_real_main_tunes_compares_and_continues(tmp_path):
-    """Two methods, two rates, two processes; the second call trains only what is new."""
-    given = flags(
-        tmp_path, methods="ppo,remix-ppo", learning_rates="1e-4,3e-4", seeds=2, tuning=1, workers=2
-    )
+    lists = {"methods": ["ppo", "remix-ppo"], "learning_rates": ["1e-4", "3e-4"]}
+    chosen = {"bases": 1, "rollouts": 30, "seeds": 2, "tuning": 1}
+    given = [f"--{name}={','.join(values)}" for name, values in lists.items()]
+    given += [f"--{name}={value}" for name, value in chosen.items()]
+    given += [f"--workdir={tmp_path / 'out'}", "--workers=2", *as_flags(small, *SMALL)]
     done = run_main(*given, module="experiments.compare")
     assert done.returncode == 0, done.stderr
     assert "Equal learning rate, 1e-4" in done.stdout
@@ -40,15 +37,15 @@ def test_the_real_main_tunes_compares_and_continues(tmp_path):
         assert set(record["curve"]) >= {"rollouts", "tokens", "flops", "seconds", "validation"}
     for method, tried in rates.items():
         assert tried == {(1e-4, 0), (3e-4, 0), (1e-4, 1), (runs.best[method], 1)}
-    assert data["about"]["command"].startswith("python -m experiments.compare --config.batch_size")
+    assert data["about"]["command"].startswith("python -m experiments.compare --methods")
     for name in ("comparison.md", "comparison.png", "comparison_ratios.png"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     logs = list((tmp_path / "out" / "runs").rglob("log.txt"))
     assert len(logs) == len(data["trials"])
-    again = run_main(*given, module="experiments.compare")
-    assert "% after" not in again.stdout, "nothing is trained again"
-    again = files.read("comparison", tmp_path / "out" / "comparison.json")
-    assert again.data["trials"] == data["trials"]
+    values = types.SimpleNamespace(**chosen, **lists, quick=False, models=[])
+    plan = compare.make_plan(small, values, tmp_path, workers=1)
+    monkeypatch.setattr(trials, "_train", None)
+    assert compare.compare(plan, tmp_path / "out", workers=1)["trials"] == data["trials"]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,10 @@ def cut_weights(model):
     path.write_bytes(path.read_bytes()[:1000])
 
 
+def too_wide(config, _):
+    config.data.response_tokens, config.memory.decode_tokens = 400, 0
+
+
 BAD = {
     "missing model": (lambda c, d: setattr(c.model, "path", str(d / "nowhere")), "nowhere"),
     "damaged weights": (lambda c, d: break_model(c, d, cut_weights), "model.safetensors"),
@@ -54,7 +58,7 @@ BAD = {
     "missing problems": (lambda c, d: setattr(c.data, "train", str(d / "no.jsonl")), "no.jsonl"),
     "long prompts": (lambda c, d: setattr(c.data, "prompt_tokens", 5), "over the limit of 5"),
     "group size": (lambda c, d: setattr(c, "group_size", 3), "must divide batch_size"),
-    "too wide": (lambda c, d: setattr(c.data, "response_tokens", 400), "takes 256 positions"),
+    "too wide": (too_wide, "takes 256 positions"),
 }
 
 
