@@ -271,7 +271,7 @@ def test_frequencies_match_probabilities(settings):
 
 def test_tokens_of_a_row_are_drawn_independently():
     # A model without a say: all logits are zero, so that only the random streams decide.
-    model, params = random_decoder(decoder_config(vocab_size=4))
+    model, params = random_decoder(decoder_config(vocab_size=4, layers=1))
     params = jax.tree.map(jnp.zeros_like, params)
     B = 400
     sampled = run(model, params, np.zeros((B, 2), np.int32), [2] * B, response_slots=8)
