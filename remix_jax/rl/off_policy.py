@@ -83,7 +83,8 @@ def decoupled_ppo(logp_BT: Array, b: Batch, t: Terms) -> Array:
     The trust region lies around pi_k; what separates that from the sampler is a weight.
     """
     weight_BT = jnp.minimum(_sampler_weight(b), t.param)
-    return weight_BT * objectives.ppo(logp_BT, b.prox_logp_BT, b.adv_BT, t.clip, t.high)
+    clips = (t.clip, t.high, t.dual_clip)
+    return weight_BT * objectives.ppo(logp_BT, b.prox_logp_BT, b.adv_BT, *clips)
 
 
 def masked_is(logp_BT: Array, b: Batch, t: Terms) -> Array:

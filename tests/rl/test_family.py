@@ -345,9 +345,14 @@ def test_importance_weights_by_hand():
     np.testing.assert_allclose(masked_BT, [[0.5, 1.0, 2.0, 0.0, 0.0]], rtol=1e-6)
 
 
-def test_decoupled_ppo_of_fresh_rows_is_ppo(x64):
+@pytest.mark.parametrize("weighted", [off_policy.decoupled_ppo, off_policy.masked_is])
+@pytest.mark.parametrize("dual_clip", [None, 1.1])
+def test_weighted_ppo_of_fresh_rows_is_ppo(weighted, dual_clip, x64):
     rows = clean_rows(make_rows())
     logp_BT, prox_BT, adv_BT, mask_BT = (rows[k] for k in ("logp", "prox_logp", "adv", "mask"))
     columns = {"behav_logp_BT": prox_BT, "prox_logp_BT": prox_BT, "adv_BT": adv_BT, "param": 5.0}
-    actual_BT = token_rows.call(off_policy.decoupled_ppo, logp_BT, mask_BT, **columns)
-    np.testing.assert_array_equal(actual_BT, objectives.ppo(logp_BT, prox_BT, adv_BT))
+    actual_BT = token_rows.call(weighted, logp_BT, mask_BT, dual_clip=dual_clip, **columns)
+    expected_BT = objectives.ppo(logp_BT, prox_BT, adv_BT, dual_clip=dual_clip)
+    np.testing.assert_array_equal(actual_BT, expected_BT)
+    if dual_clip:
+        assert np.any(expected_BT != objectives.ppo(logp_BT, prox_BT, adv_BT)), "it binds somewhere"
