@@ -21,7 +21,7 @@ def test_the_real_main_tunes_compares_and_continues(tmp_path, monkeypatch):
     small = small_config(tmp_path)
     small.reincarnation_step = 2
     lists = {"methods": ["ppo", "remix-ppo"], "learning_rates": ["1e-4", "3e-4"]}
-    chosen = {"bases": 1, "rollouts": 30, "seeds": 2, "tuning": 1}
+    chosen = {"bases": 1, "rollouts": 30, "seeds": 1, "tuning": 1}
     given = [f"--{name}={','.join(values)}" for name, values in lists.items()]
     given += [f"--{name}={value}" for name, value in chosen.items()]
     given += [f"--workdir={tmp_path / 'out'}", "--workers=2", *as_flags(small, *SMALL)]
@@ -36,7 +36,8 @@ def test_the_real_main_tunes_compares_and_continues(tmp_path, monkeypatch):
         rates[record["method"]].add((record["learning_rate"], record["seed"]))
         assert set(record["curve"]) >= {"rollouts", "tokens", "flops", "seconds", "validation"}
     for method, tried in rates.items():
-        assert tried == {(1e-4, 0), (3e-4, 0), (1e-4, 1), (runs.best[method], 1)}
+        assert tried == {(1e-4, 0), (3e-4, 0)}, method
+        assert runs.best[method] in (1e-4, 3e-4)
     assert data["about"]["command"].startswith("python -m experiments.compare --methods")
     for name in ("comparison.md", "comparison.png", "comparison_ratios.png"):
         assert (tmp_path / "out" / name).stat().st_size > 0

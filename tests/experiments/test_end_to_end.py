@@ -42,7 +42,7 @@ def problems(tmp_path):
 def small_run(model, train, suite):
     """ReMix-GRPO as in the preset, cut to three steps of 8 rows."""
     config = gsm8k_0p5b.get_config()
-    config.steps, config.reincarnation_step = 3, 2
+    config.steps, config.reincarnation_step = 3, 0
     config.batch_size, config.group_size = 8, 2
     config.mini_batch_size = config.micro_batch_size = config.score_batch_size = 4
     config.mesh.fsdp = 1  # rows of one pass are fewer than the devices of the suite

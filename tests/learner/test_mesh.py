@@ -25,8 +25,7 @@ METHODS = {"ppo": make_config, "grpo": grouped}
 CUT = {"grpo, cut and run again": functools.partial(grouped, **SMALLER)}
 CASES = [
     ("ppo", (2, 2, 2)),
-    ("grpo", (4, 1, 2)),
-    ("grpo, cut and run again", (2, 2, 2)),
+    ("grpo, cut and run again", (4, 1, 2)),
 ]
 
 
