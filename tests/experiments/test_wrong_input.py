@@ -17,6 +17,7 @@ def test_wrong_flags_are_one_line_and_exit_code_2(tmp_path):
     for flags, message in (
         ([f"--config={PRESET}", workdir, "--config.replay.shar=0.3"], "shar"),
         ([f"--config={PRESET}", workdir, "--config.replay.share=1.5"], "must be in [0, 1)"),
+        ([f"--config={PRESET}"], "--workdir is required"),
     ):
         done = run_main(*flags)
         assert done.returncode == 2, done.stderr

@@ -87,9 +87,9 @@ def steps_of(name, steps=2, wider=(0, 0), **changes):
     return before, host(state), host(metrics)
 
 
-@pytest.mark.parametrize("name", ["bapo"])  # the others' statistics: tests/rl/test_methods.py
+@pytest.mark.parametrize("name", ["bapo", "m2po", "p3o"])
 def test_micro_batches_and_padding_change_nothing(name):
-    """Bounds are those of the mini-batch, not of each part of it."""
+    """Bounds, threshold and ESS are those of the mini-batch, not of each part of it."""
     _, whole, metrics = steps_of(name)
     _, parts, part_metrics = steps_of(name, wider=(3, 2), micro_batch_size=2)
     assert_learned_alike(whole.params, parts.params, atol=1e-4)

@@ -4,14 +4,15 @@ import functools
 
 import chex
 import jax
+import numpy as np
 import pytest
 
 from remix_jax import sharding
+from remix_jax.config import Optimizer
 from remix_jax.learner.state import place_state
 from remix_jax.learner.step import compile_learn, step_inputs
 from tests.learner.tiny import (
     DEEPER,
-    assert_learned_alike,
     fresh_rows,
     grouped,
     host,
@@ -20,11 +21,17 @@ from tests.learner.tiny import (
     start,
 )
 
+# Adam makes visible steps of gradients that are all but rounding: with small ones the next
+# gradients do not see it, and the moments, sums of gradients, agree closely.
+RATE = 1e-4
+SLOW = {"optimizer__learning_rate": RATE, "critic__optimizer": Optimizer(learning_rate=RATE)}
+SLOW |= {"mini_batch_size": 8, "micro_batch_size": 8}
 SMALLER = {"memory__scan_layers": True, "memory__remat": True, "memory__logit_entries": 3}
 METHODS = {"ppo": make_config, "grpo": grouped}
 CUT = {"grpo, cut and run again": functools.partial(grouped, **SMALLER)}
 CASES = [
     ("ppo", (2, 2, 2)),
+    ("grpo", (4, 1, 2)),
     ("grpo, cut and run again", (2, 2, 2)),
 ]
 
@@ -45,28 +52,35 @@ def learned(config, wanted):
     for step in (1, 2, 3):
         program = compile_learn(learner, stage_of(config, step), mesh)
         rows = fresh_rows(config, rows_from, step, policy=DEEPER)
+        shift_BT = 0.3 * np.sin(np.arange(rows.behav_logp_BT.size)).reshape(rows.loss_mask_BT.shape)
+        rows = rows.replace(behav_logp_BT=rows.behav_logp_BT + shift_BT)  # ratios off 1
         given = jax.tree.map(lambda x: sharding.put(x, mesh), (rows, step_inputs(config, step)))
         state, metrics = program.call(state, *given, None)
         every.append(host(metrics))
     return state, every
 
 
+def moments(state):
+    """Adam's of both models, array by array."""
+    both = state.opt_state, state.critic_opt_state
+    return [x for x in jax.tree.leaves(host(both)) if x.ndim]
+
+
 @pytest.fixture(scope="module")
 def alone():
     """What one device makes of each method."""
-    return {
-        name: learned(make(mini_batch_size=8, micro_batch_size=8), (1, 1, 1))
-        for name, make in METHODS.items()
-    }
+    return {name: learned(make(**SLOW), (1, 1, 1)) for name, make in METHODS.items()}
 
 
 @pytest.mark.parametrize(("method", "wanted"), CASES)
 def test_learning_on_eight_devices_is_learning_on_one(method, wanted, alone):
-    config = (METHODS | CUT)[method](mini_batch_size=8, micro_batch_size=8)
+    config = (METHODS | CUT)[method](**SLOW)
     state, metrics = learned(config, wanted)
     expected, expected_metrics = alone[method.partition(",")[0]]
     assert int(metrics[-1]["n_replayed"]) >= 2, "replayed rows are part of it"
-    assert_learned_alike(state, expected, atol=2e-4)
+    for now, then in zip(moments(state), moments(expected), strict=True):
+        np.testing.assert_allclose(now, then, rtol=1e-3, atol=1e-5 * abs(then).max())
+    chex.assert_trees_all_close(host(state), host(expected), atol=RATE)
     chex.assert_trees_all_close(metrics, expected_metrics, rtol=2e-3, atol=2e-4)
     where = sharding.shardings(state, sharding.make_mesh(wanted))
     for (path, x), place in zip(

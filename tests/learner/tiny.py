@@ -141,9 +141,9 @@ def host(tree):
 
 def assert_learned_alike(tree, expected, atol: float):
     """Equal up to rounding, which Adam turns into a whole step of 1e-2 where a gradient is nothing
-    else: of 1,000 numbers at most one may differ by more than `atol`, none by more than a step."""
+    else: of 1,000 numbers at most one may differ by more than `atol`, none by a fifth of a step."""
     tree, expected = host(tree), host(expected)
-    chex.assert_trees_all_close(tree, expected, atol=1e-2)
+    chex.assert_trees_all_close(tree, expected, atol=2e-3)
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True)
     far = [(abs(x - y) > atol).ravel() for x, y in pairs if x.dtype == "float32"]
     assert np.concatenate(far).mean() < 1e-3, f"{np.concatenate(far).mean():.2%}"
