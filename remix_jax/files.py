@@ -263,4 +263,5 @@ class Mirror(contextlib.AbstractContextManager):
 
 
 def _version(path: pathlib.Path) -> tuple[int, int]:
-    return (status := path.stat()).st_mtime_ns, status.st_size
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size

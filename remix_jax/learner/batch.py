@@ -1,4 +1,8 @@
-"""The batch of a step: rows fresh and old, what is known of them before the first update."""
+"""The batch of a step: rows fresh and old, what is known of them before the first update.
+
+fresh rows, with an expert's among them --> base log-probs, age, signal --> the ring
+ring --> rows of the batch --> log-probs of pi_k and the precedent, values --> advantages
+"""
 
 import functools
 
@@ -14,7 +18,10 @@ from remix_jax.types import Batch, FreshRows, Rows, batch_of, kept_rows
 
 
 def complete(learner: Learner, stage: Stage, state: TrainState, fresh, expert, param) -> Rows:
-    """Groups of sampled rows, in each behind them the expert's, with all that the ring keeps."""
+    """Groups of sampled rows, in each behind them the expert's, with all that the ring keeps:
+
+    base log-probs (once a row), the step, and whether a row of the group has an advantage at all.
+    """
     # A token that the policy did not write has no log-prob of it; 0 is finite in any formula.
     marked = [
         kept_rows(
@@ -69,14 +76,19 @@ def _in_chunks(learner: Learner, score, rows):
 def sampler_gap(learner: Learner, params, fresh: FreshRows) -> dict:
     """How far apart sampler and scorer put the same tokens, on one micro-batch of fresh rows.
 
-    Both are of the policy at the start of the step, over the full vocabulary (docs/metrics.md).
+        sampler_gap             mean of log mu - log pi, an estimate of KL(sampler || trainer)
+        sampler_gap_max         largest |log mu - log pi|
+        token_mult_prob_error   mean of exp |log mu - log pi|, 1 is exact (NeMo-RL's)
+        truncation_gap          of all rows: mean log-prob that top_k, top_p and min_p add
+
+    Both are of the policy at the start of the step, over the full vocabulary.
     """
     s, shards = learner.static, sharding.row_shards(sharding.in_use())
     n = min(s.micro_rows(shards), s.score_rows(shards), fresh.valid_B.shape[0])
     some = jax.tree.map(lambda x: x[:n], fresh)
     mask_BT = some.mask_BT
     gap_BT = masked.zero_masked(some.behav_logp_BT - logps(learner, params, some), mask_BT)
-    added_BT = fresh.sampled_logp_BT - fresh.behav_logp_BT  # by top_k, top_p and min_p
+    added_BT = fresh.sampled_logp_BT - fresh.behav_logp_BT
     return {
         "sampler_gap": masked.mean(gap_BT, mask_BT),
         "sampler_gap_max": jnp.abs(gap_BT).max(),

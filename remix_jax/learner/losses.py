@@ -1,5 +1,9 @@
 """The losses of a step, on one micro-batch, with the sums that its metrics are made of.
 
+    policy:  objective.method (Mix-PPG) - c_H entropy + beta KL-Convex
+    critic:  clipped value loss
+    imitation, where it is on: log-likelihood of earlier successes, added to the policy's
+
 Each is a sum over the micro-batch divided by the count of the *whole* mini-batch (`masked.count`),
 so the gradients of micro-batches add up to that of the mini-batch.
 """

@@ -2,7 +2,6 @@
 out; beside them the rows of an expert, verified traces in place of what the policy samples.
 """
 
-import itertools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -67,8 +66,11 @@ def texts_of(vocabulary: Vocabulary, ids: Sequence[Sequence[int]]) -> list[str]:
     Other special tokens stay: with some tokenizers the marks of thinking are such.
     """
     behind = {*vocabulary.eos_ids, vocabulary.pad_id}
-    backwards = [[*itertools.dropwhile(behind.__contains__, reversed(row))] for row in ids]
-    return vocabulary.tokenizer.batch_decode([row[::-1] for row in backwards])
+    trimmed = [list(row) for row in ids]
+    for row in trimmed:
+        while row and row[-1] in behind:
+            row.pop()
+    return vocabulary.tokenizer.batch_decode(trimmed)
 
 
 def score_responses(
