@@ -337,6 +337,6 @@ class Decoder(nn.Module):
 def abstract_params(model: Decoder) -> dict:
     """Shapes and dtypes of a model's parameters."""
     slot = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    tree = jax.eval_shape(model.init, jax.random.key(0), slot, slot, slot)["params"]
+    tree = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x), slot, slot, slot)["params"]
     dtype = jnp.dtype(model.config.execution.param_dtype or model.config.dtype)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
