@@ -188,17 +188,19 @@ class Layer(nn.Module):
         x_ND = queried(x_BSD.reshape(B * S, D)) + self.o(out_BTHE.reshape(B * T, -1))
         return self._mlp(x_ND).reshape(B, T, D), (k_BKSE, v_BKSE)
 
-    def step(self, x_BD, cache, bias_BS, slot, cos_BE, sin_BE):
-        """The output for one new token a row, and the cache with its key and value at `slot`."""
-        B, c = x_BD.shape[0], self.config
-        normed_BD = self.attn_norm(x_BD)
-        k_BKE, v_BKE = (x.astype(c.dtype) for x in self._keys_values(normed_BD, cos_BE, sin_BE))
+    def step(self, x_ND, old, new, biases, c, cos_NE, sin_NE):
+        """The output for one new token a row, and the newer cache with its key and value at `c`."""
+        N, config = x_ND.shape[0], self.config
+        normed_ND = self.attn_norm(x_ND)
+        keys_values = self._keys_values(normed_ND, cos_NE, sin_NE)
+        k_NKE, v_NKE = (x.astype(config.dtype) for x in keys_values)
         write = jax.lax.dynamic_update_slice_in_dim
-        k_BKES = write(cache[0], k_BKE[:, :, :, None], slot, axis=3)
-        v_BKSE = write(cache[1], v_BKE[:, :, None], slot, axis=2)
-        q_BKME = self._queries(normed_BD, cos_BE, sin_BE).reshape(B, c.kv_heads, -1, c.head_dim)
-        out_BKME = attention_step(q_BKME, k_BKES, v_BKSE, bias_BS, c.dtype)
-        return self._mlp(x_BD + self.o(out_BKME.reshape(B, -1))), (k_BKES, v_BKSE)
+        new = write(new[0], k_NKE[..., None], c, axis=3), write(new[1], v_NKE[:, :, None], c, axis=2)
+        q_NKME = self._queries(normed_ND, cos_NE, sin_NE)
+        q_NKME = q_NKME.reshape(N, config.kv_heads, -1, config.head_dim)
+        parts = [(*old, biases[0]), (*new, biases[1])]
+        out_NKME = attention_step(q_NKME, parts, config.dtype)
+        return self._mlp(x_ND + self.o(out_NKME.reshape(N, -1))), new
 
     def _queries(self, x_ND, cos_NE, sin_NE):
         c = self.config
@@ -279,18 +281,21 @@ class Decoder(nn.Module):
         cache = jax.tree.map(lambda x: x.astype(self.config.dtype), cache)
         return x_Q1D[:, 0], tuple((k_QKPE.swapaxes(2, 3), v_QKPE) for k_QKPE, v_QKPE in cache)
 
-    def decode(self, tokens_B, positions_B, cache, seen_BS, slot) -> tuple[jax.Array, Cache]:
-        """Output of the final norm [B, D] for one new token a row, and the cache with it at `slot`.
+    def decode(self, tokens_N, positions_N, old, new, seen_NS, c) -> tuple[jax.Array, Cache]:
+        """Output of the final norm [N, D] for one new token a row, and `new` with it at slot `c`.
 
-        `seen_BS` is true at the slots of the cache that the row's token sees, `slot` among them.
+        The cache has two parts: `old`, which is only read, and of which a row's token sees the
+        slots where `seen_NS` is true; and `new`, which all rows fill at the same slots, 0 to `c`.
+        So a row may begin and end at any step, and yet no write is to a place of its own.
         """
-        bias_BS = jnp.where(seen_BS, 0.0, attention.MASKED)
-        rope = rope_angles(self.config, positions_B)
-        x_BD, new = self.embed(tokens_B), []
-        for layer, old in zip(self.layers, cache, strict=True):
-            x_BD, layer_cache = layer.step(constrain(x_BD, ROWS), old, bias_BS, slot, *rope)
-            new.append(layer_cache)
-        return self.final_norm(x_BD), tuple(new)
+        filled_1C = jnp.arange(new[0][1].shape[2])[None] <= c
+        biases = [jnp.where(seen, 0.0, attention.MASKED) for seen in (seen_NS, filled_1C)]
+        rope = rope_angles(self.config, positions_N)
+        x_ND, written = self.embed(tokens_N), []
+        for layer, *caches in zip(self.layers, old, new, strict=True):
+            x_ND, layer_cache = layer.step(constrain(x_ND, ROWS), *caches, biases, c, *rope)
+            written.append(layer_cache)
+        return self.final_norm(x_ND), tuple(written)
 
     def _run(self, tokens_BS, positions_BS, mask_BS, last, keep: bool = False):
         """Final-norm outputs at the last `last` slots, and all keys and values if kept."""

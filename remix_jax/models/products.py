@@ -8,6 +8,7 @@ Shape letters beside those of `remix_jax.types`: N folded rows * slots, F a widt
 to a key head, X = M * T, E head dimension. T are the slots that are queried, S those of the keys.
 """
 
+import functools
 from functools import partial
 
 import jax
@@ -140,11 +141,22 @@ def _attention_backward(dtype, residuals, dout):
 attention.defvjp(_attention_forward, _attention_backward)
 
 
-def attention_step(q_BKME, k_BKES, v_BKSE, bias_BS, dtype: str) -> jax.Array:
-    """`attention` for one query a row, from a cache that keeps the keys transposed. [B, K, M, E]"""
-    score = einsum("bkme,bkes->bkms", q_BKME, k_BKES, dtype)
-    exp, inverse = _exponentials(score + bias_BS[:, None, None])
-    return einsum("bkms,bkse->bkme", exp, v_BKSE, dtype) * inverse
+def attention_step(q_NKME, parts, dtype: str) -> jax.Array:
+    """`attention` for one query a row, to the parts of a cache together. [N, K, M, E]
+
+    A part is its keys [N, K, E, S] (transposed), values [N, K, S, E] and bias [N or 1, S].
+    """
+    scores = [
+        einsum("nkme,nkes->nkms", q_NKME, keys, dtype) + bias[:, None, None]
+        for keys, _, bias in parts
+    ]
+    best = functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
+    exps = [jnp.exp(score - best) for score in scores]
+    outs = [
+        einsum("nkms,nkse->nkme", exp, values, dtype)
+        for exp, (_, values, _) in zip(exps, parts, strict=True)
+    ]
+    return sum(outs) / sum(exp.sum(-1, keepdims=True) for exp in exps)
 
 
 def _exponentials(score):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,14 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remix_jax.models.decoder import Cache, Decoder
+from remix_jax.models import slots
+from remix_jax.models.decoder import Decoder
 from remix_jax.sharding import ROWS, by_rows, constrain, in_use, places, row_shards
 from remix_jax.types import positions
-
-# The cache grows this many times at most, each time by a multiple of the unit: more segments attend
-# to fewer empty slots but are compiled one by one. Beyond 4 the gain is under 2 %.
-_SEGMENTS = 4
-_SEGMENT_UNIT = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +46,9 @@ class Sampled(NamedTuple):
     sampled_logp_BT: jax.Array  # under the truncated distribution really drawn from
     loss_mask_BT: jax.Array  # float32: 1 at the tokens that the policy wrote, the end token too
     ended_B: jax.Array  # bool: an end token came within the limit
-    steps: jax.Array  # int32: response slots run before every row had ended, of all waves
+    steps: jax.Array  # int32: decoding steps
+    slot_steps: jax.Array | int = 0  # int32: slots run in all of them; 0: not known
+    drain_slot_steps: jax.Array | int = 0  # those after the last row had been given a slot
 
 
 class Prompts(NamedTuple):
@@ -84,74 +81,80 @@ class Task:
         return self.prompt_slots + self.response_slots
 
 
-class Waves(NamedTuple):
-    """`number` waves, one after the other, of `groups` groups each; the last may not be full."""
-
-    number: int
-    groups: int
-    group_size: int  # rows that share a prefill: a group, or a part of one that has no room
-
-    @property
-    def rows(self) -> int:  # of a wave, empty slots included
-        return self.groups * self.group_size
-
-
-def in_waves(groups: int, group_size: int, slots: int, budget: int, shards: int = 1) -> Waves:
-    """The fewest waves that a budget of cache allows, as equal as can be.
-
-    Rows of a wave divide evenly over the devices, else what is drawn for them would move between
-    devices at every token; so do prompts where there are enough, else their cache would.
-
-    Args:
-      groups, group_size: rows to each of so many prompts.
-      slots: of a row's cache, prompt and response.
-      budget: slots that one device holds, ValueError if it has no room for a row; 0: of all rows.
-      shards: devices that rows are divided over.
-    """
-
-    def unit(groups: int, part: int) -> int:
-        """What the groups of a wave are a multiple of."""
-        return shards if groups >= shards else shards // math.gcd(shards, part)
-
-    rows = groups * group_size
-    on_device = budget // slots if budget else rows
-    if on_device == 0:
-        raise ValueError(f"{budget} slots have no room for a row of {slots}")
-    # Spread over the devices, a part of n rows puts n / gcd(n, shards) rows on each at least.
-    divisors = (n for n in range(group_size, 0, -1) if group_size % n == 0)
-    part = next(n for n in divisors if n // math.gcd(n, shards) <= on_device)
-    most = on_device * shards // part
-    most -= most % unit(most, part)
-    parts = rows // part
-    number = -(-parts // most)
-    each = -(-parts // number)
-    return Waves(number, each + -each % unit(each, part), part)
-
-
 @functools.partial(jax.jit, static_argnames=("model", "task"))
 def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task: Task) -> Sampled:
     """task.group_size responses to each prompt.
 
     A prompt is prefilled once and its rows share the result. Row b draws token t with the key
     fold_in(fold_in(key, row_ids_B[b]), t), so that a response depends on its prompt and its id, not
-    on its neighbours, the batch size or the padding. Hence rows may be decoded in waves, one after
-    the other within the program, as many at once as `execution.decode_tokens` has room for.
+    on its neighbours, the batch size or the padding. Hence rows may be decoded in any number of
+    slots (`slots.in_slots`), whatever `execution.decode_tokens` has room for, each slot taking the
+    next row when its own has ended; with none left, the slots that are run are halved.
     """
-    run = functools.partial(model.apply, {"params": _for_decoding(model, params)})
-    budget, shards = model.config.execution.decode_tokens, row_shards(in_use())
-    waves = in_waves(task.prompts, task.group_size, task.slots, budget, shards)
-    wave = functools.partial(_wave, run, key, waves.group_size, task)
-    filled = _filled(prompts, task.group_size, waves)
-    if waves.number == 1:
-        *padded, steps = wave(filled)
-    else:
-        parts = jax.tree.map(lambda x: x.reshape(waves.number, -1, *x.shape[1:]), filled)
-        *of_waves, steps_W = jax.lax.map(wave, parts)
-        padded, steps = [x.reshape(-1, *x.shape[2:]) for x in of_waves], steps_W.sum()
-    return Sampled._make([*(x[: task.rows] for x in padded), steps])
+    P, T, shards = task.prompt_slots, task.response_slots, row_shards(in_use())
+    budget = model.config.execution.decode_tokens
+    plan = slots.in_slots(task.prompts, task.group_size, P, T, budget, shards)
+    local = functools.partial(slots.by_device, plan.devices)
+    model, weights = _for_decoding(model, params)
+    run = functools.partial(model.apply, {"params": weights})
+
+    queue = local(slots.queued, slots.divided(plan, prompts.active_B))
+    asked = [slots.divided(plan, x_Q, "edge") for x_Q in prompts[:2]]
+    rows = _prefilled(run, plan, *asked, slots.divided(plan, prompts.row_ids_B))
+    state = _empty(plan, task, queue, rows)
+    for halving in range(plan.halvings + 1):
+        last, first = halving == plan.halvings, halving == 0
+        enough = 0 if last else plan.number >> (halving + 1)
+
+        def goes_on(state: _State, enough: int = enough) -> jax.Array:
+            waiting_D = state.queue.given_D < state.queue.wanted_D
+            live_DN = state.in_slots.live_N.reshape(plan.devices, -1)
+            return waiting_D.any() | (live_DN.sum(axis=1) > enough).any()
+
+        def segment(state: _State, first: bool = first) -> _State:
+            if first:
+                filled = functools.partial(slots.refill, plan.group_size)
+                queue, live = local(filled, state.queue, rows, state.in_slots)
+                state = state._replace(queue=queue, in_slots=live)
+            return _segment(run, key, plan, task, local, state)
+
+        state = jax.lax.while_loop(goes_on, segment, state)
+        if not last:
+            state = state._replace(in_slots=local(slots.halved, state.in_slots))
+
+    def of_rows(x_R):
+        return slots.together(plan, x_R, task.rows)
+
+    results = jax.tree.map(of_rows, state.results)
+    tokens_BT, *logps_BT = (x[:, :T] for x in results.written)
+    length_B = results.length_R
+    members = functools.partial(jnp.repeat, repeats=task.group_size, axis=0)
+    inside_BT = jnp.arange(T)[None] < length_B[:, None]
+    sampled = Sampled(
+        tokens_BS=jnp.concatenate([members(prompts.tokens_QP), tokens_BT], axis=1),
+        prompt_len_B=members(prompts.prompt_len_Q),
+        response_len_B=length_B,
+        behav_logp_BT=logps_BT[0],
+        sampled_logp_BT=logps_BT[1],
+        loss_mask_BT=inside_BT.astype(jnp.float32),
+        ended_B=results.ended_R,
+        steps=state.steps,
+        slot_steps=state.slot_steps,
+        drain_slot_steps=state.drain_slot_steps,
+    )
+    return jax.tree.map(constrain, sampled)  # whole on every device: the host reads all of it
 
 
-def _for_decoding(model: Decoder, params: dict) -> dict:
+class _State(NamedTuple):
+    queue: slots.Queue
+    in_slots: slots.InSlots
+    results: slots.Results
+    steps: jax.Array
+    slot_steps: jax.Array
+    drain_slot_steps: jax.Array
+
+
+def _for_decoding(model: Decoder, params: dict) -> tuple[Decoder, dict]:
     """Matrices in the dtype of their products, gathered over fsdp: once and not at every token."""
 
     def prepared(path, x):
@@ -160,106 +163,111 @@ def _for_decoding(model: Decoder, params: dict) -> dict:
         where, rounded = places([key.key for key in path], x.shape), x.astype(model.config.dtype)
         return rounded if where is None else constrain(rounded, *where.used)
 
-    return jax.tree_util.tree_map_with_path(prepared, params)
+    return model, jax.tree_util.tree_map_with_path(prepared, params)
 
 
-def _filled(prompts: Prompts, group_size: int, waves: Waves) -> Prompts:
-    """Prompts as often as they are prefilled, and empty slots up to whole waves."""
-    prefills = group_size // waves.group_size
+def _prefilled(
+    run: Callable[..., Any], plan: slots.Slots, tokens_QP, prompt_len_Q, row_ids_R
+) -> slots.Rows:
+    """The prompts' caches, made for as many at once as there are slots."""
 
-    def filled(x_N, copies: int, of_a_wave: int, mode: str):
-        x_N = jnp.repeat(x_N, copies, axis=0) if copies > 1 else x_N
-        missing = waves.number * of_a_wave - x_N.shape[0]
-        # "edge", the last prompt again: a row without a real token has no defined output.
-        behind = ((0, missing),) + ((0, 0),) * (x_N.ndim - 1)
-        return constrain(jnp.pad(x_N, behind, mode=mode)) if missing else x_N  # whole, as it came
+    def prefill(part):
+        tokens_QP, prompt_len_Q = by_rows(part)
+        P = tokens_QP.shape[1]
+        mask_QP = jnp.arange(P)[None] >= P - prompt_len_Q[:, None]
+        return run(tokens_QP, positions(mask_QP), mask_QP, method="prefill")
 
-    asked = [filled(x_Q, prefills, waves.groups, "edge") for x_Q in prompts[:2]]
-    return Prompts(*asked, *(filled(x_B, 1, waves.rows, "constant") for x_B in prompts[2:]))
+    def in_pieces(x):  # [devices * Q, ...] -> [pieces, devices * Q / pieces, ...]
+        x = x.reshape(plan.devices, plan.pieces, -1, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(plan.pieces, -1, *x.shape[3:])
 
+    def joined(x):
+        x = x.reshape(plan.pieces, plan.devices, -1, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(-1, *x.shape[3:])
 
-def _wave(
-    run: Callable[..., Any], key: jax.Array, group_size: int, task: Task, prompts: Prompts
-) -> Sampled:
-    """`sample` for rows that are decoded together, group_size of them to a prefilled prompt."""
-    members = functools.partial(jnp.repeat, repeats=group_size, axis=0)
-    P, T = task.prompt_slots, task.response_slots
-    prompts_QP, prompt_len_Q, row_ids_B, active_B = by_rows(prompts)
-    mask_QP = jnp.arange(P)[None] >= P - prompt_len_Q[:, None]
-    x_QD, cache = run(prompts_QP, positions(mask_QP), mask_QP, method="prefill")
-    prompt_mask_BP, prompt_len_B = members(mask_QP), members(prompt_len_Q)
-    keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(row_ids_B)
-
-    def drawn(sampled: Sampled, logits_BV) -> Sampled:
-        """With token t = `steps` of the live rows; the others keep their padding and zeros."""
-        t, live_B = sampled.steps, ~sampled.ended_B
-        keys_of_t_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, t)
-        token_B, logp_B, sampled_logp_B = draw(logits_BV, keys_of_t_B, task.settings)
-        token_B = jnp.where(live_B, token_B, task.pad_id)
-        ends = [live_B & (token_B == eos) for eos in task.eos_ids]
-
-        def write(x_BT, x_B, slot=t):
-            return jax.lax.dynamic_update_slice_in_dim(x_BT, x_B[:, None], slot, axis=1)
-
-        return sampled._replace(
-            tokens_BS=write(sampled.tokens_BS, token_B, P + t),
-            response_len_B=sampled.response_len_B + live_B,
-            behav_logp_BT=write(sampled.behav_logp_BT, jnp.where(live_B, logp_B, 0.0)),
-            sampled_logp_BT=write(sampled.sampled_logp_BT, jnp.where(live_B, sampled_logp_B, 0.0)),
-            loss_mask_BT=write(sampled.loss_mask_BT, live_B.astype(jnp.float32)),
-            ended_B=functools.reduce(operator.or_, ends, sampled.ended_B),
-            steps=t + 1,
-        )
-
-    def decoded(carry: tuple[Sampled, Cache]) -> tuple[Sampled, Cache]:
-        """Caches each row's last token and draws the next."""
-        sampled, cache = carry
-        slot, width = P + sampled.steps - 1, cache[0][1].shape[2]
-        last_B = jax.lax.dynamic_index_in_dim(sampled.tokens_BS, slot, axis=1, keepdims=False)
-        written = (jnp.arange(width) >= P) & (jnp.arange(width) <= slot)
-        seen_BS = jnp.pad(prompt_mask_BP, ((0, 0), (0, width - P))) | written[None]
-        at_B = prompt_len_B + sampled.steps - 1
-        x_BD, cache = run(last_B, at_B, cache, seen_BS, slot, method="decode")
-        return drawn(sampled, run(x_BD[:, None], method="project")[:, 0]), cache
-
-    nothing_BT = jnp.zeros((active_B.shape[0], T))
-    empty = Sampled(
-        tokens_BS=jnp.pad(members(prompts_QP), ((0, 0), (0, T)), constant_values=task.pad_id),
-        prompt_len_B=prompt_len_B,
-        response_len_B=jnp.zeros_like(prompt_len_B),
-        behav_logp_BT=nothing_BT,
-        sampled_logp_BT=nothing_BT,
-        loss_mask_BT=nothing_BT,
-        ended_B=~active_B,
-        steps=jnp.zeros((), jnp.int32),
-    )
-    logits_QV = run(x_QD[:, None], method="project")[:, 0]
-    cache = jax.tree.map(lambda x: constrain(members(x), ROWS, "tensor"), cache)
-    sampled = drawn(empty, members(logits_QV))
-    # A segment's cache is just long enough for it: no step pays for slots that only later segments
-    # fill, and none slices (which copies) a longer cache.
-    for begin, end in _segments(T):
-
-        def unfinished(carry: tuple[Sampled, Cache], end: int = end) -> jax.Array:
-            return (carry[0].steps < end) & ~carry[0].ended_B.all()
-
-        carry = sampled, _grow(cache, end - begin)
-        sampled, cache = jax.lax.while_loop(unfinished, decoded, carry)
-    sampled = sampled._replace(ended_B=sampled.ended_B & active_B)
-    return jax.tree.map(constrain, sampled)  # whole on every device: the host reads all of it
+    if plan.pieces == 1:
+        x_QD, cache = prefill((tokens_QP, prompt_len_Q))
+    else:
+        parts = in_pieces(tokens_QP), in_pieces(prompt_len_Q)
+        x_QD, cache = jax.tree.map(joined, jax.lax.map(prefill, parts))
+    prompt_len_R = jnp.repeat(prompt_len_Q, plan.group_size)
+    cache = jax.tree.map(lambda x: constrain(x, ROWS, "tensor"), cache)
+    return slots.Rows(row_ids_R, prompt_len_R, constrain(x_QD, ROWS), cache)
 
 
-def _segments(T: int) -> list[tuple[int, int]]:
-    """Response slots [begin, end) that each growth of the cache adds."""
-    width = -(-T // (_SEGMENTS * _SEGMENT_UNIT)) * _SEGMENT_UNIT
-    return [(begin, min(begin + width, T)) for begin in range(0, T, width)]
+def _empty(plan: slots.Slots, task: Task, queue: slots.Queue, rows: slots.Rows) -> _State:
+    """Before the first row has a slot."""
+    N, R = plan.devices * plan.number, plan.devices * plan.rows
+    whole = task.response_slots + -task.response_slots % plan.segment
+
+    count_N, count_R, none_RT = (jnp.zeros(shape, jnp.int32) for shape in (N, R, (R, whole)))
+    logp_RT = none_RT.astype(jnp.float32)
+    written = slots.Written(none_RT + task.pad_id, logp_RT, logp_RT)
+    results = slots.Results(written, count_R, count_R > 0)
+    x_ND = jnp.zeros((N, rows.x_QD.shape[1]))
+    # A slot without a row decodes on, and its first token sees itself.
+    row_N, id_N, prompt_len_N, drawn_N = count_N, count_N, count_N + 1, count_N
+    live, results = by_rows(((row_N, id_N, prompt_len_N, drawn_N, count_N > 0, x_ND), results))
+    old = slots.empty_cache(rows.cache, N, task.prompt_slots + whole - plan.segment)
+    zero = jnp.zeros((), jnp.int32)
+    return _State(queue, slots.InSlots(*live, old), results, zero, zero, zero)
 
 
-def _grow(cache: Cache, by: int) -> Cache:
-    none, slots = (0, 0), (0, by)
-    return tuple(
-        (jnp.pad(k_BKES, (none, none, none, slots)), jnp.pad(v_BKSE, (none, none, slots, none)))
-        for k_BKES, v_BKSE in cache
+def _segment(
+    run: Callable[..., Any],
+    key: jax.Array,
+    plan: slots.Slots,
+    task: Task,
+    local: Callable[..., Any],
+    state: _State,
+) -> _State:
+    """Up to plan.segment tokens of every row in a slot, fewer where all of them end before."""
+    begun, C, P = state.in_slots, plan.segment, task.prompt_slots
+    N, S = begun.row_N.shape[0], begun.old[0][1].shape[2]
+    keys_N = jax.vmap(functools.partial(jax.random.fold_in, key))(begun.id_N)
+    place_1S = jnp.arange(S)[None]
+    of_prompt_NS = place_1S >= P - begun.prompt_len_N[:, None]
+    seen_NS = of_prompt_NS & (place_1S < P + begun.drawn_N[:, None])
+
+    def write(x_NC, x_N, c):
+        return jax.lax.dynamic_update_slice_in_dim(x_NC, x_N[:, None], c, axis=1)
+
+    def goes_on(carry) -> jax.Array:
+        c, now, *_ = carry
+        return (c < C) & now.live_N.any()
+
+    def step(carry):
+        """Draws a token for each live row, and caches it; the others get padding and zeros."""
+        c, now, ended_N, written, new = carry
+        logits_NV = run(now.x_ND[:, None], method="project")[:, 0]
+        keys_of_t_N = jax.vmap(jax.random.fold_in)(keys_N, now.drawn_N)
+        token_N, *logps_N = draw(logits_NV, keys_of_t_N, task.settings)
+        token_N = jnp.where(now.live_N, token_N, task.pad_id)
+        logps_N = [jnp.where(now.live_N, logp_N, 0.0) for logp_N in logps_N]
+        ends = [now.live_N & (token_N == eos) for eos in task.eos_ids]
+        ended_N = functools.reduce(operator.or_, ends, ended_N)
+        at_N = now.prompt_len_N + now.drawn_N
+        x_ND, new = run(token_N, at_N, begun.old, new, seen_NS, c, method="decode")
+        drawn_N = now.drawn_N + now.live_N
+        live_N = now.live_N & ~ended_N & (drawn_N < task.response_slots)
+        written = slots.Written(*map(write, written, (token_N, *logps_N), [c] * 3))
+        return c + 1, now._replace(drawn_N=drawn_N, live_N=live_N, x_ND=x_ND), ended_N, written, new
+
+    pad_NC = jnp.full((N, C), task.pad_id, jnp.int32)
+    zero_NC = jnp.zeros((N, C))
+    written, ended_N = by_rows((slots.Written(pad_NC, zero_NC, zero_NC), jnp.zeros((N,), bool)))
+    new = slots.empty_cache(begun.old, N, C)
+    carry = (jnp.zeros((), jnp.int32), begun._replace(old=()), ended_N, written, new)
+    c, now, ended_N, written, new = jax.lax.while_loop(goes_on, step, carry)
+    now = now._replace(old=begun.old)
+    results, now = local(slots.harvest, state.results, begun, now, written, new, ended_N)
+    waits = (state.queue.given_D < state.queue.wanted_D).any()
+    return state._replace(
+        in_slots=now,
+        results=results,
+        steps=state.steps + c,
+        slot_steps=state.slot_steps + c * N,
+        drain_slot_steps=state.drain_slot_steps + jnp.where(waits, 0, c * N),
     )
 
 
