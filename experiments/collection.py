@@ -33,6 +33,7 @@ from remix_jax.models.huggingface import model_digest
 from remix_jax.rewards import Scorer
 from remix_jax.rollout.rollouts import prompt_batch, response_ids, score_responses
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, make, sampler_settings
+from remix_jax.sharding import tree_bytes
 from remix_jax.sinks.console import Console
 from remix_jax.text import count, duration
 
@@ -93,7 +94,8 @@ def collect(config: Config, effort: Effort, out: str | pathlib.Path, console: Co
         if _open(effort, bank):
             loaded, params = huggingface.load(config.model.path, dtype=config.model.dtype)
             policy = Decoder(executed(loaded.config, config))
-            sampler, key = make(config, policy, task), streams.key(config.seed, "collection")
+            sampler = make(config, policy, task, kept=tree_bytes(params))
+            key = streams.key(config.seed, "collection")
             drawing = Drawing(
                 asked, sampler, task, loaded.config, params, key, vocabulary, scorer, accept
             )

@@ -30,7 +30,7 @@ from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.rewards import Scorer
-from remix_jax.run.setup import check_sizes, config_plan, state_bytes, waves
+from remix_jax.run.setup import check_sizes, config_plan, decoding, state_bytes
 from remix_jax.sinks.console import Console
 from remix_jax.text import size_text
 from remix_jax.types import batch_of, empty_rows, kept_rows
@@ -140,10 +140,12 @@ def memory_plan(
     kept = state_bytes(state, mesh)
     lines: dict[str, object] = {name: size_text(part) for name, part in kept.items()}
     shards, tensor = sharding.row_shards(mesh), mesh.shape["tensor"]
-    sizes, extra = learner.policy.config, []
-    for phase, wave in waves(config, mesh).items():
-        extra.append(cache_bytes(sizes, wave.rows // shards, config) // tensor)
-        lines[f"{phase}: cache of {wave.rows:,} rows"] = size_text(extra[-1])
+    sizes, extra = learner.policy.config, [0]
+    for phase, (task, slots) in decoding(config, learner.policy, mesh, 0, None).items():
+        some = f"{slots.number * shards:,} rows" if config.memory.decode_tokens else "each row"
+        rows = slots.number if config.memory.decode_tokens else 1  # else as many as there is room
+        extra.append(cache_bytes(sizes, rows, task.slots) // tensor)
+        lines[f"{phase}: cache of {some}"] = size_text(extra[-1])
     trained = {"params": state.params, "critic_params": state.critic_params}
     gradients = sharding.tree_bytes(trained, mesh)
     micro = learner.static.micro_rows(shards)
@@ -157,9 +159,8 @@ def memory_plan(
     return lines
 
 
-def cache_bytes(sizes: DecoderConfig, rows: int, config: Config) -> int:
-    """Keys and values of all layers for `rows` full rows."""
-    slots = config.prompt_slots + config.data.response_tokens
+def cache_bytes(sizes: DecoderConfig, rows: int, slots: int) -> int:
+    """Keys and values of all layers for `rows` full rows of so many slots."""
     numbers = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * slots * rows
     return numbers * jnp.dtype(sizes.dtype).itemsize
 

@@ -34,10 +34,9 @@ from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner.state import Learner, TrainState
 from remix_jax.learner.step import trace_learn
-from remix_jax.models import sampling, scoring
+from remix_jax.models import scoring
 from remix_jax.rollout import sampler
-from remix_jax.run.setup import check_sizes
-from remix_jax.run.setup import waves as waves_of
+from remix_jax.run.setup import check_sizes, decoding
 from remix_jax.text import size_text
 from remix_jax.types import empty_rows
 
@@ -140,14 +139,16 @@ def compiled_programs(
 
 def _sampling(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
     stage = max(schedule.stages(config).values(), key=lambda stage: stage.fresh_groups)
-    task = sampler.rollout_task(config, stage, eos_ids=(1,), pad_id=0)
+    kept = sharding.tree_bytes(state, mesh)
+    peaks = cost.chip(mesh.devices.flat[0].device_kind)
+    limit = int(peaks.memory_bytes) - SYSTEM_BYTES if peaks else None
+    found = decoding(config, learner.policy, mesh, kept, limit)
+    task, slots = found[f"sampling, {stage.name} stage"]
+    task = dataclasses.replace(task, eos_ids=(1,))
     traced = sampler.trace(learner.policy, task, mesh)
-    # Every response at its full length; the loops that depend on data are the decoding ones.
-    loops = len(sampling._segments(config.data.response_tokens))
-    waves = waves_of(config, mesh)[f"sampling, {stage.name} stage"]
-    rows = f"{stage.fresh_groups * config.own_rows} rows"
-    name = f"sampling, {rows} in waves of {waves.rows}" if waves.number > 1 else f"sampling, {rows}"
-    return name, traced, config.data.response_tokens / loops, {"params": state.params}
+    name = f"sampling, {task.rows} rows, {slots.number * slots.devices} at once"
+    # Every response at its full length, all of it in the first of the loops.
+    return name, traced, slots.segment, {"params": state.params}
 
 
 def _scoring(config: Config, learner: Learner, state: TrainState, mesh: Mesh):

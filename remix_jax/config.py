@@ -199,7 +199,7 @@ class Memory(Section):
     """What is cut, computed again or kept smaller so that long rows of large models fit."""
 
     micro_batch_tokens: int = 0  # slots of a device's rows in a pass; 0: by the numbers of rows
-    decode_tokens: int = 0  # slots of cache that a device holds while decoding; 0: of all rows
+    decode_tokens: int = 0  # slots of cache for rows being decoded; 0: what memory is left
     logit_slots: int = 0  # response slots whose logits exist at once; 0: all
     logit_entries: int = 0  # entries of the vocabulary, likewise
     remat: bool = False  # layers run again in the backward pass

@@ -24,5 +24,4 @@ def get_config() -> Config:
     config.data.train = "data/hard.json"
     config.prefix = Prefix(bank="data/traces", tokens=6554)
     config.memory.micro_batch_tokens = 15_872  # one row
-    config.memory.decode_tokens = 8 * 15_872  # one group
     return config

@@ -16,7 +16,6 @@ def get_config() -> Config:
         model=Model(path="models/DeepSeek-R1-Distill-Qwen-1.5B", compute_dtype="bfloat16"),
         memory=Memory(
             micro_batch_tokens=9216,
-            decode_tokens=16 * 9216,  # 16 rows: 3.8 GiB of cache
             logit_entries=8192,
             remat=True,
             scan_layers=True,

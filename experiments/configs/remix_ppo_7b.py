@@ -9,5 +9,4 @@ def get_config() -> Config:
     config = remix_ppo_1p5b.get_config()
     config.model.path = "models/DeepSeek-R1-Distill-Qwen-7B"
     config.steps = 75
-    config.memory.decode_tokens = 8 * 9216  # 8 rows: their cache is that of 16 of the smaller model
     return config

@@ -316,13 +316,14 @@ def _generate(
     loaded, params = huggingface.load(config.model.path, dtype=config.model.dtype, mesh=mesh)
     policy, rows = Decoder(executed(loaded.config, config)), config.evaluation.batch_size
     task = evaluation_task(config, vocabulary.eos_ids, vocabulary.pad_id)
+    kept = sharding.tree_bytes(params, mesh)
     widths = sorted({-(-config.data.prompt_tokens // part) for part in _WIDTHS}, reverse=True)
     batches, number = [], 0
     for width, below in zip(widths, [*widths[1:], 0], strict=True):
         if fitting := [q for q in missing if below < len(q.prompt) <= width]:
             own = dataclasses.replace(task, prompts=rows, group_size=1, prompt_slots=width)
             row_ids = [row_id(q.set, q.place, q.sample) for q in fitting]
-            drawn = make(config, policy, own, mesh), own, params, fitting, row_ids
+            drawn = make(config, policy, own, mesh, kept), own, params, fitting, row_ids
             batches.append(respond(*drawn, vocabulary, config, scorer))
             number += math.ceil(len(fitting) / rows)
     console.event(f"{len(missing):,} responses to generate in {number:,} batches")

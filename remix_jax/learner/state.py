@@ -178,7 +178,6 @@ def executed(sizes: DecoderConfig, config: Config) -> DecoderConfig:
         attention=suited if model.attention == "auto" else model.attention,
         logit_slots=memory.logit_slots,
         logit_entries=memory.logit_entries,
-        decode_tokens=memory.decode_tokens,
     )
     return dataclasses.replace(sizes, dtype=dtype, execution=execution)
 

@@ -35,7 +35,6 @@ class Execution:
     attention: str = "plain"  # kernel of rows of `attention.LONG` slots or more
     logit_slots: int = 0  # slots of a row whose logits exist at once; 0: all
     logit_entries: int = 0  # entries of the vocabulary, likewise
-    decode_tokens: int = 0  # slots of cache that a device holds while decoding; 0: of all rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +194,10 @@ class Layer(nn.Module):
         keys_values = self._keys_values(normed_ND, cos_NE, sin_NE)
         k_NKE, v_NKE = (x.astype(config.dtype) for x in keys_values)
         write = jax.lax.dynamic_update_slice_in_dim
-        new = write(new[0], k_NKE[..., None], c, axis=3), write(new[1], v_NKE[:, :, None], c, axis=2)
+        new = (
+            write(new[0], k_NKE[..., None], c, axis=3),
+            write(new[1], v_NKE[:, :, None], c, axis=2),
+        )
         q_NKME = self._queries(normed_ND, cos_NE, sin_NE)
         q_NKME = q_NKME.reshape(N, config.kv_heads, -1, config.head_dim)
         parts = [(*old, biases[0]), (*new, biases[1])]
@@ -292,8 +294,8 @@ class Decoder(nn.Module):
         biases = [jnp.where(seen, 0.0, attention.MASKED) for seen in (seen_NS, filled_1C)]
         rope = rope_angles(self.config, positions_N)
         x_ND, written = self.embed(tokens_N), []
-        for layer, *caches in zip(self.layers, old, new, strict=True):
-            x_ND, layer_cache = layer.step(constrain(x_ND, ROWS), *caches, biases, c, *rope)
+        for layer, before, behind in zip(self.layers, old, new, strict=True):
+            x_ND, layer_cache = layer.step(constrain(x_ND, ROWS), before, behind, biases, c, *rope)
             written.append(layer_cache)
         return self.final_norm(x_ND), tuple(written)
 

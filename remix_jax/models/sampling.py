@@ -71,6 +71,12 @@ class Task:
     settings: SamplerSettings
     eos_ids: tuple[int, ...]  # a response ends with the first of these, which belongs to it
     pad_id: int  # fills what is beyond a response's length; may be one of `eos_ids`
+    budget: int = 0  # slots of cache that a device has for rows being decoded; 0: for all
+
+    def in_slots(self, shards: int) -> slots.Slots:
+        """On so many devices that rows are divided over."""
+        sizes = self.prompts, self.group_size, self.prompt_slots, self.response_slots
+        return slots.in_slots(*sizes, self.budget, shards)
 
     @property
     def rows(self) -> int:  # B
@@ -88,19 +94,22 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     A prompt is prefilled once and its rows share the result. Row b draws token t with the key
     fold_in(fold_in(key, row_ids_B[b]), t), so that a response depends on its prompt and its id, not
     on its neighbours, the batch size or the padding. Hence rows may be decoded in any number of
-    slots (`slots.in_slots`), whatever `execution.decode_tokens` has room for, each slot taking the
-    next row when its own has ended; with none left, the slots that are run are halved.
+    slots, as many as `task.budget` has room for, each slot taking the next row when its own has
+    ended; with none left, the slots that are run are halved (`slots.in_slots`).
     """
-    P, T, shards = task.prompt_slots, task.response_slots, row_shards(in_use())
-    budget = model.config.execution.decode_tokens
-    plan = slots.in_slots(task.prompts, task.group_size, P, T, budget, shards)
+    T, plan = task.response_slots, task.in_slots(row_shards(in_use()))
     local = functools.partial(slots.by_device, plan.devices)
     model, weights = _for_decoding(model, params)
     run = functools.partial(model.apply, {"params": weights})
 
-    queue = local(slots.queued, slots.divided(plan, prompts.active_B))
-    asked = [slots.divided(plan, x_Q, "edge") for x_Q in prompts[:2]]
-    rows = _prefilled(run, plan, *asked, slots.divided(plan, prompts.row_ids_B))
+    id_R, active_R = (slots.divided(plan, x_B, plan.group_size) for x_B in prompts[2:])
+    copies = task.group_size // plan.group_size
+    # "edge", the last prompt again: a row without a real token has no defined output.
+    tokens_QP, prompt_len_Q = (
+        slots.divided(plan, jnp.repeat(x_Q, copies, axis=0), 1, "edge") for x_Q in prompts[:2]
+    )
+    rows = _prefilled(run, plan, tokens_QP, prompt_len_Q, id_R)
+    queue = local(slots.queued, active_R)
     state = _empty(plan, task, queue, rows)
     for halving in range(plan.halvings + 1):
         last, first = halving == plan.halvings, halving == 0
@@ -199,18 +208,25 @@ def _empty(plan: slots.Slots, task: Task, queue: slots.Queue, rows: slots.Rows) 
     """Before the first row has a slot."""
     N, R = plan.devices * plan.number, plan.devices * plan.rows
     whole = task.response_slots + -task.response_slots % plan.segment
-
     count_N, count_R, none_RT = (jnp.zeros(shape, jnp.int32) for shape in (N, R, (R, whole)))
     logp_RT = none_RT.astype(jnp.float32)
     written = slots.Written(none_RT + task.pad_id, logp_RT, logp_RT)
     results = slots.Results(written, count_R, count_R > 0)
     x_ND = jnp.zeros((N, rows.x_QD.shape[1]))
     # A slot without a row decodes on, and its first token sees itself.
-    row_N, id_N, prompt_len_N, drawn_N = count_N, count_N, count_N + 1, count_N
-    live, results = by_rows(((row_N, id_N, prompt_len_N, drawn_N, count_N > 0, x_ND), results))
+    live = slots.InSlots(
+        row_N=count_N,
+        id_N=count_N,
+        prompt_len_N=count_N + 1,
+        drawn_N=count_N,
+        live_N=count_N > 0,
+        x_ND=x_ND,
+        old=(),
+    )
+    live, results = by_rows((live, results))
     old = slots.empty_cache(rows.cache, N, task.prompt_slots + whole - plan.segment)
     zero = jnp.zeros((), jnp.int32)
-    return _State(queue, slots.InSlots(*live, old), results, zero, zero, zero)
+    return _State(queue, live._replace(old=old), results, zero, zero, zero)
 
 
 def _segment(

@@ -1,8 +1,8 @@
 """Slots: as many rows as are decoded at once, taken from a queue and filled again as rows end.
 
-Everything that moves rows between queue, slots and results is here; `sampling` draws what they hold.
-Each device of a mesh has a queue and slots of its own, so no row ever leaves its device: arrays come
-with all devices' rows on the first axis, and `by_device` runs a function on the part of each.
+Everything that moves rows between queue, slots and results is here; `sampling` draws their tokens.
+Each device of a mesh has a queue and slots of its own, so no row ever leaves its device: arrays
+have the rows of all devices on the first axis, and `by_device` runs a function on each one's part.
 
 Shape letters beside those of `remix_jax.types`: N slots, C tokens of a segment, S the places of the
 cache that earlier segments filled; R are the rows of the queue here.
@@ -19,6 +19,7 @@ from remix_jax.models.decoder import Cache
 from remix_jax.sharding import ROWS, constrain
 
 _SEGMENTS = 64  # of the longest response; a row that ends within one idles for half of one
+_PREFILL = 16_384  # prompt slots of a device that are prefilled at once
 _HALVINGS = 3  # each is one more loop to compile; with them about a tenth of the drain is idle
 
 
@@ -64,7 +65,7 @@ def in_slots(
     if number == 0:
         row = prompt_slots + response_slots
         raise ValueError(f"{budget} slots have no room for a row of {row}")
-    pieces = -(-prompts // number)
+    pieces = -(-prompts // max(min(number, _PREFILL // prompt_slots), 1))
     segment = max(-(-response_slots // _SEGMENTS), 4)
     segment = min(segment + -segment % 4, response_slots)
     halvings = min(_HALVINGS, number.bit_length() - 1, (response_slots // 8).bit_length() - 1)
@@ -126,17 +127,18 @@ def by_device(devices: int, function: Callable[..., Any], *trees: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.vmap(function)(*parts))
 
 
-def divided(plan: Slots, x: jax.Array, mode: str = "constant") -> jax.Array:
-    """Prompts or rows as they lie on the devices: dealt out one by one, empty ones at the end.
+def divided(plan: Slots, x: Any, rows: int, mode: str = "constant") -> jax.Array:
+    """Rows, or prompts, as they lie on the devices: dealt out, with empty ones at the end.
 
     Args:
-      x: [Q] or [B] of `Q` groups' prompts or rows.
+      x: [B or Q, ...].
+      rows: of x to each prompt that is prefilled: plan.group_size, or 1 where x are these prompts.
       mode: of `jnp.pad`, what an empty one holds.
     """
-    total, rows = plan.devices * plan.prompts, plan.group_size if mode == "constant" else 1
-    units = x.reshape(-1, rows, *x.shape[1:])
-    behind = ((0, total - units.shape[0]),) + ((0, 0),) * (units.ndim - 1)
-    dealt = jnp.pad(units, behind, mode=mode).reshape(plan.prompts, plan.devices, *units.shape[1:])
+    dealt = x.reshape(-1, rows, *x.shape[1:])
+    missing = plan.devices * plan.prompts - dealt.shape[0]
+    dealt = jnp.pad(dealt, ((0, missing),) + ((0, 0),) * x.ndim, mode=mode)
+    dealt = dealt.reshape(plan.prompts, plan.devices, *dealt.shape[1:])
     return constrain(dealt.swapaxes(0, 1).reshape(-1, *x.shape[1:]), ROWS)
 
 
@@ -200,7 +202,7 @@ def refill(group_size: int, queue: Queue, rows: Rows, slots: InSlots) -> tuple[Q
 def harvest(
     results: Results, begun: InSlots, now: InSlots, segment: Written, new: Cache, ended_N
 ) -> tuple[Results, InSlots]:
-    """After a segment, on one device: its tokens go to their rows, its cache behind each slot's own.
+    """After a segment, on one device: tokens go to their rows, the cache behind each slot's own.
 
     `begun` are the slots as they were before it. A row that has ended needs its cache no more, and
     what is written in its place is garbage.

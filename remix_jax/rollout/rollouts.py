@@ -137,6 +137,11 @@ def grade_rollouts(
         "seconds/grade": seconds,
         **prefix_metrics(reward_B, prefix_B),
     }
+    steps, slot_steps, drained = jax.device_get(sampled[-3:])
+    if slot_steps:
+        metrics["decode_use"] = metrics["new_tokens"] / int(slot_steps)
+        metrics["decode_drain"] = int(drained) / int(slot_steps)
+    metrics["tokens_per_decode_step"] = metrics["new_tokens"] / max(int(steps), 1)
     if group_size > 1:
         spread_Q = np.ptp(reward_B.reshape(-1, group_size), axis=1)
         metrics["zero_variance"] = float((spread_Q == 0).mean())
@@ -200,7 +205,8 @@ def _rows(
         "group_B": (first + row_B // group_size).astype(np.int32),
         "valid_B": row_B < n,
     }
-    del fields["ended_B"], fields["steps"]
+    for name in ("ended_B", "steps", "slot_steps", "drain_slot_steps"):
+        del fields[name]
     host = {name: x for name, x in fields.items() if not isinstance(x, jax.Array)}
     return types.FreshRows(**fields | {name: put(x, mesh) for name, x in host.items()})
 

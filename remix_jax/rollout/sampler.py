@@ -2,6 +2,7 @@
 `compiled` is ours, in JAX, `sampling.engine` names a user's own (docs/samplers.md).
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
@@ -9,9 +10,9 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
-from remix_jax import plugins, sharding
+from remix_jax import device_memory, plugins, sharding
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.models import sampling
@@ -40,14 +41,16 @@ def build(
     eos_ids: tuple[int, ...],
     pad_id: int,
     mesh: Mesh | None = None,
+    kept: int = 0,
 ) -> Samplers:
-    """The samplers of a run, by `sampling.engine`."""
-    rollout = {
-        stage.name: make(config, policy, rollout_task(config, stage, eos_ids, pad_id), mesh)
-        for stage in stages
-        if config.own_rows
-    }
-    return Samplers(rollout, make(config, policy, evaluation_task(config, eos_ids, pad_id), mesh))
+    """The samplers of a run, by `sampling.engine`; `kept` as of `make`."""
+
+    def made(task: Task) -> Sampler:
+        return make(config, policy, task, mesh, kept)
+
+    ends = eos_ids, pad_id
+    rollout = {s.name: made(rollout_task(config, s, *ends)) for s in stages if config.own_rows}
+    return Samplers(rollout, made(evaluation_task(config, *ends)))
 
 
 def rollout_task(config: Config, stage: Stage, eos_ids: tuple[int, ...], pad_id: int) -> Task:
@@ -70,13 +73,50 @@ def sampler_settings(config: Config) -> SamplerSettings:
     return SamplerSettings(s.temperature, s.top_k, s.top_p, s.min_p)
 
 
-def make(config: Config, policy: Decoder, task: Task, mesh: Mesh | None = None) -> Sampler:
+def with_budget(
+    config: Config,
+    policy: Decoder,
+    task: Task,
+    mesh: Mesh | AbstractMesh | None,
+    kept: int,
+    limit: int | None,
+) -> Task:
+    """The task with its `budget` of cache: memory.decode_tokens, or what memory is left.
+
+    Left for rows is 7 / 8 of the limit, less what is kept, the weights as they are decoded with,
+    and the prompts' cache; a row takes its cache, and four times its logits while one is drawn.
+
+    Args:
+      kept: bytes that stay on a device while it decodes.
+      limit: bytes of a device; None: not known, and enough for all rows.
+    """
+    budget, plan = config.memory.decode_tokens, task.in_slots(sharding.row_shards(mesh))
+    if limit is not None and not budget:
+        sizes, tensor = policy.config, 1 if mesh is None else mesh.shape["tensor"]
+        width = jnp.dtype(sizes.dtype).itemsize
+        slot = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * width // tensor
+        params = jax.tree.leaves(abstract_params(policy))
+        weights = sum(x.size for x in params) * width // tensor
+        left = limit - limit // 8 - kept - weights - plan.prompts * task.prompt_slots * slot
+        row = task.slots * slot + 4 * 4 * sizes.vocab_size // tensor
+        budget = max(left // row, 1) * task.slots
+    return dataclasses.replace(task, budget=budget if budget < plan.rows * task.slots else 0)
+
+
+def make(
+    config: Config, policy: Decoder, task: Task, mesh: Mesh | None = None, kept: int = 0
+) -> Sampler:
     """The sampler that a config asks for, made for a task; a user's is checked in every batch.
+
+    Args:
+      kept: bytes that stay on a device beside it: by these it decodes as many rows at once as the
+        memory holds (`with_budget`).
 
     Raises:
       InputError: sampling.engine names no factory; when called: other shapes than the task's.
     """
     engine = config.sampling.engine
+    task = with_budget(config, policy, task, mesh, kept, device_memory.limit())
     if not engine:
         return compiled(policy, task, mesh)
     where = f"sampling.engine = {engine!r}"

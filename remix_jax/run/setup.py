@@ -23,9 +23,9 @@ from remix_jax.learner.state import (
     static_of,
 )
 from remix_jax.models import attention, huggingface
-from remix_jax.models.decoder import DecoderConfig
+from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
-from remix_jax.models.sampling import Waves, in_waves
+from remix_jax.models.slots import Slots
 from remix_jax.rewards import Scorer
 from remix_jax.rl import family
 from remix_jax.rollout import sampler as sampling
@@ -163,8 +163,7 @@ def config_plan(
     until = f" until reincarnation after step {c.reincarnation_step}" if ends else ""
     mixed = f"{1 - share:.0%} fresh, {share:.0%} of the last {c.replay.window} steps{until}"
     trained = f"{passes:.2f} expected in the mix stage (m = {c.passes}){', then 1' if ends else ''}"
-    decoded = waves(c, mesh).items()
-    more = {phase: f"{w.number} waves of {w.rows:,} rows" for phase, w in decoded if w.number > 1}
+    more: dict[str, object] = {}
     if sampling.sampler_settings(c).truncates and not c.sampling.correct_truncation:
         more["biased by truncation_gap"] = (
             "the gradient: its ratios do not know of the truncation by top_k, top_p or min_p "
@@ -181,18 +180,28 @@ def config_plan(
     } | more
 
 
-def waves(config: Config, mesh: Mesh | AbstractMesh | None) -> dict[str, Waves]:
-    """What is decoded at once in the sampling of each stage, and in evaluation."""
-    made = {
+def decoding(
+    config: Config,
+    policy: Decoder,
+    mesh: Mesh | AbstractMesh | None,
+    kept: int,
+    limit: int | None,
+) -> dict[str, tuple[sampling.Task, Slots]]:
+    """What is decoded in the sampling of each stage, and in evaluation, and in which slots.
+
+    Args:
+      kept, limit: bytes that stay on a device, and that it has, as of `sampling.with_budget`.
+    """
+    tasks = {
         f"sampling, {name} stage": sampling.rollout_task(config, stage, (), 0)
         for name, stage in schedule.stages(config).items()
         if config.own_rows
     } | {"evaluation": sampling.evaluation_task(config, (), 0)}
-    budget, shards = config.memory.decode_tokens, sharding.row_shards(mesh)
-    return {
-        phase: in_waves(task.prompts, task.group_size, task.slots, budget, shards)
-        for phase, task in made.items()
-    }
+    shards, found = sharding.row_shards(mesh), {}
+    for phase, task in tasks.items():
+        task = sampling.with_budget(config, policy, task, mesh, kept, limit)
+        found[phase] = task, task.in_slots(shards)
+    return found
 
 
 def state_bytes(state: TrainState, mesh: Mesh | AbstractMesh | None = None) -> dict[str, int]:
@@ -212,7 +221,7 @@ def compile_programs(setup: Setup, console: Console) -> tuple[learning.Programs,
     """The programs of a run; before they are made and after, whether a device can hold it."""
     begin, config, limit = time.perf_counter(), setup.config, device_memory.limit()
     kept = state_bytes(setup.state, setup.mesh)
-    state = sum(kept.values())
+    state, policy = sum(kept.values()), setup.learner.policy
     if limit is not None and state > limit:
         console.event(
             f"the state alone takes {size_text(state)} of each device, which has {size_text(limit)}"
@@ -221,7 +230,7 @@ def compile_programs(setup: Setup, console: Console) -> tuple[learning.Programs,
     stages = schedule.stages(config).values()
     ends = setup.vocabulary.eos_ids, setup.vocabulary.pad_id
     with device_memory.phase("compiling for sampling and evaluation", "sampling"):
-        samplers = sampling.build(config, setup.learner.policy, stages, *ends, setup.mesh)
+        samplers = sampling.build(config, policy, stages, *ends, setup.mesh, state)
     with device_memory.phase("compiling for learning", "learning"):
         programs = learning.build(setup.learner, stages, setup.mesh)
     phases = ("sampling", samplers.rollout), ("learning", programs.learn)
@@ -231,7 +240,11 @@ def compile_programs(setup: Setup, console: Console) -> tuple[learning.Programs,
     temporary = {name: size for name, size in taken.items() if size is not None}
     peak = state + max(temporary.values())
     sizes = kept | temporary | {"peak, about": peak}
-    texts = {name: size_text(size) for name, size in sizes.items()}
+    texts: dict[str, object] = {name: size_text(size) for name, size in sizes.items()}
+    for phase, (task, slots) in decoding(config, policy, setup.mesh, state, limit).items():
+        if slots.number < slots.rows:
+            rows = slots.number * slots.devices
+            texts[f"{phase}: at once"] = f"{rows:,} of {task.rows:,} rows"
     console.print_plan(texts, title="Memory of a device")
     console.event(f"compiled in {time.perf_counter() - begin:.0f} s")
     if limit is not None and peak > limit:

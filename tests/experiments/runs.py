@@ -27,7 +27,7 @@ def run_main(*flags, module="experiments.train"):
 
 
 def small_config(directory: pathlib.Path, grpo: bool = False) -> Config:
-    """Six steps of 16 rows with reincarnation after the third, decoded in waves of four; two suites
+    """Six steps of 16 rows with reincarnation after the third, decoded in four slots; two suites
     of four problems."""
     config = (arithmetic_remix_grpo if grpo else arithmetic_remix_ppo).get_config()
     config.steps, config.reincarnation_step = 6, 3

@@ -23,7 +23,7 @@ from remix_jax import schedule
 from remix_jax.data.tasks import parse
 from remix_jax.errors import InputError
 from remix_jax.learner.state import abstract_state, make_learner
-from remix_jax.models.sampling import _grow
+from remix_jax.models.slots import empty_cache
 from remix_jax.run.setup import prepare, state_bytes
 from remix_jax.sinks.console import Console
 from tests.experiments.runs import small_config
@@ -124,9 +124,10 @@ def test_the_plan_has_the_bytes_of_the_real_state(tmp_path):
         ),
         setup.state.params,
     )
-    full = jax.eval_shape(lambda c: _grow(c, config.data.response_tokens), cache)
+    slots = config.prompt_slots + config.data.response_tokens
+    full = jax.eval_shape(lambda cache: empty_cache(cache, rows, slots), cache)
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(full))
-    assert dry_run.cache_bytes(sizes, rows, config) == held
+    assert dry_run.cache_bytes(sizes, rows, slots) == held
     assert "not there yet" not in planned(config)
 
 
@@ -152,13 +153,10 @@ def test_the_plan_is_of_one_device_of_the_mesh(tmp_path, monkeypatch):
     weights = 4 * PLANNED[remix_ppo_1p5b][1] / 16 / 2**20
     shown = float(re.search(r" policy ([\d.]+) MiB", text).group(1))
     assert weights < shown < 1.002 * weights, "norms and biases are not divided"
-    # 28,672 bytes a slot, 8,958 slots, 16 rows on a device.
-    assert "sampling, on-policy stage 2 waves of 128 rows" in text
-    assert "sampling, on-policy stage: cache of 128 rows 1.9 GiB" in text
-    config.memory.decode_tokens = 0
-    text = planned(config)
-    assert "cache of 256 rows 3.8 GiB" in text
-    assert "waves of" not in text
+    # 28,672 bytes a slot, 8,958 slots, half of them on each device of `tensor`.
+    assert "sampling, on-policy stage: cache of each row 122.5 MiB" in text
+    config.memory.decode_tokens = 16 * 9216
+    assert "sampling, on-policy stage: cache of 128 rows 1.9 GiB" in planned(config)
     config.mesh.tensor = 4
     with pytest.raises(InputError, match="must divide the model's 2 key heads"):
         planned(config)

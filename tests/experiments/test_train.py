@@ -80,7 +80,7 @@ def test_the_real_main_trains_and_leaves_everything(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "fresh rollouts, whole run" in done.stdout
     assert "3.33 expected in the mix stage (m = 2), then 1" in done.stdout
-    assert re.search(r"sampling, mix stage +3 waves of 4 rows", done.stdout)  # of 10
+    assert re.search(r"sampling, mix stage: at once +4 of 10 rows", done.stdout)
     assert "Memory of a device" in done.stdout
     assert "step 3: reincarnation" in done.stdout
     assert "held-out at step 3" in done.stdout

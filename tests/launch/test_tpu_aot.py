@@ -187,12 +187,12 @@ def test_a_small_run_compiles_for_a_slice(tmp_path):
     small = {"batch_size": 16, "mini_batch_size": 8, "micro_batch_size": 8}
     small |= {"data.prompt_tokens": 128, "data.response_tokens": 1024}
     small |= {"memory.micro_batch_tokens": 1200, "evaluation.batch_size": 16}
-    small |= {"memory.decode_tokens": 4 * 1152}  # two waves of 8 rows
+    small |= {"memory.decode_tokens": 4 * 1152}
     small |= {"model.path": str(tmp_path), "mesh.fsdp": 2, "mesh.tensor": 2}
     changes = (f"--config.{name}={value}" for name, value in small.items())
     printed = compiled_ahead("remix_ppo_1p5b", "--topology=v5e:2x2", *changes)
     for program in (
-        "sampling, 16 rows in waves of 8",
+        "sampling, 16 rows, 8 at once",
         "scoring, 2 rows",
         "learning, mix stage",
     ):
