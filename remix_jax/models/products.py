@@ -152,11 +152,12 @@ def attention_step(q_NKME, parts, dtype: str) -> jax.Array:
     ]
     best = functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
     exps = [jnp.exp(score - best) for score in scores]
-    out, total = 0.0, 0.0
-    for exp, (_, values, _) in zip(exps, parts, strict=True):
-        out += einsum("nkms,nkse->nkme", exp, values, dtype)
-        total += exp.sum(-1, keepdims=True)
-    return out / total
+    outs = [
+        einsum("nkms,nkse->nkme", exp, values, dtype)
+        for exp, (_, values, _) in zip(exps, parts, strict=True)
+    ]
+    totals = [exp.sum(-1, keepdims=True) for exp in exps]
+    return functools.reduce(jnp.add, outs) / functools.reduce(jnp.add, totals)
 
 
 def _exponentials(score):
