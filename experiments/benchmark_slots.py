@@ -145,7 +145,8 @@ def compare(rows: int, ratio: int, rounds: int) -> dict[str, Any]:
         "waves": static_waves.trace(model, params, given, key, task, at_once),
         "slots": sampling.sample.trace(model, params, given, key, task),
     }
-    programs, result = {}, {"rows": rows, "slots": at_once, "tokens": int(length_B.sum())}
+    programs = {}
+    result: dict[str, Any] = {"rows": rows, "slots": at_once, "tokens": int(length_B.sum())}
     for name, each in traced.items():
         begin = time.process_time()
         programs[name] = each.lower().compile()

@@ -164,10 +164,17 @@ class _State(NamedTuple):
 
 
 def _for_decoding(model: Decoder, params: dict) -> tuple[Decoder, dict]:
-    """Matrices in the dtype of their products, gathered over fsdp: once and not at every token."""
+    """Matrices in the dtype of their products, gathered over fsdp: once and not at every token.
+
+    So is a tied head, which becomes one of its own: an embedding's rows keep their dtype.
+    """
+    if model.config.tied_embeddings:
+        untied = dataclasses.replace(model.config, tied_embeddings=False)
+        model = dataclasses.replace(model, config=untied)
+        params = params | {"lm_head": {"kernel": params["embed"]["embedding"].T}}
 
     def prepared(path, x):
-        if path[-1].key != "kernel":  # an embedding's rows are looked up in its own dtype
+        if path[-1].key != "kernel":
             return x
         where, rounded = places([key.key for key in path], x.shape), x.astype(model.config.dtype)
         return rounded if where is None else constrain(rounded, *where.used)
@@ -306,11 +313,23 @@ def draw(
         # needs no scan. The noise costs a CPU about a tenth of a step of a tiny model.
         noise = functools.partial(jax.random.gumbel, shape=logits_BV.shape[1:])
         score_BV = kept_BV + jax.vmap(noise)(keys_B)
-    vocabulary_1V = jnp.arange(logits_BV.shape[1], dtype=jnp.int32)[None]
-    # The first of the largest; argmax says the same, but on a CPU not in vector instructions.
-    best_BV = score_BV == score_BV.max(axis=-1, keepdims=True)
-    token_B = jnp.where(best_BV, vocabulary_1V, logits_BV.shape[1] - 1).min(axis=-1)
-    logit_B = jnp.where(vocabulary_1V == token_B[:, None], logits_BV, 0.0).sum(axis=-1)
+
+    def first_of_the_largest(score_BV, logits_BV):
+        token_B = jnp.argmax(score_BV, axis=-1).astype(jnp.int32)
+        return token_B, jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
+
+    def elementwise(score_BV, logits_BV):
+        """The same; a CPU has vector instructions for it, and a divided vocabulary needs them."""
+        vocabulary_1V = jnp.arange(logits_BV.shape[1], dtype=jnp.int32)[None]
+        best_BV = score_BV == score_BV.max(axis=-1, keepdims=True)
+        token_B = jnp.where(best_BV, vocabulary_1V, logits_BV.shape[1] - 1).min(axis=-1)
+        hit_BV = vocabulary_1V == token_B[:, None]
+        return token_B, jnp.where(hit_BV, logits_BV, 0.0).sum(axis=-1)
+
+    others = elementwise if in_use() is not None else first_of_the_largest
+    token_B, logit_B = jax.lax.platform_dependent(
+        score_BV, logits_BV, cpu=elementwise, default=others
+    )
     logp_B = logit_B - jax.nn.logsumexp(logits_BV, axis=-1)
     if not settings.truncates:
         return token_B, logp_B, logp_B
