@@ -108,6 +108,7 @@ class Sampling(Section):
     top_p: float = 1.0  # 1: off
     min_p: float = 0.0  # 0: off
     engine: str = ""  # a sampler of your own, file.py:function (docs/samplers.md); empty: ours
+    carry: int = 0  # [C] groups that a step of the mix stage leaves unfinished, for the next one
     correct_truncation: bool = False  # [C] ratios against the truncated distribution
 
 

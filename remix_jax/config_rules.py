@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 from typing import Any
 
+from remix_jax import schedule
 from remix_jax.config import ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config, Objective, paths
 from remix_jax.errors import InputError
 from remix_jax.rl import advantages, constraints, family, masked, replay, schedules
@@ -122,6 +123,12 @@ def _relations(c: Config) -> Iterator[tuple[str, bool, str]]:
     fewest, _ = schedules.fresh_unit_range(c.batch_groups, c.replay.share)
     rule = f"leaves steps without a fresh group of the {c.batch_groups}"
     yield "replay.share", fewest >= 1, rule
+    yield "sampling.carry", c.sampling.carry <= fewest, f"must be at most {fewest}, a step's groups"
+    ours = c.sampling.carry == 0 or (not c.sampling.engine and c.own_rows > 0)
+    yield "sampling.carry", ours, "must be 0 unless our sampler (sampling.engine empty) draws rows"
+    mixes = not c.sampling.carry or schedule.stage_at(c, 1) == "mix"
+    rule = "must be 0 in a run that is on-policy all along (replay.share = 0, passes = 1)"
+    yield "sampling.carry", mixes, rule
     counts = len(c.reward.weights) in (0, len(c.reward.functions))
     yield "reward.weights", counts, f"must be {len(c.reward.functions)}, one a function, or none"
     slots = c.prompt_slots + c.data.response_tokens

@@ -29,6 +29,7 @@ REST = -1  # as an axis' size: what the other axes leave of the devices
 # parameter, its gradient, its Adam moments and its copies in both anchors all lie alike. Dimensions
 # before those of the rule (layers stacked for a scan) are not divided.
 rules: tuple[tuple[str, P], ...] = (
+    (r"/in_flight/", P()),  # the host reads all of it
     (r"embed/embedding$", P("tensor", "fsdp")),
     (r"lm_head/kernel$", P("fsdp", "tensor")),
     (r"/(q|k|v|gate|up)/kernel$", P("fsdp", "tensor")),

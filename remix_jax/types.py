@@ -27,6 +27,7 @@ class FreshRows(flax.struct.PyTreeNode):
     success_B: Array  # bool, right; where no reward function says: a reward above 0
     group_B: Array  # int32, equal for the responses to one prompt, unique over the run
     valid_B: Array  # bool, graded, so it may be trained on; False in empty slots
+    lag_B: Array  # int32, steps between the policy of its first token and that of the step
 
     @property
     def response_slots(self) -> int:
@@ -45,7 +46,7 @@ class Rows(FreshRows):
     """Rows of the replay ring: what learning from them, now or later, needs."""
 
     base_logp_BT: Array  # under the base anchor
-    version_B: Array  # int32, the step whose policy sampled the row
+    version_B: Array  # int32, the step that collected the row; its policy wrote all, or the end
     used_B: Array  # int32, gradient passes so far
     signal_B: Array  # bool, some row of its group has an advantage (always true for PPO)
     expert_B: Array  # bool, an expert wrote it: behaviour log-probs are unknown, NaN
@@ -91,6 +92,7 @@ def empty_rows(n: int, prompt_slots: int, response_slots: int) -> FreshRows:
         success_B=zeros(dtype=bool),
         group_B=zeros(),
         valid_B=zeros(dtype=bool),
+        lag_B=zeros(),
     )
 
 

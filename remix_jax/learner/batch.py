@@ -86,7 +86,9 @@ def sampler_gap(learner: Learner, params, fresh: FreshRows) -> dict:
     s, shards = learner.static, sharding.row_shards(sharding.in_use())
     n = min(s.micro_rows(shards), s.score_rows(shards), fresh.valid_B.shape[0])
     some = jax.tree.map(lambda x: x[:n], fresh)
-    mask_BT = some.mask_BT
+    mask_BT = jnp.where(
+        some.lag_B[:, None] == 0, some.mask_BT, 0.0
+    )  # others are not of this policy
     gap_BT = masked.zero_masked(some.behav_logp_BT - logps(learner, params, some), mask_BT)
     added_BT = fresh.sampled_logp_BT - fresh.behav_logp_BT
     return {
@@ -122,13 +124,15 @@ def score(learner: Learner, stage: Stage, state: TrainState, batch: Batch, kl_we
     """Log-probs under the policy at step start and the precedent, and values.
 
     A fresh row was sampled by the policy at step start: its stored log-probs are pi_k, so that its
-    clip centre is 1 to the last bit. Only the first rows, where replayed ones are, are scored anew.
+    clip centre is 1 to the last bit. Only the first rows, where replayed ones are, are scored anew;
+    all where fresh ones may have been begun by an earlier policy.
     """
-    if stage.replay_groups > 0:
-        first = stage.replay_groups * learner.static.group_size
+    s = learner.static
+    if stage.replay_groups > 0 or s.carry > 0:
+        first = s.batch_size if s.carry > 0 else stage.replay_groups * s.group_size
         scored = logps(learner, state.params, jax.tree.map(lambda x: x[:first], batch))
         scored_BT = jnp.concatenate([scored, batch.prox_logp_BT[first:]])
-        old_B1 = (batch.age_B > 0)[:, None]
+        old_B1 = (batch.age_B + batch.lag_B > 0)[:, None]
         batch = batch.replace(prox_logp_BT=jnp.where(old_B1, scored_BT, batch.prox_logp_BT))
     if state.prev_params is not None:
         prev_logp_BT = jax.lax.cond(

@@ -16,6 +16,7 @@ from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.models import attention
 from remix_jax.models.decoder import Decoder, DecoderConfig, Execution, abstract_params
+from remix_jax.models.sampling import Begun
 from remix_jax.rl import replay
 from remix_jax.schedule import stage_at, stages
 
@@ -30,6 +31,9 @@ class TrainState(flax.struct.PyTreeNode):
     base_params: dict | None  # base anchor: the first policy, pi_T after reincarnation
     prev_params: dict | None  # precedent anchor: the policy at the start of the previous step
     replay: replay.ReplayState
+    in_flight: (
+        tuple[Begun, jax.Array] | None
+    )  # rows of `sampling.carry`, and the step that began each
     key: jax.Array
     step: jax.Array  # int32, finished steps
     fault_F: jax.Array  # bool by `fault_names`: what was first found not finite; updates stop then
@@ -61,6 +65,7 @@ class Static:
     correct_truncation: bool = _of("sampling.correct_truncation")
     window: int = _of("replay.window")
     sampler: str = _of("replay.sampler")
+    carry: int = _of("sampling.carry")
     ring_groups: int
     max_uses: int  # of a row, as the ledger counts them
     stores_advantage: bool = _of("stores_advantage")
@@ -204,10 +209,22 @@ def init_state(learner: Learner, params: dict, seed: int) -> TrainState:
         base_params=copy(params, s.anchors_dtype) if s.has_base else None,
         prev_params=copy(params, s.anchors_dtype) if s.has_precedent else None,
         replay=replay.init(s.ring_groups, *sizes, s.max_uses, s.stores_advantage),
+        in_flight=nothing_in_flight(s.carry * s.own_rows, s.response_slots) if s.carry else None,
         key=streams.key(seed, "learning"),
         step=jnp.zeros((), jnp.int32),
         fault_F=jnp.zeros((len(fault_names(params, critic_params)),), bool),
     )
+
+
+def nothing_in_flight(rows: int, slots: int) -> tuple[Begun, jax.Array]:
+    """So many rows without a token."""
+
+    def zeros(dtype, *shape):
+        return jnp.zeros((rows, *shape), dtype)
+
+    logps = zeros(jnp.float32, slots), zeros(jnp.float32, slots)
+    begun = Begun(zeros(jnp.int32, slots), *logps, zeros(jnp.int32), zeros(bool))
+    return begun, zeros(jnp.int32)
 
 
 def abstract_state(learner: Learner) -> TrainState:

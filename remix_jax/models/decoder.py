@@ -277,11 +277,14 @@ class Decoder(nn.Module):
             return self.embed.embedding.T
         return self.lm_head.variables["params"]["kernel"]
 
-    def prefill(self, tokens_QP, positions_QP, mask_QP) -> tuple[jax.Array, Cache]:
-        """Output of the final norm at the last slot [Q, D], and the cache of all P slots."""
-        x_Q1D, cache = self._run(tokens_QP, positions_QP, mask_QP, last=1, keep=True)
+    def prefill(self, tokens_QP, positions_QP, mask_QP, at_Q=None) -> tuple[jax.Array, Cache]:
+        """Output of the final norm at the slots `at_Q` (None: the last) [Q, D], and the cache."""
+        last = 1 if at_Q is None else None
+        x_QTD, cache = self._run(tokens_QP, positions_QP, mask_QP, last, keep=True)
         cache = jax.tree.map(lambda x: x.astype(self.config.dtype), cache)
-        return x_Q1D[:, 0], tuple((k_QKPE.swapaxes(2, 3), v_QKPE) for k_QKPE, v_QKPE in cache)
+        if at_Q is not None:
+            x_QTD = jnp.take_along_axis(x_QTD, at_Q[:, None, None], axis=1)
+        return x_QTD[:, 0], tuple((k_QKPE.swapaxes(2, 3), v_QKPE) for k_QKPE, v_QKPE in cache)
 
     def decode(self, tokens_N, positions_N, old, new, seen_NS, c) -> tuple[jax.Array, Cache]:
         """Output of the final norm [N, D] for one new token a row, and `new` with it at slot `c`.

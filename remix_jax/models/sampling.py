@@ -51,6 +51,16 @@ class Sampled(NamedTuple):
     drain_slot_steps: jax.Array | int = 0  # those after the last row had been given a slot
 
 
+class Begun(NamedTuple):
+    """Of B responses, what earlier policies wrote; what is beyond a length is ignored."""
+
+    tokens_BT: np.ndarray | jax.Array
+    behav_logp_BT: np.ndarray | jax.Array
+    sampled_logp_BT: np.ndarray | jax.Array
+    length_B: np.ndarray | jax.Array
+    ended_B: np.ndarray | jax.Array  # bool
+
+
 class Prompts(NamedTuple):
     """Q prompts, and the B rows that answer them: row b answers prompt b // group_size."""
 
@@ -58,6 +68,8 @@ class Prompts(NamedTuple):
     prompt_len_Q: np.ndarray | jax.Array  # int32, at least 1
     row_ids_B: np.ndarray | jax.Array  # int32: number of each row's random stream
     active_B: np.ndarray | jax.Array  # bool: False marks an empty slot: its response has length 0
+    begun: Begun | None = None  # with `Task.carry`: what is gone on from
+    groups: np.ndarray | jax.Array | None = None  # with it, int32 []: how many are to be finished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +84,7 @@ class Task:
     eos_ids: tuple[int, ...]  # a response ends with the first of these, which belongs to it
     pad_id: int  # fills what is beyond a response's length; may be one of `eos_ids`
     budget: int = 0  # slots of cache that a device has for rows being decoded; 0: for all
+    carry: bool = False  # ends when enough groups are finished; the others may be gone on with
 
     def in_slots(self, shards: int) -> slots.Slots:
         """On so many devices that rows are divided over."""
@@ -96,21 +109,33 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     on its neighbours, the batch size or the padding. Hence rows may be decoded in any number of
     slots, as many as `task.budget` has room for, each slot taking the next row when its own has
     ended; with none left, the slots that are run are halved (`slots.in_slots`).
+
+    With task.carry rows may have been begun, by another policy: their tokens are prefilled with the
+    prompt, and they are the first that get a slot (on a device with more of them than slots the
+    others begin anew). Sampling ends with the segment in which prompts.groups groups are finished;
+    a response that is not has neither an end token nor T tokens.
     """
     T, plan = task.response_slots, task.in_slots(row_shards(in_use()))
     local = functools.partial(slots.by_device, plan.devices)
     model, weights = _for_decoding(model, params)
     run = functools.partial(model.apply, {"params": weights})
 
-    id_R, active_R = (slots.divided(plan, x_B, plan.group_size) for x_B in prompts[2:])
+    id_R, active_R = (slots.divided(plan, x_B, plan.group_size) for x_B in prompts[2:4])
     copies = task.group_size // plan.group_size
     # "edge", the last prompt again: a row without a real token has no defined output.
     tokens_QP, prompt_len_Q = (
         slots.divided(plan, jnp.repeat(x_Q, copies, axis=0), 1, "edge") for x_Q in prompts[:2]
     )
     rows = _prefilled(run, plan, tokens_QP, prompt_len_Q, id_R)
-    queue = local(slots.queued, active_R)
-    state = _empty(plan, task, queue, rows)
+    begun = jax.tree.map(lambda x_B: slots.divided(plan, x_B, plan.group_size), prompts.begun)
+    begun_R = jnp.zeros_like(active_R) if begun is None else (begun.length_B > 0) & active_R
+    state = _empty(plan, task, local(slots.queued, active_R, begun_R), rows, begun)
+    if begun is not None:
+        state = _resumed(run, plan, task, local, rows, tokens_QP, begun_R, state)
+
+    def of_rows(x_R):
+        return slots.together(plan, x_R, task.rows)
+
     for halving in range(plan.halvings + 1):
         last, first = halving == plan.halvings, halving == 0
         enough = 0 if last else plan.number >> (halving + 1)
@@ -118,7 +143,14 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
         def goes_on(state: _State, enough: int = enough) -> jax.Array:
             waiting_D = state.queue.given_D < state.queue.wanted_D
             live_DN = state.in_slots.live_N.reshape(plan.devices, -1)
-            return waiting_D.any() | (live_DN.sum(axis=1) > enough).any()
+            more = waiting_D.any() | (live_DN.sum(axis=1) > enough).any()
+            if prompts.groups is None:
+                return more
+            length_B, ended_B = map(of_rows, state.results[1:])
+            finished_B = ended_B | (length_B >= T)
+            return more & (
+                finished_B.reshape(-1, task.group_size).all(axis=1).sum() < prompts.groups
+            )
 
         def segment(state: _State, first: bool = first) -> _State:
             if first:
@@ -131,14 +163,14 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
         if not last:
             state = state._replace(in_slots=local(slots.halved, state.in_slots))
 
-    def of_rows(x_R):
-        return slots.together(plan, x_R, task.rows)
-
     results = jax.tree.map(of_rows, state.results)
     tokens_BT, *logps_BT = (x[:, :T] for x in results.written)
     length_B = results.length_R
     members = functools.partial(jnp.repeat, repeats=task.group_size, axis=0)
     inside_BT = jnp.arange(T)[None] < length_B[:, None]
+    if begun is not None:  # a row that began anew may have been longer before
+        tokens_BT = jnp.where(inside_BT, tokens_BT, task.pad_id)
+        logps_BT = [jnp.where(inside_BT, logp_BT, 0.0) for logp_BT in logps_BT]
     sampled = Sampled(
         tokens_BS=jnp.concatenate([members(prompts.tokens_QP), tokens_BT], axis=1),
         prompt_len_B=members(prompts.prompt_len_Q),
@@ -185,40 +217,57 @@ def _for_decoding(model: Decoder, params: dict) -> tuple[Decoder, dict]:
 def _prefilled(
     run: Callable[..., Any], plan: slots.Slots, tokens_QP, prompt_len_Q, row_ids_R
 ) -> slots.Rows:
-    """The prompts' caches, made for as many at once as there are slots."""
+    """The prompts' hidden states and caches."""
+    P = tokens_QP.shape[1]
+    real_QP = jnp.arange(P)[None] >= P - prompt_len_Q[:, None]
+    x_QD, cache = _in_pieces(run, plan.devices, plan.pieces, tokens_QP, real_QP)
+    return slots.Rows(row_ids_R, jnp.repeat(prompt_len_Q, plan.group_size), x_QD, cache)
 
-    def prefill(part):
-        tokens_QP, prompt_len_Q = by_rows(part)
-        P = tokens_QP.shape[1]
-        mask_QP = jnp.arange(P)[None] >= P - prompt_len_Q[:, None]
-        return run(tokens_QP, positions(mask_QP), mask_QP, method="prefill")
 
-    def in_pieces(x):  # [devices * Q, ...] -> [pieces, devices * Q / pieces, ...]
-        x = x.reshape(plan.devices, plan.pieces, -1, *x.shape[1:]).swapaxes(0, 1)
-        return x.reshape(plan.pieces, -1, *x.shape[3:])
+def _in_pieces(run: Callable[..., Any], devices: int, pieces: int, tokens_NS, real_NS, *last_N):
+    """Prefills one piece of each device's rows after the other; x_ND is of the slots `last_N`."""
+
+    def split(x):  # [devices * N, ...] -> [pieces, devices * N / pieces, ...]
+        x = x.reshape(devices, pieces, -1, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(pieces, -1, *x.shape[3:])
 
     def joined(x):
-        x = x.reshape(plan.pieces, plan.devices, -1, *x.shape[2:]).swapaxes(0, 1)
+        x = x.reshape(pieces, devices, -1, *x.shape[2:]).swapaxes(0, 1)
         return x.reshape(-1, *x.shape[3:])
 
-    if plan.pieces == 1:
-        x_QD, cache = prefill((tokens_QP, prompt_len_Q))
+    def prefill(part):
+        tokens_NS, real_NS, *last_N = by_rows(part)
+        return run(tokens_NS, positions(real_NS), real_NS, *last_N, method="prefill")
+
+    given = tokens_NS, real_NS, *last_N
+    if pieces == 1:
+        x_ND, cache = prefill(given)
     else:
-        parts = in_pieces(tokens_QP), in_pieces(prompt_len_Q)
-        x_QD, cache = jax.tree.map(joined, jax.lax.map(prefill, parts))
-    prompt_len_R = jnp.repeat(prompt_len_Q, plan.group_size)
-    cache = jax.tree.map(lambda x: constrain(x, ROWS, "tensor"), cache)
-    return slots.Rows(row_ids_R, prompt_len_R, constrain(x_QD, ROWS), cache)
+        x_ND, cache = jax.tree.map(joined, jax.lax.map(prefill, jax.tree.map(split, given)))
+    return constrain(x_ND, ROWS), jax.tree.map(lambda x: constrain(x, ROWS, "tensor"), cache)
 
 
-def _empty(plan: slots.Slots, task: Task, queue: slots.Queue, rows: slots.Rows) -> _State:
+def _empty(
+    plan: slots.Slots, task: Task, queue: slots.Queue, rows: slots.Rows, begun: Begun | None
+) -> _State:
     """Before the first row has a slot."""
-    N, R = plan.devices * plan.number, plan.devices * plan.rows
-    whole = task.response_slots + -task.response_slots % plan.segment
+    N, R, T = plan.devices * plan.number, plan.devices * plan.rows, task.response_slots
+    whole = T + -T % plan.segment
+    if begun is not None:  # a row that goes on does not begin with a segment
+        whole += plan.segment
     count_N, count_R, none_RT = (jnp.zeros(shape, jnp.int32) for shape in (N, R, (R, whole)))
     logp_RT = none_RT.astype(jnp.float32)
     written = slots.Written(none_RT + task.pad_id, logp_RT, logp_RT)
     results = slots.Results(written, count_R, count_R > 0)
+    if begun is not None:
+        inside_RT = jnp.arange(T)[None] < begun.length_B[:, None]
+        written = slots.Written(
+            *(
+                none.at[:, :T].set(jnp.where(inside_RT, had, none[:, :T]))
+                for none, had in zip(written, begun, strict=False)
+            )
+        )
+        results = slots.Results(written, *map(jnp.asarray, (begun.length_B, begun.ended_B)))
     x_ND = jnp.zeros((N, rows.x_QD.shape[1]))
     # A slot without a row decodes on, and its first token sees itself.
     live = slots.InSlots(
@@ -234,6 +283,53 @@ def _empty(plan: slots.Slots, task: Task, queue: slots.Queue, rows: slots.Rows) 
     old = slots.empty_cache(rows.cache, N, task.prompt_slots + whole - plan.segment)
     zero = jnp.zeros((), jnp.int32)
     return _State(queue, live._replace(old=old), results, zero, zero, zero)
+
+
+def _resumed(
+    run: Callable[..., Any],
+    plan: slots.Slots,
+    task: Task,
+    local: Callable[..., Any],
+    rows: slots.Rows,
+    tokens_QP: jax.Array,
+    begun_R: jax.Array,
+    state: _State,
+) -> _State:
+    """With the first rows of the queues in slots, as far as these were begun."""
+    P, T, N = task.prompt_slots, task.response_slots, plan.number
+
+    def first(queue, rows, begun_R, tokens_QP, length_R, tokens_RT):
+        """Of one device: the rows, and all their tokens."""
+        row_N = queue.order_R[:N]
+        live_N = begun_R[row_N]
+        given_D = jnp.minimum(live_N.sum(keepdims=True, dtype=jnp.int32), N)
+        tokens = tokens_QP[row_N // plan.group_size], tokens_RT[row_N, :T]
+        in_slots = slots.InSlots(
+            row_N=row_N,
+            id_N=rows.id_R[row_N],
+            prompt_len_N=rows.prompt_len_R[row_N],
+            drawn_N=length_R[row_N] * live_N,
+            live_N=live_N,
+            x_ND=rows.x_QD[:1],
+            old=(),
+        )
+        return queue._replace(given_D=given_D), in_slots, jnp.concatenate(tokens, axis=1)
+
+    results = state.results
+    given = state.queue, rows, begun_R, tokens_QP, results.length_R, results.written.token_RT
+    queue, in_slots, tokens_NS = local(first, *given)
+    prompt_len_N, drawn_N = in_slots.prompt_len_N, in_slots.drawn_N
+    place_1S = jnp.arange(P + T)[None]
+    real_NS = (place_1S >= P - prompt_len_N[:, None]) & (place_1S < P + drawn_N[:, None])
+    pieces = next(n for n in range(slots.pieces_of(N, P + T), N + 1) if N % n == 0)
+    x_ND, cache = _in_pieces(run, plan.devices, pieces, tokens_NS, real_NS, P + drawn_N - 1)
+    longer = state.in_slots.old[0][1].shape[2] - (P + T)
+    none, behind = (0, 0), (0, longer)
+    old = tuple(
+        (jnp.pad(keys, (none, none, none, behind)), jnp.pad(values, (none, none, behind, none)))
+        for keys, values in cache
+    )
+    return state._replace(queue=queue, in_slots=in_slots._replace(x_ND=x_ND, old=old))
 
 
 def _segment(

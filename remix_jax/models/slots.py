@@ -65,13 +65,18 @@ def in_slots(
     if number == 0:
         row = prompt_slots + response_slots
         raise ValueError(f"{budget} slots have no room for a row of {row}")
-    pieces = -(-prompts // max(min(number, _PREFILL // prompt_slots), 1))
+    pieces = max(pieces_of(prompts, prompt_slots), -(-prompts // number))
     segment = max(-(-response_slots // _SEGMENTS), 4)
     segment = min(segment + -segment % 4, response_slots)
     halvings = min(_HALVINGS, number.bit_length() - 1, (response_slots // 8).bit_length() - 1)
     each = -(-prompts // pieces)
     sizes = group_size // copies, number, segment, max(halvings, 0)
     return Slots(shards, each * pieces, pieces, *sizes)
+
+
+def pieces_of(rows: int, slots: int) -> int:
+    """In which so many rows of a device are prefilled."""
+    return -(-rows // max(_PREFILL // slots, 1))
 
 
 class Queue(NamedTuple):
@@ -112,7 +117,7 @@ class Written(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Of the rows of a queue; T in whole segments."""
+    """Of the rows of a queue; T in whole segments, and one more where rows may begin anywhere."""
 
     written: Written
     length_R: jax.Array
@@ -159,9 +164,9 @@ def empty_cache(like: Cache, rows: int, slots: int) -> Cache:
     return tuple((zeros(keys, 3), zeros(values, 2)) for keys, values in like)
 
 
-def queued(active_R: jax.Array) -> Queue:
-    """The active rows of a device in their order."""
-    order_R = jnp.argsort(~active_R, stable=True)
+def queued(active_R: jax.Array, begun_R: jax.Array) -> Queue:
+    """The active rows of a device in their order, those that an earlier policy began first."""
+    order_R = jnp.argsort(jnp.where(active_R, jnp.where(begun_R, 0, 1), 2), stable=True)
     wanted_D = active_R.sum(keepdims=True, dtype=jnp.int32)
     return Queue(order_R.astype(jnp.int32), wanted_D, jnp.zeros_like(wanted_D))
 
@@ -218,7 +223,6 @@ def harvest(
         return jax.lax.scatter(all_RT, place_N2, of_segment_NC, windows, mode=mode)
 
     def moved(axis, old, new):
-        # Segments begin and end together, so each row's places are whole segments too.
         behind = results.written.token_RT.shape[1] - new.shape[axis + 1]
         if behind == 0:  # one segment is all
             return old

@@ -81,7 +81,8 @@ def sample(
 ) -> tuple[Array, Array]:
     """Draws whole groups without replacement; with fewer eligible ones than asked for all of them.
 
-    A group is eligible when 1 <= age <= window, age = step - version, and a row of it is valid.
+    A group is eligible when 1 <= age, age = step - version, a row of it is valid, and no token of
+    it is of a policy more than `window` steps old.
 
     Args:
       sampler: a key of SAMPLERS; a group's priority is the mean of its valid rows'.
@@ -94,7 +95,8 @@ def sample(
     by_group = (-1, state.group_size)
     valid_gG = state.rows.valid_B.reshape(by_group)
     age_g = step - state.rows.version_B.reshape(by_group)[:, 0]
-    eligible_g = valid_gG.any(axis=1) & (age_g >= 1) & (age_g <= window)
+    oldest_g = age_g + state.rows.lag_B.reshape(by_group).max(axis=1)
+    eligible_g = valid_gG.any(axis=1) & (age_g >= 1) & (oldest_g <= window)
     priority, lottery = SAMPLERS[sampler][:2]
     priority_gG = jnp.where(valid_gG, priority(state.rows).reshape(by_group), 0.0)
     priority_g = masked.divide(priority_gG.sum(axis=1), valid_gG.sum(axis=1))

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +66,7 @@ class Draw(NamedTuple):
     prefixes: list[Prefix | None]
     first: int = 0  # number of the first group in the run
     form: str = "boxed"  # of the answers (`rewards.FORMS`)
+    places: Sequence[tuple[int, int | None]] = ()  # of each problem and prefix, to find them again
 
 
 class Cursor(NamedTuple):
@@ -185,9 +186,10 @@ def prefix_plan(config: Config, prefixes: Prefixes, problems: int) -> dict[str, 
 def first_cursors(config: Config, prefixes: Prefixes | None) -> dict[str, Any]:
     """Where a run starts among its problems and prefixes, as a checkpoint holds it."""
     cursor = Cursor(config.seed)._asdict()
+    first: dict[str, Any] = {"cursor": cursor, "in_flight": []}
     if prefixes is None:
-        return {"cursor": cursor}
-    return {"cursor": cursor, "prefix_cursor": cursor, "prefixes": prefixes.digest}
+        return first
+    return first | {"prefix_cursor": cursor, "prefixes": prefixes.digest}
 
 
 def check_continued(config: Config, prefixes: Prefixes | None, saved: dict[str, Any]) -> None:
@@ -202,25 +204,31 @@ def check_continued(config: Config, prefixes: Prefixes | None, saved: dict[str, 
 def draw_problems(
     config: Config, train: ProblemSet, prefixes: Prefixes | None, saved: dict[str, Any], step: int
 ) -> tuple[Draw, dict[str, Any]]:
-    """The groups of a step, the prefixed ones first; and the cursors after them.
+    """The groups in flight in a step: those carried over, then new ones, the prefixed ones first.
 
     Problems and prefixes are two endless sequences, each of which comes round in whole epochs.
     `saved` is what `first_cursors` gave, or the step before; other entries stay as they are.
     """
-    before, after = (schedule.groups_until(config, n) for n in (step - 1, step))
-    chosen: list[Prefix | None] = []
+    before, after = (
+        schedule.groups_until(config, n) + schedule.carried(config, n) for n in (step - 1, step)
+    )
+    drawn: list[tuple[int, int | None]] = [(i, place) for i, place in saved["in_flight"]]
+    chosen: list[Prefix] = []
     if prefixes is not None:
+        chosen = prefixes.items
         count = schedules.prefixed_units(before, after, config.prefix.share)
         places, cursor = take(Cursor(**saved["prefix_cursor"]), len(prefixes.items), count)
-        chosen = [prefixes.items[i] for i in places]
+        drawn += [(prefixes.items[i].problem, i) for i in places.tolist()]
         saved = saved | {"prefix_cursor": cursor._asdict()}
-    others = after - before - len(chosen)
+    others = len(saved["in_flight"]) + after - before - len(drawn)
     plain, cursor = take(Cursor(**saved["cursor"]), len(train.problems), others)
-    of_group = [prefix.problem for prefix in chosen if prefix] + plain.tolist()
-    chosen += [None] * len(plain)
+    drawn += [(i, None) for i in plain.tolist()]
+    begins = [None if place is None else chosen[place] for _, place in drawn]
     prompts = [
         train.prompts[i] + (list(prefix.ids) if prefix else [])
-        for i, prefix in zip(of_group, chosen, strict=True)
+        for (i, _), prefix in zip(drawn, begins, strict=True)
     ]
-    problems = [train.problems[i] for i in of_group]
-    return Draw(problems, prompts, chosen, before, train.form), saved | {"cursor": cursor._asdict()}
+    problems = [train.problems[i] for i, _ in drawn]
+    first = schedule.groups_until(config, step - 1)
+    draw = Draw(problems, prompts, begins, first, train.form, drawn)
+    return draw, saved | {"cursor": cursor._asdict()}

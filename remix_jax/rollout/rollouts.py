@@ -17,7 +17,7 @@ from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
 from remix_jax.models.hf_tokenizer import Vocabulary
-from remix_jax.models.sampling import Sampled
+from remix_jax.models.sampling import Begun, Sampled
 from remix_jax.rewards import Item, Score, Scorer
 from remix_jax.rollout.draws import Draw, Prefix
 from remix_jax.schedule import Stage
@@ -35,6 +35,7 @@ class Rollouts(NamedTuple):
     samples: list[dict]
     errors: dict[str, str]  # the first error line of each reward function that failed on a row
     expert: types.FreshRows | None = None  # rows of the same groups that an expert wrote
+    in_flight: tuple[Begun, jax.Array] | None = None  # rows that the next step goes on with
 
 
 def prompt_batch(
@@ -110,12 +111,14 @@ def grade_rollouts(
     scorer: Scorer,
     mesh: Mesh | None = None,
     shown: int | None = None,
+    lag_B: np.ndarray | None = None,
 ) -> Rollouts:
     """Scores the responses and makes rows of them.
 
     Args:
       sampled: group_size responses a problem, and perhaps empty slots behind them.
       mesh: of the learning phase.
+      lag_B: of each response, steps since its first token was drawn; None: all in this step.
       shown: rows, from the first, that are in `Rollouts.samples`; None: all.
     """
     begin = time.perf_counter()
@@ -137,11 +140,6 @@ def grade_rollouts(
         "seconds/grade": seconds,
         **prefix_metrics(reward_B, prefix_B),
     }
-    steps, slot_steps, drained = jax.device_get(sampled[-3:])
-    if slot_steps:
-        metrics["decode_use"] = metrics["new_tokens"] / int(slot_steps)
-        metrics["decode_drain"] = int(drained) / int(slot_steps)
-    metrics["tokens_per_decode_step"] = metrics["new_tokens"] / max(int(steps), 1)
     if group_size > 1:
         spread_Q = np.ptp(reward_B.reshape(-1, group_size), axis=1)
         metrics["zero_variance"] = float((spread_Q == 0).mean())
@@ -149,8 +147,17 @@ def grade_rollouts(
     samples = [_sample(vocabulary, *each, prefix) for each, prefix in shown_B]
     errors = {name: line for each in reversed(scores) for name, line in each.errors.items()}
     success = [each.reward > 0 if each.correct is None else each.correct for each in scores]
-    rows = _rows(sampled, reward_B, success, group_size, draw.first, mesh)
+    rows = _rows(sampled, reward_B, success, group_size, draw.first, mesh, lag_B)
     return Rollouts(rows, metrics, samples, errors)
+
+
+def decoding_metrics(sampled: Sampled, tokens: float) -> dict[str, float]:
+    """How well the slots were used that `tokens` tokens were drawn in."""
+    steps, slot_steps, drained = map(int, jax.device_get(sampled[-3:]))
+    metrics = {"tokens_per_decode_step": tokens / max(steps, 1)}
+    if slot_steps:
+        metrics |= {"decode_use": tokens / slot_steps, "decode_drain": drained / slot_steps}
+    return metrics
 
 
 def _sample(
@@ -196,6 +203,7 @@ def _rows(
     group_size: int,
     first: int,
     mesh: Mesh | None,
+    lag_B: np.ndarray | None = None,
 ) -> types.FreshRows:
     """Rows of the graded responses and of the empty slots behind them (NumPy: no compilation)."""
     n, row_B = len(reward), np.arange(len(responses.tokens_BS), dtype=np.int32)
@@ -204,6 +212,7 @@ def _rows(
         "success_B": np.pad(np.asarray(success, bool), (0, len(row_B) - n)),
         "group_B": (first + row_B // group_size).astype(np.int32),
         "valid_B": row_B < n,
+        "lag_B": np.zeros_like(row_B) if lag_B is None else lag_B,
     }
     for name in ("ended_B", "steps", "slot_steps", "drain_slot_steps"):
         del fields[name]

@@ -5,7 +5,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.models import sampling
 from remix_jax.models.decoder import Decoder, abstract_params
-from remix_jax.models.sampling import Prompts, Sampled, SamplerSettings, Task
+from remix_jax.models.sampling import Begun, Prompts, Sampled, SamplerSettings, Task
 from remix_jax.schedule import Stage
 
 
@@ -55,8 +55,10 @@ def build(
 
 def rollout_task(config: Config, stage: Stage, eos_ids: tuple[int, ...], pad_id: int) -> Task:
     """The fresh rows of a step."""
-    rows = stage.fresh_groups, config.prompt_slots, config.own_rows, config.data.response_tokens
-    return Task(*rows, sampler_settings(config), eos_ids, pad_id)
+    carry = config.sampling.carry if stage.name == "mix" else 0
+    rows = config.prompt_slots, config.own_rows, config.data.response_tokens
+    how = sampler_settings(config), eos_ids, pad_id
+    return Task(stage.fresh_groups + carry, *rows, *how, carry=carry > 0)
 
 
 def evaluation_task(config: Config, eos_ids: tuple[int, ...], pad_id: int) -> Task:
@@ -158,9 +160,17 @@ def compiled(policy: Decoder, task: Task, mesh: Mesh | None = None) -> Sampler:
 
 def trace(policy: Decoder, task: Task, mesh: Mesh | None = None) -> jax.stages.Traced:
     """`models.sampling.sample` for a task, from shapes alone."""
-    Q, P, B = task.prompts, task.prompt_slots, task.rows
-    shapes = ((Q, P), jnp.int32), ((Q,), jnp.int32), ((B,), jnp.int32), ((B,), jnp.bool_)
-    prompts = Prompts._make(jax.ShapeDtypeStruct(*each) for each in shapes)
+    (Q, P), B, BT = (task.prompts, task.prompt_slots), task.rows, (task.rows, task.response_slots)
+
+    def shaped(kind, *shapes) -> Any:
+        return kind(*(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes))
+
+    whole, number, flag = jnp.int32, jnp.float32, jnp.bool_
+    prompts = shaped(Prompts, ((Q, P), whole), ((Q,), whole), ((B,), whole), ((B,), flag))
+    if task.carry:
+        logps = (BT, number), (BT, number)
+        begun = shaped(Begun, (BT, whole), *logps, ((B,), whole), ((B,), flag))
+        prompts = prompts._replace(begun=begun, groups=jax.ShapeDtypeStruct((), whole))
     inputs = prompts, jax.eval_shape(lambda: jax.random.key(0))
     with sharding.over(mesh):
         return sampling.sample.trace(

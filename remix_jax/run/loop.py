@@ -22,8 +22,15 @@ from remix_jax.learner.state import TrainState, fault_names, move_anchors
 from remix_jax.learner.step import Programs, step_inputs
 from remix_jax.models import huggingface
 from remix_jax.rl import replay
+from remix_jax.rollout import in_flight
 from remix_jax.rollout.draws import draw_problems
-from remix_jax.rollout.rollouts import Rollouts, expert_rows, grade_rollouts, prompt_batch
+from remix_jax.rollout.rollouts import (
+    Rollouts,
+    decoding_metrics,
+    expert_rows,
+    grade_rollouts,
+    prompt_batch,
+)
 from remix_jax.rollout.sampler import Prompts, Samplers
 from remix_jax.run import report, resume
 from remix_jax.run.checkpoint import Checkpoints, SaveError, check_room
@@ -213,6 +220,8 @@ def _step(run: _Run, step: int) -> str | None:
     learn = run.programs.learn[stage.name].call
     with device_memory.phase("learning"):
         state = move_anchors(config, run.state, "device")
+        if rollouts.in_flight is not None:
+            state = state.replace(in_flight=rollouts.in_flight)
         state, device = learn(state, rollouts.rows, inputs, rollouts.expert)
         run.state = move_anchors(config, state, "pinned_host")
         dispatched = time.perf_counter()
@@ -250,23 +259,40 @@ def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, An
     """Samples and grades the fresh rows of a step; and the counters, moved past its problems."""
     setup, config, vocabulary = run.setup, run.setup.config, run.setup.vocabulary
     draw, counters = draw_problems(config, setup.train, setup.prefixes, run.counters, step)
-    expert = None
+    flight, how = None, (setup.scorer, setup.mesh, config.samples_per_step)
+    if config.own_rows:
+        carry, wanted = schedule.carried(config, step), schedule.fresh_groups(config, step)
+        slots = stage.fresh_groups + carry, config.prompt_slots
+        tokens_QP, length_Q = prompt_batch(draw.prompts, *slots, vocabulary.pad_id)
+        row_B = np.arange(slots[0] * config.own_rows, dtype=np.int32)
+        prompts = Prompts(tokens_QP, length_Q, row_B, row_B < len(draw.prompts) * config.own_rows)
+        if carry:
+            held = jax.device_get(run.state.in_flight)
+            prompts = in_flight.resumed(prompts, held, wanted, config)
+        key = jax.random.fold_in(streams.key(config.seed, "sampling"), step)
+        # The sampler is waited for, so that grading is not charged with sampling.
+        with device_memory.phase("sampling"):
+            sampled = run.samplers.rollout[stage.name](run.state.params, prompts, key)
+        if carry:
+            how_many = wanted, stage, config, step
+            flight = in_flight.landed(sampled, draw, prompts, held, *how_many)
+            sampled, draw = flight.sampled, flight.draw
+        lag_B = flight.lag_B if flight else None
+        graded = grade_rollouts(sampled, draw, vocabulary, config.own_rows, *how, lag_B)
+    else:
+        graded = Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], {})
     if setup.traces:
         bank, pad_id = setup.traces, vocabulary.pad_id
         expert = expert_rows(draw, bank, stage, config, pad_id, setup.mesh)
-    if not config.own_rows:
-        return Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], {}, expert), counters
-    slots = stage.fresh_groups, config.prompt_slots
-    tokens_QP, length_Q = prompt_batch(draw.prompts, *slots, vocabulary.pad_id)
-    row_B = np.arange(stage.fresh_groups * config.own_rows, dtype=np.int32)
-    prompts = Prompts(tokens_QP, length_Q, row_B, row_B < len(draw.prompts) * config.own_rows)
-    key = jax.random.fold_in(streams.key(config.seed, "sampling"), step)
-    # The sampler is waited for, so that grading is not charged with sampling.
-    with device_memory.phase("sampling"):
-        sampled = run.samplers.rollout[stage.name](run.state.params, prompts, key)
-    how = setup.scorer, setup.mesh, config.samples_per_step
-    graded = grade_rollouts(sampled, draw, vocabulary, config.own_rows, *how)
-    return graded._replace(expert=expert), counters
+        graded = graded._replace(expert=expert)
+    if flight:
+        there = jax.tree.map(lambda x: put(x, setup.mesh), flight.in_flight)
+        graded = graded._replace(in_flight=there)
+        graded.metrics["new_tokens"] = flight.new_tokens
+        graded.metrics["carried"] = float((flight.lag_B > 0).mean())
+    if config.own_rows:
+        graded.metrics.update(decoding_metrics(sampled, graded.metrics["new_tokens"]))
+    return graded, counters | {"in_flight": flight.places if flight else []}
 
 
 def _evaluate(run: _Run) -> None:

@@ -211,7 +211,7 @@ def state_bytes(state: TrainState, mesh: Mesh | AbstractMesh | None = None) -> d
         "policy's optimizer": state.opt_state,
         "critic and its optimizer": (state.critic_params, state.critic_opt_state),
         "anchors": (state.base_params, state.prev_params),
-        "replay": state.replay,
+        "replay": (state.replay, state.in_flight),
     }
     held = {name: sharding.tree_bytes(part, mesh) for name, part in parts.items()}
     return {name: bytes_ for name, bytes_ in held.items() if bytes_}

@@ -1,5 +1,7 @@
 """Rows that take turns in few slots get the responses of one batch, within a bound on the cache."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from launch import hlo
 from remix_jax import sharding
 from remix_jax.models.decoder import Decoder
-from remix_jax.models.sampling import SamplerSettings
+from remix_jax.models.sampling import Begun, SamplerSettings
 from remix_jax.models.slots import in_slots
 from remix_jax.rollout import sampler
 from remix_jax.rollout.sampler import Prompts, Task
@@ -143,6 +145,39 @@ def test_rows_that_do_not_divide_cost_no_exchange(decoder):
     )
     assert uneven.received == even.received
     assert uneven.calls == even.calls
+
+
+@pytest.mark.parametrize("mesh", [None, (1, 8, 1)], ids=["one device", "eight"])
+def test_what_is_carried_over_goes_on_as_if_nothing_had_been(decoder, mesh):
+    """With the same policy and key: step after step, the tokens of one batch."""
+    Q, G, sizes = 6, 2, decoder[0]
+    given = some(Q, G, inactive=(1,))
+    want = sampled(decoder, given, G)
+    mesh = mesh and sharding.make_mesh(mesh)
+    params = decoder[1]
+    if mesh is not None:
+        params = jax.device_put(params, sharding.shardings(params, mesh))
+    carrying = dataclasses.replace(task(Q, G, 4 * SLOTS), carry=True)
+    draw = sampler.compiled(Decoder(sizes), carrying, mesh)
+    nothing_BT = np.zeros((Q * G, T), np.float32)
+    length_B = np.zeros(Q * G, np.int32)
+    begun = Begun(nothing_BT.astype(np.int32), nothing_BT, nothing_BT, length_B, length_B > 0)
+    finished, before = [], 0
+    for _ in range(Q):
+        done_B = np.asarray(begun.ended_B) | (np.asarray(begun.length_B) >= T)
+        left = given._replace(active_B=given.active_B & ~done_B, begun=begun)
+        whole = (done_B | ~given.active_B).reshape(Q, G).all(axis=1).sum()
+        got = jax.device_get(
+            draw(params, left._replace(groups=np.int32(whole + 2)), jax.random.key(3))
+        )
+        begun = Begun(got.tokens_BS[:, P:], *got[3:5], got.response_len_B, got.ended_B)
+        assert got.response_len_B.sum() >= before
+        before = got.response_len_B.sum()
+        finished.append((got.ended_B | (got.response_len_B >= T)).reshape(Q, G).all(axis=1).sum())
+        if finished[-1] == Q - 1:  # the group with an empty row never counts
+            break
+    assert len(finished) > 1, "it ended early at least once"
+    assert_same(got, want)
 
 
 def test_no_cache_moves_between_devices(decoder):
