@@ -149,9 +149,10 @@ class Run:
         return laps | {"update": update, "reference": (wall - update[0], cpu - update[1])}
 
     def _score_chunk(self, params: dict, rows: Any) -> Any:
-        from remix_jax.models.scoring import score_responses
+        from remix_jax.models import packing, scoring
 
-        return score_responses(self.learner.policy, params, rows, temperature=1.0).logp_BT
+        held = packing.alone(rows)
+        return scoring.score_responses(self.learner.policy, params, held, temperature=1.0).logp_BT
 
     def decode(self, repeats: int) -> list[tuple[float, float]]:
         """(wall, CPU) seconds of generation alone."""

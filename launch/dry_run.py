@@ -26,7 +26,7 @@ from remix_jax.data.problems import load_problems
 from remix_jax.errors import InputError
 from remix_jax.learner import losses
 from remix_jax.learner.state import Learner, TrainState, abstract_state, make_learner
-from remix_jax.models import huggingface
+from remix_jax.models import huggingface, packing
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.rewards import Scorer
@@ -179,6 +179,7 @@ def backward_bytes(learner: Learner, state: TrainState, micro: int) -> int:
         loss = functools.partial(
             losses.policy_loss,
             learner=learner,
+            held=packing.alone(batch),
             batch=batch,
             terms=terms,
             kl_weight=weight,

@@ -34,7 +34,7 @@ from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner.state import Learner, TrainState
 from remix_jax.learner.step import trace_learn
-from remix_jax.models import scoring
+from remix_jax.models import packing, scoring
 from remix_jax.rollout import sampler
 from remix_jax.run.setup import check_sizes, decoding
 from remix_jax.text import size_text
@@ -160,7 +160,8 @@ def _scoring(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
 
     def score(anchor, rows):
         temperature = config.sampling.temperature
-        return scoring.score_responses(learner.policy, anchor["base_params"], rows, temperature)
+        held = packing.alone(rows)
+        return scoring.score_responses(learner.policy, anchor["base_params"], held, temperature)
 
     with sharding.over(mesh):
         given = sharding.abstract(anchor, mesh), sharding.abstract(batch, mesh, by_rule=False)
@@ -170,7 +171,9 @@ def _scoring(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
 
 def _learning(config: Config, learner: Learner, state: TrainState, mesh: Mesh):
     stage = next(iter(schedule.stages(config).values()))
-    return f"learning, {stage.name} stage", trace_learn(learner, stage, mesh), 1.0, state
+    # Rows of full length: as many passes as a mini-batch can need.
+    passes = config.mini_batch_size / learner.static.micro_rows(sharding.row_shards(mesh))
+    return f"learning, {stage.name} stage", trace_learn(learner, stage, mesh), passes, state
 
 
 _MAKERS = {"sampling": _sampling, "scoring": _scoring, "learning": _learning}

@@ -52,9 +52,17 @@ class StepFlops(NamedTuple):
 
 
 def step_flops(
-    learner: Learner, config: Config, stage: Stage, new_tokens: float, step: int
+    learner: Learner,
+    config: Config,
+    stage: Stage,
+    new_tokens: float,
+    step: int,
+    filled: float = 1.0,
 ) -> StepFlops:
-    """What a step (from 1) of `stage` multiplies, with `new_tokens` decoded in all rows."""
+    """What a step (from 1) of `stage` multiplies, with `new_tokens` decoded in all rows.
+
+    `filled` is how many buffers a trained row took, 1 at its full length; a scored one as many.
+    """
     policy, slots = learner.policy.config, (config.prompt_slots, config.data.response_tokens)
     groups, own, kl = stage.fresh_groups, stage.fresh_groups * config.own_rows, config.kl
     sampling = decode_flops(policy, groups, own, slots[0], new_tokens) if own else 0.0
@@ -69,7 +77,7 @@ def step_flops(
     learning = forward_flops(policy, of_policy, *slots, "token")
     if learner.critic is not None:
         learning += forward_flops(policy, config.batch_size + 3 * trained, *slots, "value")
-    return StepFlops(sampling, learning)
+    return StepFlops(sampling, filled * learning)
 
 
 class Chip(NamedTuple):
@@ -109,7 +117,7 @@ def speeds(
 ) -> dict[str, float]:
     """Tokens a second, and the model FLOPs utilisation (MFU) where the devices' peak is known.
 
-    `decoded` and `learned` are tokens, the latter with padding and in every pass; `sample` and
+    `decoded` and `learned` are tokens, the latter with prompts and in every pass; `sample` and
     `learn` are the seconds of these phases.
     """
     sample, learn = max(sample, 1e-9), max(learn, 1e-9)

@@ -8,7 +8,7 @@ import pytest
 
 from remix_jax import cost
 from remix_jax.learner.state import make_learner
-from remix_jax.models import scoring
+from remix_jax.models import packing, scoring
 from remix_jax.models.decoder import Decoder
 from remix_jax.schedule import stages
 from remix_jax.types import empty_rows
@@ -29,12 +29,12 @@ def test_scoring_and_training_cost_what_the_programs_multiply(head):
     model = Decoder(CONFIG) if head == "token" else Decoder(CONFIG, head="value")
     tokens = jnp.zeros((1, 2), jnp.int32)
     params = model.init(jax.random.key(0), tokens, tokens, tokens)["params"]
-    rows = empty_rows(ROWS, PROMPT, RESPONSE)
+    held = packing.alone(empty_rows(ROWS, PROMPT, RESPONSE))
 
     def total(params):
         if head == "token":
-            return scoring.score_responses(model, params, rows, 1.0).logp_BT.sum()
-        return scoring.score_values(model, params, rows).sum()
+            return scoring.score_responses(model, params, held, 1.0).logp_BT.sum()
+        return scoring.score_values(model, params, held).sum()
 
     ours = cost.forward_flops(CONFIG, ROWS, PROMPT, RESPONSE, head)
     assert 0.95 * ours < counted_by_xla(total, params) < 1.25 * ours

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from remix_jax import sharding
 from remix_jax.learner.state import Learner, Static, TrainState
-from remix_jax.models import scoring
+from remix_jax.models import packing, scoring
 from remix_jax.rl import advantages, family, masked, objectives, off_policy, replay
 from remix_jax.schedule import Stage
 from remix_jax.types import Batch, FreshRows, Rows, batch_of, kept_rows
@@ -53,24 +53,26 @@ def complete(learner: Learner, stage: Stage, state: TrainState, fresh, expert, p
 
 
 def logps(learner: Learner, params, rows: FreshRows):
-    """Log-probs [B, T] of the response tokens under some parameters, in chunks of rows."""
+    """Log-probs [B, T] of the response tokens under some parameters."""
     score, temperature = scoring.score_responses, learner.static.temperature
-    return _in_chunks(
-        learner, lambda chunk: score(learner.policy, params, chunk, temperature).logp_BT, rows
+    return _in_passes(
+        learner, lambda held: score(learner.policy, params, held, temperature).logp_BT, rows
     )
 
 
-def _in_chunks(learner: Learner, score, rows):
-    """score(rows) in chunks of rows, one after the other: activations of one chunk at a time."""
-    n = rows.valid_B.shape[0]
-    chunk = learner.static.score_rows(sharding.row_shards(sharding.in_use()))
-    if n <= chunk:
-        return score(rows)
-    pad = -n % chunk
-    padded = jax.tree.map(lambda x: jnp.pad(x, [(0, pad)] + [(0, 0)] * (x.ndim - 1)), rows)
-    chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), padded)
-    scored = jax.lax.map(score, chunks)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], scored)
+def _in_passes(learner: Learner, score, rows):
+    """score(buffers of a pass) of the rows packed, one pass after the other, [B, T]."""
+    B, T = rows.loss_mask_BT.shape
+    n = learner.static.score_rows(sharding.row_shards(sharding.in_use()), B)
+    packed = packing.pack(rows, n)
+
+    def of_pass(i):
+        run, skip = lambda: score(packing.take(packed, rows, i, n)), lambda: jnp.zeros((n, T))
+        return jax.lax.cond(i < packed.passes(n), run, skip)
+
+    # Not a loop that ends early: its results do not lie in one array that all passes write to.
+    score_XNT = jax.lax.map(of_pass, jnp.arange(-(-B // n)))
+    return packing.gather(score_XNT, packed.target_BT)
 
 
 def sampler_gap(learner: Learner, params, fresh: FreshRows) -> dict:
@@ -84,7 +86,7 @@ def sampler_gap(learner: Learner, params, fresh: FreshRows) -> dict:
     Both are of the policy at the start of the step, over the full vocabulary.
     """
     s, shards = learner.static, sharding.row_shards(sharding.in_use())
-    n = min(s.micro_rows(shards), s.score_rows(shards), fresh.valid_B.shape[0])
+    n = min(s.fitting_rows(shards), s.mini_batch_size, fresh.valid_B.shape[0])
     some = jax.tree.map(lambda x: x[:n], fresh)
     mask_BT = jnp.where(
         some.lag_B[:, None] == 0, some.mask_BT, 0.0
@@ -143,7 +145,7 @@ def score(learner: Learner, stage: Stage, state: TrainState, batch: Batch, kl_we
         batch = batch.replace(prev_logp_BT=prev_logp_BT)
     if learner.critic and state.critic_params is not None:
         values = functools.partial(scoring.score_values, learner.critic, state.critic_params)
-        batch = batch.replace(value_BT=_in_chunks(learner, values, batch))
+        batch = batch.replace(value_BT=_in_passes(learner, values, batch))
     return batch
 
 

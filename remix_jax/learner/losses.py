@@ -1,11 +1,12 @@
-"""The losses of a step, on one micro-batch, with the sums that its metrics are made of.
+"""The losses of a step, on the rows of one pass, with the sums that its metrics are made of.
 
     policy:  objective.method (Mix-PPG) - c_H entropy + beta KL-Convex
     critic:  clipped value loss
     imitation, where it is on: log-likelihood of earlier successes, added to the policy's
 
-Each is a sum over the micro-batch divided by the count of the *whole* mini-batch (`masked.count`),
-so the gradients of micro-batches add up to that of the mini-batch.
+Each is a sum over those rows divided by the count of the *whole* mini-batch (`masked.count`), so
+the gradients of passes add up to that of the mini-batch. A pass gets all rows, valid where it holds
+them, and the buffers that hold them.
 """
 
 import functools
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 
 from remix_jax.learner.batch import logps
 from remix_jax.learner.state import Learner, Static
-from remix_jax.models import scoring
+from remix_jax.models import packing, scoring
+from remix_jax.models.packing import Pass
 from remix_jax.rl import constraints, family, masked, objectives
 from remix_jax.rl.off_policy import Terms
 from remix_jax.types import Batch, Rows
@@ -39,7 +41,14 @@ def minibatch_terms(learner: Learner, params: dict, mini: Batch, param) -> tuple
 
 
 def policy_loss(
-    params: dict, learner: Learner, batch: Batch, terms: Terms, kl_weight, count, ages: int
+    params: dict,
+    learner: Learner,
+    held: Pass,
+    batch: Batch,
+    terms: Terms,
+    kl_weight: jax.Array,
+    count: jax.Array,
+    ages: int,
 ) -> tuple[jax.Array, dict]:
     """The policy's loss; ReMix's is (arXiv 2507.06892)
 
@@ -53,8 +62,9 @@ def policy_loss(
       The loss, and the sums that `means` are made of; `ages` is their length by age (static).
     """
     s = learner.static
-    scores = scoring.score_responses(learner.policy, params, batch, s.temperature)
-    logp_BT = masked.zero_masked(scores.logp_BT, batch.mask_BT)
+    scores = scoring.score_responses(learner.policy, params, held, s.temperature)
+    logp_BT, entropy_BT = (packing.to_rows(x_NT, held) for x_NT in scores)
+    logp_BT = masked.zero_masked(logp_BT, batch.mask_BT)
     policy_BT = family.METHODS[s.method].loss(logp_BT, batch, terms)
     kl_BT = jnp.zeros_like(logp_BT)
     if s.kl_coef > 0:
@@ -68,10 +78,10 @@ def policy_loss(
     parts = {
         "loss_policy": reduce(policy_BT, batch.mask_BT),
         "loss_kl": s.kl_coef * reduce(kl_BT),
-        "loss_entropy": -s.entropy_coef * reduce(scores.entropy_BT),
+        "loss_entropy": -s.entropy_coef * reduce(entropy_BT),
     }
     loss = parts["loss_policy"] + parts["loss_kl"] + parts["loss_entropy"]
-    seen = jax.lax.stop_gradient((logp_BT, scores.entropy_BT))
+    seen = jax.lax.stop_gradient((logp_BT, entropy_BT))
     sums = _diagnostics(s, *seen, batch, terms, ages)
     return loss, {"loss": loss, **parts, **sums}
 
@@ -114,14 +124,9 @@ def _diagnostics(s: Static, logp_BT, entropy_BT, batch: Batch, terms: Terms, age
 
 
 def totals(sums: dict) -> dict:
-    """Over the first axis: sums, of "max_*" maxima; numbers of rows, "*_B", stay one a row."""
-
-    def reduced(name, x):
-        if name.endswith("_B"):
-            return x.reshape(-1)
-        return x.max(axis=0) if name.startswith("max_") else x.sum(axis=0)
-
-    return {name: reduced(name, x) for name, x in sums.items()}
+    """Over the first axis: sums, of "max_*" maxima."""
+    maxima = {name: x.max(axis=0) for name, x in sums.items() if name.startswith("max_")}
+    return {name: x.sum(axis=0) for name, x in sums.items()} | maxima
 
 
 def means(static: Static, sums: dict) -> dict:
@@ -135,6 +140,8 @@ def means(static: Static, sums: dict) -> dict:
         if name in of_step and (static.has_precedent or name != "kl_prev"):
             metrics[name] = masked.divide(of_step[name], of_step["tokens_A"].sum())
 
+    metrics["learn_tokens"] = of_step["tokens"]
+    metrics["learn_use"] = masked.divide(of_step["tokens"], of_step["slots"])
     passes = sums["loss"].shape[0] * static.mini_batch_size / static.batch_size
     parts: dict[str, slice] = {"": slice(None)}
     for age, rows in enumerate(of_step["rows_A"]):
@@ -153,23 +160,28 @@ def means(static: Static, sums: dict) -> dict:
     return metrics
 
 
-def imitation_loss(params: dict, learner: Learner, rows: Rows, count: jax.Array) -> jax.Array:
+def imitation_loss(
+    params: dict, learner: Learner, held: Pass, rows: Rows, count: jax.Array
+) -> jax.Array:
     """Self-imitation, where it is on: L_SI = - w mean log pi(a | s) over earlier successes.
 
     The policy part of self-imitation learning (Oh et al. 2018, arXiv 1806.05635, eq. 2) with
     (R - V)_+ = 1 for every success: the critic of a binary outcome says little (docs/choices.md).
     """
     s = learner.static
-    scores = scoring.score_responses(learner.policy, params, rows, s.temperature)
-    total, _ = masked.sum_and_count(-scores.logp_BT, rows.mask_BT, s.aggregation)
+    scores = scoring.score_responses(learner.policy, params, held, s.temperature)
+    logp_BT = packing.to_rows(scores.logp_BT, held)
+    total, _ = masked.sum_and_count(-logp_BT, rows.mask_BT, s.aggregation)
     return s.imitation_weight * total / count
 
 
-def critic_loss(params: dict, learner: Learner, batch: Batch, count: jax.Array) -> jax.Array:
+def critic_loss(
+    params: dict, learner: Learner, held: Pass, batch: Batch, count: jax.Array
+) -> jax.Array:
     """PPO's clipped value loss, times value_coef."""
     s = learner.static
     assert learner.critic is not None
-    value_BT = scoring.score_values(learner.critic, params, batch)
+    value_BT = packing.to_rows(scoring.score_values(learner.critic, params, held), held)
     loss_BT = objectives.value_loss(value_BT, batch.value_BT, batch.return_BT, s.value_clip)
     total, _ = masked.sum_and_count(loss_BT, batch.mask_BT, s.aggregation)
     return s.value_coef * total / count

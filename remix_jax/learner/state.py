@@ -39,6 +39,10 @@ class TrainState(flax.struct.PyTreeNode):
     fault_F: jax.Array  # bool by `fault_names`: what was first found not finite; updates stop then
 
 
+# Slots of a device from which a pass of more gains nothing (experiments.benchmark_packing).
+BUSY_SLOTS = {"cpu": 512, "default": 8192}
+
+
 def _of(path: str):
     """A field that is the config's, under a dotted name."""
     return dataclasses.field(metadata={"path": path})
@@ -94,19 +98,32 @@ class Static:
     anchors_dtype: str = _of("memory.anchors_dtype")
 
     def micro_rows(self, shards: int = 1) -> int:
-        """Rows of a backward pass on `shards` devices; by a budget of tokens, as many as fit.
+        """Buffers of a backward pass on `shards` devices, a buffer as long as a row.
 
-        They divide a mini-batch.
+        At most as many as the config allows, by number or by a budget of tokens, dividing a
+        mini-batch; and no more than keep a device busy, as passes end with the last used buffer.
         """
-        if not self.micro_batch_tokens:
-            return self.micro_batch_size
-        most = min(self.score_rows(shards), self.mini_batch_size)
-        return next(n for n in range(most, 0, -1) if self.mini_batch_size % n == 0)
+        most = self.micro_batch_size
+        if self.micro_batch_tokens:
+            most = min(self.fitting_rows(shards), self.mini_batch_size)
+            most = next(n for n in range(most, 0, -1) if self.mini_batch_size % n == 0)
+        return self._busy(most, self.mini_batch_size, shards)
 
-    def score_rows(self, shards: int = 1) -> int:
-        """Rows of a forward pass without gradient, likewise."""
+    def score_rows(self, shards: int = 1, rows: int = 0) -> int:
+        """Buffers of a forward pass without gradient over `rows` (0: a batch), likewise."""
+        rows = rows or self.batch_size
+        return min(self._busy(self.fitting_rows(shards), rows, shards), rows)
+
+    def fitting_rows(self, shards: int = 1) -> int:
+        """Full rows that the config allows in a forward pass without gradient."""
         fitting = self.micro_batch_tokens // (self.prompt_slots + self.response_slots)
         return shards * fitting or self.score_batch_size
+
+    def _busy(self, most: int, rows: int, shards: int) -> int:
+        slots = BUSY_SLOTS.get(jax.default_backend(), BUSY_SLOTS["default"])
+        least = -(-slots * shards // (self.prompt_slots + self.response_slots))
+        fitting = (n for n in range(shards, most + 1, shards) if n >= least)
+        return min(fitting, key=lambda n: (-rows % n, n), default=most)
 
 
 def static_of(config: Config) -> Static:

@@ -3,7 +3,7 @@
 fresh rows ------ replay.add ---+
 replay.sample (share p) --------+--> batch of B rows, gathered from the ring once
 scored once: prox (replayed rows), base (fresh rows), precedent, values --> advantages
-scan over m passes x mini-batches (x micro-batches): losses, gradients, two optimizers
+scan over m passes x mini-batches: losses and gradients of their rows packed, two optimizers
 precedent <- parameters at the start of the step
 """
 
@@ -23,10 +23,11 @@ from remix_jax.config import Config
 from remix_jax.learner import batch as batches
 from remix_jax.learner import losses
 from remix_jax.learner.state import Learner, Static, TrainState, abstract_state, reincarnate
-from remix_jax.rl import family, masked, replay, schedules
+from remix_jax.models import packing
+from remix_jax.rl import family, masked, off_policy, replay, schedules
 from remix_jax.schedule import Stage, fresh_groups, stage_at, stages
 from remix_jax.sharding import Program
-from remix_jax.types import Batch, FreshRows, empty_rows
+from remix_jax.types import Batch, FreshRows, Rows, empty_rows
 
 
 class StepInputs(NamedTuple):
@@ -110,7 +111,7 @@ def learn(
 
 
 def _mini_batches(static: Static, stage: Stage, key, method_param_M):
-    """Row numbers [passes * mini-batches, micro-batches, rows], shuffled anew in each pass.
+    """Row numbers [passes * mini-batches, rows], shuffled anew in each pass.
 
     By groups for methods that compare their rows. And a key and the method's parameter of each.
     """
@@ -119,39 +120,39 @@ def _mini_batches(static: Static, stage: Stage, key, method_param_M):
     order = jax.vmap(lambda k: jax.random.permutation(k, static.batch_size // unit))(keys)
     if unit > 1:
         order = (order[..., None] * unit) + jnp.arange(unit)[None, None, :]
-    micro = static.micro_rows(sharding.row_shards(sharding.in_use()))
-    index = order.reshape(-1, static.mini_batch_size // micro, micro)
+    index = order.reshape(-1, static.mini_batch_size)
     keys = jax.random.split(jax.random.fold_in(key, 1), index.shape[0])
     return index, keys, jnp.repeat(method_param_M, index.shape[0] // stage.passes)
 
 
 def _update(learner: Learner, stage: Stage, batch: Batch, inputs, kl_weight, carry, drawn):
-    """One mini-batch: gradients of its micro-batches added up, then one step of each optimizer.
+    """One mini-batch: gradients of its passes added up, then one step of each optimizer.
 
     Carried are the state, and the mean ratio of each row of the ring in its last pass.
     """
     (state, row_ratio_R), (index, key, method_param) = carry, drawn
     s = learner.static
-    mini = jax.tree.map(lambda x: x[index.reshape(-1)], batch)
+    mini = jax.tree.map(lambda x: x[index], batch)
     count = jnp.maximum(masked.count(mini.mask_BT, s.aggregation), 1.0)
     terms, mini = losses.minibatch_terms(learner, state.params, mini, method_param)
     ages = s.window + 1 if stage.replay_groups > 0 else 1
 
-    def backward(micro: Batch):
+    def backward(held, rows: Batch):
+        rows = off_policy.zero_unknown(rows)
         grads, sums = jax.grad(losses.policy_loss, has_aux=True)(
-            state.params, learner, micro, terms, kl_weight, count, ages
+            state.params, learner, held, rows, terms, kl_weight, count, ages
         )
         critic_grads = None
         if learner.critic:
             sums["loss_value"], critic_grads = jax.value_and_grad(losses.critic_loss)(
-                state.critic_params, learner, micro, count
+                state.critic_params, learner, held, rows, count
             )
-        return sharding.by_rules((grads, critic_grads)), sums
+        return (grads, critic_grads), sums
 
-    grads, sums = _accumulate(backward, mini, index.shape)
+    grads, sums = _accumulate(learner, backward, mini)
     row_ratio_B = sums.pop("row_ratio_B")
     if s.imitation_weight > 0:
-        imitation, sums["loss_imitation"] = _imitate(learner, state, index.shape, key)
+        imitation, sums["loss_imitation"] = _imitate(learner, state, key)
         grads = (jax.tree.map(jnp.add, grads[0], imitation), grads[1])
     state, norms = _apply(learner, inputs, state, grads, sums)
     trained_B = mini.valid_B & ~state.fault_F.any()
@@ -162,40 +163,54 @@ def _update(learner: Learner, stage: Stage, batch: Batch, inputs, kl_weight, car
     return (state.replace(replay=ring), row_ratio_R), sums | norms
 
 
-def _imitate(learner: Learner, state: TrainState, shape: tuple[int, int], key):
-    """Gradient and value of the imitation loss on a mini-batch of successes; zeros without one.
-
-    `shape`: micro-batches, and rows of each.
-    """
-    s, ring, n = learner.static, state.replay, shape[0] * shape[1]
+def _imitate(learner: Learner, state: TrainState, key):
+    """Gradient and value of the imitation loss on a mini-batch of successes; zeros without one."""
+    s, ring, n = learner.static, state.replay, learner.static.mini_batch_size
     slots_B, found = replay.draw_successes(ring, key, state.step, s.imitation_window, n)
     rows = replay.take(ring, slots_B)
     rows = rows.replace(valid_B=rows.valid_B & found)
     count = jnp.maximum(masked.count(rows.mask_BT, s.aggregation), 1.0)
 
-    def backward(micro):
+    def backward(held, rows):
         value_and_grad = jax.value_and_grad(losses.imitation_loss)
-        loss, grads = value_and_grad(state.params, learner, micro, count)
-        return sharding.by_rules(grads), {"loss": loss}
+        loss, grads = value_and_grad(state.params, learner, held, rows, count)
+        return grads, {"loss": loss}
 
-    grads, sums = _accumulate(backward, rows, shape)
+    grads, sums = _accumulate(learner, backward, rows)
     return grads, sums["loss"]
 
 
-def _accumulate(backward, rows, shape: tuple[int, int]):
-    """Gradients of the micro-batches of some rows added up, and `losses.totals` of their sums."""
-    if shape[0] == 1:
-        return backward(rows)
-    micros = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), rows)
+def _accumulate(learner: Learner, backward, rows: Rows):
+    """Gradients of a mini-batch, its rows packed, pass after pass; and the sums of the losses.
 
-    def body(total, micro):
-        grads, sums = backward(micro)
-        return jax.tree.map(jnp.add, total, grads), sums
+    `backward` gets the buffers of a pass, and the rows, valid where the pass has them. The sums get
+    the numbers of `tokens` and of the `slots` that they took.
+    """
+    n = learner.static.micro_rows(sharding.row_shards(sharding.in_use()))
+    packed = packing.pack(rows, n)
+    N, S = packed.source_NS.shape
 
-    shapes, _ = jax.eval_shape(backward, jax.tree.map(lambda x: x[0], micros))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    grads, sums = jax.lax.scan(body, zeros, micros)
-    return grads, losses.totals(sums)
+    def of_pass(i):
+        held = packing.take(packed, rows, i, n)
+        grads, sums = backward(held, rows.replace(valid_B=rows.valid_B & held.here_B))
+        return sharding.by_rules(grads), sums
+
+    def add(i, total):
+        maxima = {name: jnp.maximum for name in total[1] if name.startswith("max_")}
+        grads, sums = of_pass(i)
+        sums = {name: maxima.get(name, jnp.add)(x, sums[name]) for name, x in total[1].items()}
+        return jax.tree.map(jnp.add, total[0], grads), sums
+
+    passes: Any = 1
+    if n == N:
+        grads, sums = of_pass(0)
+    else:
+        passes = packed.passes(n)
+        shapes = jax.eval_shape(of_pass, jnp.int32(0))
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        grads, sums = jax.lax.fori_loop(0, passes, add, nothing)
+    slots = jnp.asarray(passes * n * S, jnp.float32)
+    return grads, sums | {"tokens": packed.tokens.astype(jnp.float32), "slots": slots}
 
 
 def _apply(learner: Learner, inputs: StepInputs, state: TrainState, grads, sums):

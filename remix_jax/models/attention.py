@@ -37,13 +37,18 @@ def for_slots(kind: str, slots: int) -> tuple[str, int]:
     return kind, slots + -slots % _BLOCK[kind]
 
 
-def visibility(kind: str, mask_BS: jax.Array) -> jax.Array:
-    """The mask as `attend` takes it, made once for all layers: a bias, or itself."""
+def visibility(kind: str, segments_BS: jax.Array) -> jax.Array:
+    """The segments as `attend` takes them, made once for all layers: a bias, or themselves.
+
+    A slot sees itself and the slots before it that have its own number.
+    """
+    segments_BS = segments_BS.astype(jnp.int32)
     if kind != "plain":
-        return (mask_BS != 0).astype(jnp.int32)
-    S = mask_BS.shape[1]
+        return segments_BS
+    S = segments_BS.shape[1]
     causal_SS = jnp.tril(jnp.ones((S, S), bool))
-    return jnp.where(causal_SS[None] & (mask_BS != 0)[:, None], 0.0, MASKED)
+    own_BSS = segments_BS[:, :, None] == segments_BS[:, None]
+    return jnp.where(causal_SS[None] & own_BSS, 0.0, MASKED)
 
 
 def attend(kind: str, q_BKMTE, k_BKSE, v_BKSE, visible, first: int, dtype: str) -> jax.Array:
@@ -75,8 +80,8 @@ def attend(kind: str, q_BKMTE, k_BKSE, v_BKSE, visible, first: int, dtype: str) 
     return mapped(*given)[:B].astype(jnp.float32)
 
 
-def splash(q_BKMTE, k_BKSE, v_BKSE, real_BS, first: int, interpret: bool = False):
-    """The TPU kernel on one device's share; real and padding slots are segments of their own."""
+def splash(q_BKMTE, k_BKSE, v_BKSE, segments_BS, first: int, interpret: bool = False):
+    """The TPU kernel on one device's share."""
     B, K, M, T, E = q_BKMTE.shape
     S = k_BKSE.shape[2]
     # Slots that the kernel takes at once.
@@ -84,18 +89,18 @@ def splash(q_BKMTE, k_BKSE, v_BKSE, real_BS, first: int, interpret: bool = False
     rows, width = -T % block_T, -E % _LANES
     q = jnp.pad(q_BKMTE.reshape(B, K * M, T, E), ((0, 0), (0, 0), (0, rows), (0, width)))
     k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, width))) for x in (k_BKSE, v_BKSE))
-    q_real_BT = jnp.pad(real_BS[:, first : first + T], ((0, 0), (0, rows)))
+    asking_BT = jnp.pad(segments_BS[:, first : first + T], ((0, 0), (0, rows)))
     forward = of_keys = (block_T, block_S, block_S)
     kernel = splash_attention.make_splash_mha_single_device(
         splash_attention.MultiHeadMask([splash_attention.CausalMask((T + rows, S), first)] * K * M),
         block_sizes=splash_attention.BlockSizes(*forward, *of_keys, block_T, block_S),
         interpret=interpret,
     )
-    out_BHTE = jax.vmap(kernel)(q, k, v, splash_attention.SegmentIds(q=q_real_BT, kv=real_BS))
+    out_BHTE = jax.vmap(kernel)(q, k, v, splash_attention.SegmentIds(q=asking_BT, kv=segments_BS))
     return out_BHTE[:, :, :T, :E].reshape(B, K, M, T, E)
 
 
-def cudnn(q_BKMTE, k_BKSE, v_BKSE, real_BS, first: int, implementation: Any = "cudnn"):
+def cudnn(q_BKMTE, k_BKSE, v_BKSE, segments_BS, first: int, implementation: Any = "cudnn"):
     """cuDNN's fused kernel; "xla" is the same call without it."""
     B, K, M, T, E = q_BKMTE.shape
     S = k_BKSE.shape[2]
@@ -105,7 +110,10 @@ def cudnn(q_BKMTE, k_BKSE, v_BKSE, real_BS, first: int, implementation: Any = "c
     k_BSKE, v_BSKE = jnp.moveaxis(k_BKSE, 1, 2), jnp.moveaxis(v_BKSE, 1, 2)
     slot_T, slot_S = first + jnp.arange(T + rows), jnp.arange(S)
     causal_TS = slot_T[:, None] >= slot_S[None, :]
-    seen_B1TS = (causal_TS[None] & (real_BS != 0)[:, None])[:, None]
+    # A query that only fills up the block sees what the last one sees: never nothing.
+    asking_BT = jnp.pad(segments_BS[:, first : first + T], ((0, 0), (0, rows)), mode="edge")
+    own_BTS = asking_BT[:, :, None] == segments_BS[:, None]
+    seen_B1TS = (causal_TS[None] & own_BTS)[:, None]
     out_BTHE = jax.nn.dot_product_attention(
         q_BTHE, k_BSKE, v_BSKE, mask=seen_B1TS, scale=1.0, implementation=implementation
     )

@@ -232,9 +232,9 @@ def _rotate(x_NHE: jax.Array, cos_NE: jax.Array, sin_NE: jax.Array) -> jax.Array
 class Decoder(nn.Module):
     """A causal language model (`head` "lm") or a critic with the same body (`head` "value").
 
-    Inputs are tokens_BS, positions_BS (0 at a row's first real token) and mask_BS (nonzero at real
-    tokens), with padding anywhere: a slot sees itself and the real slots before it. Outputs at
-    padding are finite and mean nothing.
+    Inputs are tokens_BS, positions_BS (0 at a row's first real token) and segments_BS: a slot sees
+    itself and those before it with its number. A mask is two segments, tokens and padding anywhere.
+    Outputs at padding are finite and mean nothing.
     """
 
     config: DecoderConfig
@@ -250,16 +250,16 @@ class Decoder(nn.Module):
         elif not c.tied_embeddings:
             self.lm_head = Linear(c.vocab_size, c.dtype)
 
-    def __call__(self, tokens_BS, positions_BS, mask_BS) -> jax.Array:
+    def __call__(self, tokens_BS, positions_BS, segments_BS) -> jax.Array:
         """Logits [B, S, V] (head "lm") or values [B, S] (head "value"), float32."""
-        return self.project(self.hidden(tokens_BS, positions_BS, mask_BS))
+        return self.project(self.hidden(tokens_BS, positions_BS, segments_BS))
 
-    def hidden(self, tokens_BS, positions_BS, mask_BS, last: int | None = None) -> jax.Array:
+    def hidden(self, tokens_BS, positions_BS, segments_BS, last: int | None = None) -> jax.Array:
         """Outputs of the final norm at the last `last` slots (static; None: all S), [B, T, D].
 
         The last layer then computes queries and MLP for those slots alone, unless it is scanned.
         """
-        return self._run(tokens_BS, positions_BS, mask_BS, last)[0]
+        return self._run(tokens_BS, positions_BS, segments_BS, last)[0]
 
     def project(self, x_BTD) -> jax.Array:
         """Final-norm outputs -> logits [B, T, V] (head "lm") or values [B, T] (head "value")."""
@@ -302,19 +302,19 @@ class Decoder(nn.Module):
             written.append(layer_cache)
         return self.final_norm(x_ND), tuple(written)
 
-    def _run(self, tokens_BS, positions_BS, mask_BS, last, keep: bool = False):
+    def _run(self, tokens_BS, positions_BS, segments_BS, last, keep: bool = False):
         """Final-norm outputs at the last `last` slots, and all keys and values if kept."""
         c, (B, S) = self.config, tokens_BS.shape
         execution = Execution() if self.is_initializing() else c.execution
         unrolled = not (execution.scan_layers or execution.remat)
         kind, slots = attention.for_slots(execution.attention, S)
         if slots > S:
-            tokens_BS, positions_BS, mask_BS = (
-                jnp.pad(x, ((0, 0), (0, slots - S))) for x in (tokens_BS, positions_BS, mask_BS)
+            tokens_BS, positions_BS, segments_BS = (
+                jnp.pad(x, ((0, 0), (0, slots - S))) for x in (tokens_BS, positions_BS, segments_BS)
             )
         T = S if last is None else last
         all_slots, last_slots = (0, slots), (S - T, T)
-        visible, rope = attention.visibility(kind, mask_BS), rope_angles(c, positions_BS)
+        visible, rope = attention.visibility(kind, segments_BS), rope_angles(c, positions_BS)
 
         def block(x_BSD, layer, queries):
             run = layer if unrolled else functools.partial(Layer(c, parent=None).apply, layer)

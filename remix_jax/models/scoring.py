@@ -12,15 +12,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from remix_jax.models.decoder import Decoder
+from remix_jax.models.packing import Pass
 from remix_jax.models.products import einsum
-from remix_jax.sharding import ROWS, by_rows, constrain, in_use
-from remix_jax.types import FreshRows, positions, token_mask
+from remix_jax.sharding import ROWS, constrain, in_use
+from remix_jax.types import positions
 
 _NEVER = -1e30  # logit of an entry that only fills up a piece; finite, so that 0 * it is 0
 
 
 class TokenScores(NamedTuple):
-    """Per response token."""
+    """Per slot that predicts a token."""
 
     logp_BT: jax.Array  # natural log, at the sampling temperature
     entropy_BT: jax.Array  # nats, of the distribution that the token was one outcome of
@@ -41,30 +42,28 @@ def token_logps(
     return jnp.pad(jnp.where(scored_BT, logp_BT, 0.0), ((0, 0), (1, 0)))
 
 
-def score_responses(
-    model: Decoder, params: dict, rows: FreshRows, temperature: float
-) -> TokenScores:
-    """Log-probs and entropies of the response tokens [B, T]; garbage beyond a response's length.
+def score_responses(model: Decoder, params: dict, held: Pass, temperature: float) -> TokenScores:
+    """Log-probs and entropies of the response tokens, at the slots of buffers that predict them.
+
+    [N, T] for `packing.to_rows`; garbage at slots that predict none.
 
     The distribution is softmax(logits / temperature) over the full vocabulary, the sampler's before
     any truncation, so that a fresh row's ratio is 1.
     """
-    x_BTD = _states_before_tokens(model, params, rows)
-    tokens_BT = rows.tokens_BS[:, -rows.response_slots :]
-    return _scores(model, params, x_BTD, tokens_BT, temperature)
+    x_NTD = _states_before_tokens(model, params, held)
+    return _scores(model, params, x_NTD, held.next_NT, temperature)
 
 
-def score_values(critic: Decoder, params: dict, rows: FreshRows) -> jax.Array:
-    """V(s_t) [B, T]: s_t is everything before response token t; garbage beyond the length."""
-    x_BTD = _states_before_tokens(critic, params, rows)
-    return critic.apply({"params": params}, x_BTD, method="project")
+def score_values(critic: Decoder, params: dict, held: Pass) -> jax.Array:
+    """V(s_t), likewise: s_t is everything before response token t."""
+    x_NTD = _states_before_tokens(critic, params, held)
+    return critic.apply({"params": params}, x_NTD, method="project")
 
 
-def _states_before_tokens(model, params, rows: FreshRows):
-    """Final hidden states [B, T, D] at the slots that predict the response: P - 1 .. S - 2."""
-    mask_BS, tokens_BS = by_rows((token_mask(rows)[:, :-1], rows.tokens_BS[:, :-1]))
-    inputs = (tokens_BS, positions(mask_BS), mask_BS)
-    return model.apply({"params": params}, *inputs, method="hidden", last=rows.response_slots)
+def _states_before_tokens(model, params, held: Pass):
+    """Final hidden states [N, T, D] at the last T slots."""
+    inputs = (held.tokens_NS, held.positions_NS, held.segments_NS)
+    return model.apply({"params": params}, *inputs, method="hidden", last=held.next_NT.shape[1])
 
 
 def _scores(model, params, x_BTD, tokens_BT, temperature: float) -> TokenScores:

@@ -232,7 +232,10 @@ def _step(run: _Run, step: int) -> str | None:
     run.stop.agree()
     own, before = rollouts.metrics, counters["totals"]
     new_tokens = own.pop("new_tokens")
-    flops = step_flops(run.setup.learner, config, stage, new_tokens, step)
+    trained, use = float(device["learn_tokens"]), float(device["learn_use"])
+    row_slots = config.prompt_slots + config.data.response_tokens - 1
+    filled = trained / use / (stage.passes * config.batch_size * row_slots) if use else 0.0
+    flops = step_flops(run.setup.learner, config, stage, new_tokens, step, filled)
     totals = {
         "tokens": before["tokens"] + new_tokens,
         "flops": before["flops"] + flops.sampling + flops.learning,
@@ -241,8 +244,7 @@ def _step(run: _Run, step: int) -> str | None:
     run.counters = counters | {"totals": totals}
     sample, learning = collected - begin - own["seconds/grade"], end - collected - logging
     seconds = {"seconds/sample": sample, "seconds/learn": learning, "seconds/log": logging}
-    slots = config.prompt_slots + config.data.response_tokens
-    speed = speeds(new_tokens, stage.passes * config.batch_size * slots, flops, sample, learning)
+    speed = speeds(new_tokens, trained, flops, sample, learning)
     rows = schedule.rollouts_until(config, step)
     host = {"step": step, "stage": stage.name, "rollouts": rows} | totals | own | seconds | speed
     run.held = {"host": host, "device": device, "samples": rollouts.samples}

@@ -42,7 +42,8 @@ def test_a_budget_of_tokens_is_a_number_of_rows():
     learner, _ = start(config)
     stage, key = stage_of(config, 1), jax.random.key(0)
     batches, _, _ = step._mini_batches(learner.static, stage, key, jnp.zeros(config.passes))
-    assert batches.shape == (config.passes * 2, 4, 1)
+    assert batches.shape == (config.passes * 2, 4)
+    assert learner.static.micro_rows() == 1
 
 
 def test_float32_masters_with_products_moments_and_anchors_of_bfloat16():

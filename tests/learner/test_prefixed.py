@@ -82,7 +82,7 @@ def test_a_prefix_enters_loss_and_gradient_as_context_alone():
     rng = np.random.default_rng(0)
     rows = jax.tree.map(lambda x: x[:4], rows)
     rows = rows.replace(prompt_len_B=jnp.full_like(rows.prompt_len_B, P))
-    now_BT = score(POLICY, state.params, rows, 1.0).logp_BT
+    now_BT = score(POLICY, state.params, rows, 1.0)
     noisy = [now_BT + jnp.asarray(rng.normal(0, 0.1, now_BT.shape)) for _ in range(2)]
     rows = rows.replace(behav_logp_BT=noisy[0], base_logp_BT=noisy[1])
     n = rows.valid_B.shape[0]

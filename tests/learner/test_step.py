@@ -112,7 +112,8 @@ def test_learning_phase_is_the_equations(make):
     config = make(
         passes=1,
         mini_batch_size=8,
-        micro_batch_size=8,
+        micro_batch_size=2,
+        score_batch_size=2,
         reincarnation_step=0,
         objective__clip=1e-3,
     )
@@ -204,6 +205,7 @@ def test_micro_batches_are_one_batch():
     whole, metrics = run_steps(make_config(), 3)
     parts, part_metrics = run_steps(make_config(micro_batch_size=1, score_batch_size=3), 3)
     assert_learned_alike(whole.params, parts.params, atol=2e-5)
+    assert metrics.pop("learn_use") < part_metrics.pop("learn_use"), "rows share buffers"
     chex.assert_trees_all_close(metrics, part_metrics, rtol=2e-3, atol=2e-4)
 
 
@@ -211,6 +213,7 @@ def test_padding_changes_nothing():
     narrow, metrics = run_steps(make_config(), 3)
     wide, wide_metrics = run_steps(make_config(), 3, wider=(3, 2))
     assert_learned_alike(narrow.params, wide.params, atol=2e-5)
+    assert metrics.pop("learn_use") > wide_metrics.pop("learn_use")
     chex.assert_trees_all_close(metrics, wide_metrics, rtol=2e-3, atol=2e-4)
 
 

@@ -1,6 +1,7 @@
 """A learner small enough to check by hand: 1 layer, 11 tokens, batches of 8 rows."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -11,8 +12,8 @@ from remix_jax import types
 from remix_jax.config import Config
 from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
 from remix_jax.learner.step import learn, step_inputs
+from remix_jax.models import packing, scoring
 from remix_jax.models.decoder import Decoder, DecoderConfig
-from remix_jax.models.scoring import score_responses
 from remix_jax.schedule import Stage, fresh_groups, stage_at, stages
 
 P, T, V = 5, 6, 11
@@ -110,12 +111,17 @@ def fresh_rows(
         group_B=jnp.asarray(100 * step + np.arange(n) // config.group_size, jnp.int32),
         valid_B=jnp.asarray(np.arange(n) < real),
     )
-    scores = score(policy, state.params, rows, config.sampling.temperature)
-    logp_BT = jnp.where(rows.mask_BT > 0, scores.logp_BT, 0.0)
+    logp_BT = score(policy, state.params, rows, config.sampling.temperature)
+    logp_BT = jnp.where(rows.mask_BT > 0, logp_BT, 0.0)
     return rows.replace(behav_logp_BT=logp_BT, sampled_logp_BT=logp_BT - 0.01)
 
 
-score = jax.jit(score_responses, static_argnums=(0, 3))
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def score(policy, params, rows, temperature):
+    """Log-probs [B, T] of the response tokens, each row in a pass by itself."""
+    held = packing.alone(rows)
+    scores = scoring.score_responses(policy, params, held, temperature)
+    return packing.to_rows(scores.logp_BT, held)
 
 
 def stage_of(config: Config, step: int) -> Stage:

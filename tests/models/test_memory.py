@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from remix_jax import types
-from remix_jax.models import attention, scoring
+from remix_jax.models import attention, packing, scoring
 from remix_jax.models.decoder import Decoder, Execution
 from remix_jax.models.scoring import logp_and_entropy
 from tests.tiny_models import decoder_config, random_decoder
@@ -76,7 +76,7 @@ def temporary_bytes(execution, rows, sizes):
     shapes = jax.eval_shape(lambda: random_decoder(sizes)[1])
 
     def loss(params, rows):
-        scores = scoring.score_responses(model, params, rows, 1.0)
+        scores = scoring.score_responses(model, params, packing.alone(rows), 1.0)
         return (scores.logp_BT + scores.entropy_BT).sum()
 
     lowered = jax.jit(jax.value_and_grad(loss)).lower(shapes, rows)
@@ -115,11 +115,12 @@ def some_rows(B=3, prompt=5, T=7, V=60):
 
 
 def score_and_gradient(model, params, rows):
-    mask_BT = rows.mask_BT
+    mask_BT, held = rows.mask_BT, packing.take(packing.pack(rows, 2), rows, 0, 2)
+    assert int(held.here_B.sum()) > 2, "a buffer holds two"
 
     def total(params):
-        scores = scoring.score_responses(model, params, rows, 1.0)
-        logp_BT = jnp.where(mask_BT > 0, scores.logp_BT, 0.0)
+        scores = scoring.score_responses(model, params, held, 1.0)
+        logp_BT = packing.to_rows(scores.logp_BT, held)
         return (logp_BT * jnp.cos(jnp.arange(float(mask_BT.shape[1])))[None]).sum(), logp_BT
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))(params)

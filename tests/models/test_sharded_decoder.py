@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from remix_jax import sharding
+from remix_jax.models import packing
 from remix_jax.models.decoder import Decoder, Execution
 from remix_jax.models.sampling import SamplerSettings
 from remix_jax.models.scoring import score_responses
@@ -55,8 +56,10 @@ def test_scores_and_gradients_are_those_of_one_device(execution):
     rows = jax.tree.map(lambda x: x[:4], rows)
 
     def total(params, rows):
-        scores = score_responses(policy, params, rows, 0.8)
-        return (scores.logp_BT - 0.1 * scores.entropy_BT).mean(), scores
+        held = packing.alone(rows)
+        scores = score_responses(policy, params, held, 0.8)
+        logp_BT, entropy_BT = (packing.to_rows(x_NT, held) for x_NT in scores)
+        return (logp_BT - 0.1 * entropy_BT).mean(), (logp_BT, entropy_BT)
 
     found = []
     for mesh in (None, sharding.make_mesh((2, 2, 2))):
