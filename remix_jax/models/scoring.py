@@ -176,10 +176,11 @@ def _backward(temperature, dtype, pieces, saved, cotangents):
             push_BCW = jnp.where(hit_BCW, dlogp_BC[..., None], 0.0)
             dlogits_BCW = (push_BCW - jnp.exp(logp_BCW) * pull_BCW) / temperature
             dx_BCD = einsum("bcw,dw->bcd", dlogits_BCW, _piece(head_DJUW, u), dtype)
-            dw_DJW = einsum("bcd,bcw->dw", x_BCD, dlogits_BCW, dtype).reshape(dpiece_DJW.shape)
-            # First summed, then cut, as in `products.matmul`.
-            dw_DJW = constrain(constrain(dw_DJW, None, "tensor"), "fsdp", "tensor")
-            return dpiece_DJW + dw_DJW, constrain(dx_BCD, ROWS)
+            dw_DX = einsum("bcd,bcw->dw", x_BCD, dlogits_BCW, dtype)  # X = J W
+            # First summed, then cut, as in `products.matmul`; of three dimensions the TPU's
+            # compiler would make no reduce-scatter.
+            dw_DX = constrain(constrain(dw_DX, None, "tensor"), "fsdp", "tensor")
+            return dpiece_DJW + dw_DX.reshape(dpiece_DJW.shape), constrain(dx_BCD, ROWS)
 
         dpiece_DJW, more_nBCD = _scan(of_slots, jnp.zeros_like(dhead_DJUW[:, :, 0]), parts)
         return (dx_nBCD + more_nBCD, dhead_DJUW.at[:, :, u].set(dpiece_DJW)), None
