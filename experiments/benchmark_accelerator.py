@@ -62,14 +62,9 @@ def benchmark_config(rows: int, micro: int, prompt: int, response: int) -> Confi
 def decode_bound(sizes: DecoderConfig, rows: int, prompt: int, response: int, rate: float) -> float:
     """Tokens a second if each step read matrices and cache once, bfloat16, and nothing else.
 
-    (weights + rows * seen * bytes of a slot) / rate seconds a step, seen on average.
+    `cost.decode_bytes` / rate seconds a step, the middle of the response seen on average.
     """
-    per_layer = sizes.width * sizes.head_dim * 2 * (sizes.heads + sizes.kv_heads)
-    per_layer += 3 * sizes.width * sizes.ffn_width
-    weights = 2.0 * (sizes.layers * per_layer + sizes.width * sizes.vocab_size)
-    slot = 2.0 * 2 * sizes.layers * sizes.kv_heads * sizes.head_dim
-    seconds = (weights + rows * (prompt + response / 2) * slot) / rate
-    return rows / seconds
+    return rows * rate / cost.decode_bytes(sizes, rows, prompt + response / 2)
 
 
 def ours(sizes: DecoderConfig, config: Config, repeats: int) -> dict[str, Any]:

@@ -14,6 +14,8 @@ set -- "${rest[@]}"
 [ $# -gt 0 ] || usage "nothing to train: give the flags of experiments.train behind --"
 [[ "$nodes" =~ ^[1-9][0-9]*$ && "$gpus" =~ ^[1-9][0-9]*$ ]] || usage "--nodes and --gpus are counts"
 
+export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}" # JAX's own: 0.75
+
 run bash -c 'source launch/setup.sh'
 run .venv/bin/python -m pip install --quiet 'jax[cuda]'
 train=(bash launch/again.sh .venv/bin/python -m experiments.train "$@")

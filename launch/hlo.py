@@ -1,4 +1,4 @@
-"""Reads a compiled program's text: bytes to and from memory, and what the devices send each other.
+"""Reads a compiled program's text: kernels, bytes to and from memory, what devices send each other.
 
 Loops count as often as they run, which XLA's own cost analysis does not do. Bytes are those of one
 device: each instruction reads its operands and writes its result once; slices and updates in place
@@ -8,7 +8,7 @@ count what they touch; what lies in a chip's own fast memory (space S(1) and abo
 import collections
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 COLLECTIVES = (
     "all-gather",
@@ -22,12 +22,19 @@ _FREE = (
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"),
     *("partition-id", "replica-id", "opt-barrier", "optimization-barrier", "add-dependency"),
 )
+# What no loop can do once for all of its turns.
+_NEVER_SAME = ("while", "conditional", "call", "infeed", "outfeed", "send", "recv", "rng")
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "token": 0, "c64": 8, "c128": 16}
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\](\{[^}]*\})?")
+_LAYOUT = re.compile(r"\{[^}]*\}")
+_NUMBER = re.compile(r"(\.(\d+|clone))+$")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALLED = re.compile(r"(calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+Counts = collections.Counter[str | tuple[str, str]]
+Trips = float | tuple[float, ...]
 
 
 class Instruction(NamedTuple):
@@ -43,9 +50,26 @@ class Instruction(NamedTuple):
 class Traffic(NamedTuple):
     """Of one device."""
 
+    kernels: float  # operations that run, one after the other: a GPU launches a kernel for each
     memory: float  # bytes read and written
     received: dict[str, float]  # bytes from other devices, by kind of collective
     calls: dict[str, float]  # how often each kind runs
+
+
+class Loop(NamedTuple):
+    """A while loop."""
+
+    trips: int | None  # None: they depend on data
+    innermost: bool  # of those whose count depends on data
+    turn: Traffic  # of one turn
+    again: dict[str, float]  # bytes a turn of what is made of nothing that changes, by operation
+
+
+def times_of(trips: tuple[Trips, ...], number: int) -> float:
+    """How often a loop runs, of those at one depth whose count depends on data."""
+    if not trips or not isinstance(trips[0], tuple):
+        return trips[0] if trips else 0.0
+    return trips[0][number] if number < len(trips[0]) else 0.0
 
 
 class Program:
@@ -64,21 +88,55 @@ class Program:
                 current.append(_instruction(line))
         self._named = {name: {i.name: i for i in body} for name, body in self.computations.items()}
 
-    def traffic(self, unknown_trips: float) -> Traffic:
-        """What one device moves.
+    def traffic(self, *trips: Trips) -> Traffic:
+        """What one device does.
 
         Args:
-          unknown_trips: how often a loop runs whose count depends on data.
+          trips: of the loops whose count depends on data, the outermost first: of all of them, or
+            of each of a computation in their order, others never.
         """
-        memory, counts = self._traffic(self.entry, unknown_trips, {})
-        kinds = {kind for kind, _ in counts}
-        received = {kind: counts[kind, "bytes"] for kind in kinds}
-        return Traffic(memory, received, {kind: counts[kind, "calls"] for kind in kinds})
+        return _traffic_of(self._counts(self.entry, trips, {}))
 
-    def loops(self) -> list[int | None]:
-        """Trip counts of all loops, None where it depends on data."""
-        every = (i for body in self.computations.values() for i in body)
-        return [self._trips(i) for i in every if i.op == "while"]
+    def loops(self) -> list[Loop]:
+        """All loops, of which a turn leaves out those inside whose count depends on data."""
+        found, known = [], {}
+        for i in (i for body in self.computations.values() for i in body if i.op == "while"):
+            body = dict(_CALLED.findall(i.attributes))["body"]
+            turn = _traffic_of(self._counts(body, (), known))
+            found.append(Loop(self._trips(i), self._innermost(body), turn, self._again(body)))
+        return found
+
+    def _innermost(self, body: str) -> bool:
+        inside = [i for i in self.computations[body] if i.op == "while"]
+        return all(
+            self._trips(i) is not None
+            and self._innermost(dict(_CALLED.findall(i.attributes))["body"])
+            for i in inside
+        )
+
+    def _again(self, body: str) -> dict[str, float]:
+        """Bytes of the operations of a loop's body that would give the same before the loop."""
+        table, root = self._named[body], self.computations[body][-1]
+        carried = self._parameter(body, 0).name
+
+        def passed_on(i: Instruction) -> bool:
+            index = re.search(r"index=(\d+)", i.attributes)
+            if i.op != "get-tuple-element" or i.operands != (carried,) or index is None:
+                return False
+            return root.op == "tuple" and root.operands[int(index.group(1))] == i.name
+
+        found: dict[str, float] = collections.defaultdict(float)
+        same: set[str] = set()
+        for i in table.values():
+            if i.op in ("constant", "iota", "partition-id", "replica-id") or passed_on(i):
+                same.add(i.name)
+            elif i.op not in _NEVER_SAME and i.operands and same.issuperset(i.operands):
+                same.add(i.name)
+                # A copy or slice that is started is fetched ahead into fast memory.
+                if i.op not in _FREE and not i.op.endswith(("-start", "-done")):
+                    what = f"{_NUMBER.sub('', i.name)} {_LAYOUT.sub('', i.type)}"
+                    found[what] += self._moved(body, i)
+        return {name: moved for name, moved in found.items() if moved}
 
     def _trips(self, loop: Instruction) -> int | None:
         """As the loop says itself, or the constant that its counter, from 0 on, stays below."""
@@ -92,60 +150,70 @@ class Program:
         limit = table[root.operands[1]]
         return int(limit.operands[0]) if limit.op == "constant" else None
 
-    def _traffic(self, name: str, unknown: float, known: dict):
-        if name in known:
-            return known[name]
-        memory, counts = 0.0, collections.Counter[tuple[str, str]]()
+    def _counts(self, name: str, trips: tuple[Trips, ...], known: dict[Any, Counts]) -> Counts:
+        """Of a computation: "kernels", "memory", and (kind, "bytes" or "calls") of collectives."""
+        if (name, trips) in known:
+            return known[name, trips]
+        counts: Counts = collections.Counter()
+        seen, depending = set(), 0
 
-        def add(part, times=1.0):
-            nonlocal memory
-            memory += times * part[0]
-            for key, value in part[1].items():
+        def add(part: Counts, times: float = 1.0) -> None:
+            for key, value in part.items():
                 counts[key] += times * value
 
-        seen = set()
-
-        def communicate(kind, where, i):
-            # A collective that runs beside others is spread over fusions: same channel, one run.
+        def communicate(kind: str, where: str, i: Instruction) -> None:
+            # A collective that runs beside others is spread over fusions: one channel, one run.
+            # Fusions of several collectives all have channel 1.
             channel = re.search(r"channel_id=(\d+)", i.attributes)
-            if channel and channel.group(1) in seen:
+            run = (channel.group(1), _LAYOUT.sub("", i.type)) if channel else i.name
+            if run in seen:
                 return
-            seen.add(channel.group(1) if channel else i.name)
+            seen.add(run)
             counts[kind, "bytes"] += _received(kind, i, self._named[where])
             counts[kind, "calls"] += 1
 
         for i in self.computations[name]:
             called = dict(_CALLED.findall(i.attributes))
             kind = i.op.removesuffix("-start")
-            if kind in COLLECTIVES:
-                communicate(kind, name, i)
-                memory += self._moved(name, i)
-            elif i.op == "while":
-                trips = self._trips(i)
-                times = unknown if trips is None else trips
-                add(self._traffic(called["body"], unknown, known), times)
+            if i.op == "while":
+                times, inner = self._trips(i), trips
+                if times is None:
+                    times, inner = times_of(trips, depending), trips[1:]
+                    depending += 1
+                add(self._counts(called["body"], inner, known), times)
             elif i.op == "conditional":
-                branches = [self._traffic(b, unknown, known) for b in _branches(i.attributes)]
-                add(max(branches, key=lambda part: part[0]))
+                branches = [self._counts(b, trips, known) for b in _branches(i.attributes)]
+                add(max(branches, key=lambda part: part["memory"]))
             elif i.op in ("call", "async-start"):
-                inner = called.get("to_apply") or called["calls"]
-                add(self._traffic(inner, unknown, known))
-            elif i.op == "fusion":
-                memory += self._moved(name, i)
-                for kind, inner, part in self._fused_collectives(called["calls"]):
-                    communicate(kind, inner, part)
+                add(self._counts(called.get("to_apply") or called["calls"], trips, known))
             elif i.op not in _FREE and not i.op.endswith("-done"):
-                memory += self._moved(name, i)
-        known[name] = memory, counts
-        return known[name]
+                counts["memory"] += self._moved(name, i)
+                counts["kernels"] += 1
+                if kind in COLLECTIVES:
+                    communicate(kind, name, i)
+                elif i.op == "fusion":
+                    for kind, inner, part in self._fused_collectives(called["calls"]):
+                        communicate(kind, inner, part)
+        known[name, trips] = counts
+        return counts
 
     def _fused_collectives(self, name: str) -> Iterator[tuple[str, str, Instruction]]:
         """(kind, computation, instruction) of those inside of a fusion."""
         for i in self.computations[name]:
-            if i.op.removesuffix("-start") in COLLECTIVES:
-                yield i.op.removesuffix("-start"), name, i
+            kind = i.op.removesuffix("-start")
+            if kind in COLLECTIVES:
+                cut = kind == "all-reduce" and self._only_cut(name, i)
+                yield "reduce-scatter" if cut else kind, name, i
             elif i.op == "fusion":
                 yield from self._fused_collectives(dict(_CALLED.findall(i.attributes))["calls"])
+
+    def _only_cut(self, name: str, value: Instruction) -> bool:
+        """Whether nothing but slices of a value are used: the TPU's form of a reduce-scatter."""
+        users = [i for i in self.computations[name] if value.name in i.operands]
+        return bool(users) and all(
+            i.op == "dynamic-slice" or (i.op == "get-tuple-element" and self._only_cut(name, i))
+            for i in users
+        )
 
     def _moved(self, name: str, i: Instruction) -> float:
         """Bytes that one instruction reads and writes."""
@@ -217,6 +285,13 @@ class Program:
             inner = dict(_CALLED.findall(root.attributes))["calls"]
             return self._written(inner, self.computations[inner][-1])
         return _size(root.type, everywhere=True)
+
+
+def _traffic_of(counts: Counts) -> Traffic:
+    kinds = {key[0] for key in counts if isinstance(key, tuple)}
+    received = {kind: counts[kind, "bytes"] for kind in kinds}
+    calls = {kind: counts[kind, "calls"] for kind in kinds}
+    return Traffic(counts["kernels"], counts["memory"], received, calls)
 
 
 def _instruction(line: str) -> Instruction:

@@ -11,21 +11,31 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core
 
+from launch.hlo import Trips, times_of
+
 # Products of [queries, keys, head width] that each kernel of splash attention makes.
 _KERNEL_PRODUCTS = {"dkv": 4, "dq": 3, "fwd": 2}
 
 
-def count(jaxpr: Any, unknown_trips: float) -> float:
+def count(jaxpr: Any, *trips: Trips) -> float:
     """FLOPs of all devices together.
 
     Args:
       jaxpr: of the whole program, forward, backward and recomputation.
-      unknown_trips: how often a loop runs whose count depends on data.
+      trips: of the loops whose count depends on data, as of `hlo.Program.traffic`.
     """
-    return sum(_of(equation, unknown_trips) for equation in _open(jaxpr).eqns)
+    total, depending = 0.0, 0
+    for equation in _open(jaxpr).eqns:
+        if equation.primitive.name == "while":
+            times = times_of(trips, depending)
+            total += times * count(equation.params["body_jaxpr"], *trips[1:])
+            depending += 1
+        else:
+            total += _of(equation, trips)
+    return total
 
 
-def _of(equation: Any, unknown: float) -> float:
+def _of(equation: Any, trips: tuple[Trips, ...]) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -36,12 +46,10 @@ def _of(equation: Any, unknown: float) -> float:
     if name == "pallas_call":
         return _kernel(equation)
     if name == "scan":
-        return params["length"] * count(params["jaxpr"], unknown)
-    if name == "while":
-        return unknown * count(params["body_jaxpr"], unknown)
+        return params["length"] * count(params["jaxpr"], *trips)
     if name == "cond":
-        return max(count(branch, unknown) for branch in params["branches"])
-    inner = sum(count(jaxpr, unknown) for jaxpr in _jaxprs(params))
+        return max(count(branch, *trips) for branch in params["branches"])
+    inner = sum(count(jaxpr, *trips) for jaxpr in _jaxprs(params))
     return inner * params["mesh"].size if name == "shard_map" else inner
 
 

@@ -44,6 +44,15 @@ def decode_flops(c: DecoderConfig, prompts: int, rows: int, prompt: int, tokens:
     return prefill + tokens * (c.layers * layer + 2.0 * c.width * c.vocab_size)
 
 
+def decode_bytes(c: DecoderConfig, rows: int, seen: float) -> float:
+    """What one step of decoding reads at least: every matrix, and `seen` slots of each row's cache,
+    once, in bfloat16.
+    """
+    layer = c.width * c.head_dim * 2 * (c.heads + c.kv_heads) + 3 * c.width * c.ffn_width
+    cache = rows * seen * 2 * c.layers * c.kv_heads * c.head_dim
+    return 2.0 * (c.layers * layer + c.width * c.vocab_size + cache)
+
+
 class StepFlops(NamedTuple):
     """Of one step on all devices, without evaluation."""
 
@@ -84,7 +93,7 @@ class Chip(NamedTuple):
     """Peaks of one chip by its maker's tables; rates in bytes a second.
 
     TPUs: "System architecture" of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}. GPUs: NVIDIA's data
-    sheets, dense bfloat16, SXM.
+    sheets, dense bfloat16 with float32 sums; SXM where there are several.
     """
 
     flops: float  # a second: bfloat16 products with float32 sums
@@ -103,6 +112,8 @@ CHIPS = {  # first part of `device_kind`, the first that matches
     "NVIDIA H100 80GB HBM3": Chip(989e12, 80 * _GB, 3350 * _GB, 0.0),
     "NVIDIA A100-SXM4-80GB": Chip(312e12, 80 * _GB, 2039 * _GB, 0.0),
     "NVIDIA A100-SXM4-40GB": Chip(312e12, 40 * _GB, 1555 * _GB, 0.0),
+    "NVIDIA L40S": Chip(362e12, 48 * _GB, 864 * _GB, 0.0),
+    "NVIDIA GeForce RTX 4090": Chip(165e12, 24 * _GB, 1008 * _GB, 0.0),
 }
 
 

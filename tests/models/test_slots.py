@@ -140,7 +140,7 @@ def test_rows_that_do_not_divide_cost_no_exchange(decoder):
     """Logits and noise of 13 rows stay where the rows are, as those of 16 do."""
     mesh = sharding.make_mesh((1, 8, 1))
     uneven, even = (
-        hlo.Program(compiled(decoder[0], Q, mesh=mesh).program.call.as_text()).traffic(T / 2)
+        hlo.Program(compiled(decoder[0], Q, mesh=mesh).program.call.as_text()).traffic(2, T / 2)
         for Q in (13, 16)
     )
     assert uneven.received == even.received
@@ -184,7 +184,7 @@ def test_no_cache_moves_between_devices(decoder):
     """The loops exchange predicates alone; caches, queues and results stay where they are."""
     sizes, mesh = decoder[0], sharding.make_mesh((1, 8, 1))
     program = compiled(sizes, 16, budget=SLOTS, mesh=mesh).program
-    moved = hlo.Program(program.call.as_text()).traffic(1)
+    moved = hlo.Program(program.call.as_text()).traffic(1, 1)
     a_row_of_cache = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * 4 * SLOTS
     whole_results = 16 * (SLOTS + 4 * T + 4) * 4
     weights = sum(x.size * 4 for x in jax.tree.leaves(decoder[1]))
