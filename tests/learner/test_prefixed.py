@@ -19,6 +19,7 @@ from remix_jax.data.tasks import ProblemSet
 from remix_jax.data.traces import Bank, Trace
 from remix_jax.errors import InputError
 from remix_jax.learner import losses
+from remix_jax.models import packing
 from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.models.sampling import Sampled
 from remix_jax.rewards import Scorer
@@ -92,7 +93,9 @@ def test_a_prefix_enters_loss_and_gradient_as_context_alone():
     terms, _ = losses.minibatch_terms(learner, state.params, batch, jnp.zeros(()))
     count = rows.response_len_B.sum().astype(jnp.float32)
     ours = jax.value_and_grad(
-        lambda params: losses.policy_loss(params, learner, batch, terms, 1.0, count, 1),
+        lambda params: losses.policy_loss(
+            params, learner, packing.alone(batch), batch, terms, 1.0, count, 1
+        ),
         has_aux=True,
     )
     (loss, sums), grads = jax.jit(ours)(state.params)
