@@ -249,7 +249,7 @@ class Config(Section):
     batch_size: int = 256  # B: rows a step, fresh and replayed
     group_size: int = 1  # responses a prompt
     mini_batch_size: int = 32  # rows an optimizer step [R]
-    micro_batch_size: int = 32  # rows a backward pass; gradients add up exactly
+    micro_batch_size: int = 32  # rows' slots in a backward pass at most; gradients add up exactly
     score_batch_size: int = 32  # rows a forward pass without gradient
     passes: int = 2  # [P] m, update-to-data ratio of the mix stage
     reincarnation_step: int = 100  # [P] T; 0: never
