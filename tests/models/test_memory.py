@@ -176,7 +176,8 @@ def test_kernels_equal_plain_attention(kernel):
     k, v = (jnp.asarray(rng.normal(size=(B, K, S, E)), jnp.float32) for _ in range(2))
     mask_BS = np.zeros((B, S), int)
     mask_BS[0, 10:110] = mask_BS[1, 30:] = 1
-    real = mask_BS[:, None, None, first : first + T, None]
+    mask_BS[1, 60:100] = 2  # a segment between two parts of another
+    real = mask_BS[:, None, None, first : first + T, None] > 0
     weight = jnp.asarray(rng.normal(size=q.shape) * real, jnp.float32)
 
     def kernel_call(q, k, v):
