@@ -2,10 +2,10 @@
 
     python -m experiments.carry [--out=runs/carry] [--seeds=3]
 
-The arithmetic task with one chain of 12 to 14 operations in eight, the others of 3 or 4: responses of 18 to
-20 tokens among those of 9 or 10, decoded in 16 slots. ReMix-PPO, all of it the mix stage, with
-`sampling.carry` groups in flight between steps; the same rollouts, seeds and rates. Reported are
-held-out accuracy, decoding steps and the share of slot-steps that gave a token, and seconds of
+The arithmetic task with one chain of 12 to 14 operations in eight, the others of 3 or 4: responses
+of 18 to 20 tokens among those of 9 or 10, decoded in 16 slots. ReMix-PPO, all of it the mix stage,
+with `sampling.carry` groups in flight between steps; the same rollouts, seeds and rates. Reported
+are held-out accuracy, decoding steps, the share of slot-steps that gave a token, and seconds of
 sampling; ranges are over the seeds.
 """
 

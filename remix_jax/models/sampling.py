@@ -89,7 +89,7 @@ class Task:
     def in_slots(self, shards: int) -> slots.Slots:
         """On so many devices that rows are divided over."""
         sizes = self.prompts, self.group_size, self.prompt_slots, self.response_slots
-        return slots.in_slots(*sizes, self.budget, shards)
+        return slots.in_slots(*sizes, self.budget, shards, self.carry)
 
     @property
     def rows(self) -> int:  # B
@@ -136,32 +136,34 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     def of_rows(x_R):
         return slots.together(plan, x_R, task.rows)
 
-    for halving in range(plan.halvings + 1):
-        last, first = halving == plan.halvings, halving == 0
-        enough = 0 if last else plan.number >> (halving + 1)
+    for i, loop in enumerate(plan.loops):
+        before = plan.loops[max(i - 1, 0)]
+        in_slots = state.in_slots
+        if loop.slots < before.slots:
+            in_slots = local(slots.halved, in_slots)
+        in_slots = in_slots._replace(old=slots.longer(in_slots.old, loop.places - before.places))
 
-        def goes_on(state: _State, enough: int = enough) -> jax.Array:
-            waiting_D = state.queue.given_D < state.queue.wanted_D
+        def goes_on(state: _State, loop: slots.Loop = loop) -> jax.Array:
             live_DN = state.in_slots.live_N.reshape(plan.devices, -1)
-            more = waiting_D.any() | (live_DN.sum(axis=1) > enough).any()
-            if prompts.groups is None:
-                return more
-            length_B, ended_B = map(of_rows, state.results[1:])
-            finished_B = ended_B | (length_B >= T)
-            return more & (
-                finished_B.reshape(-1, task.group_size).all(axis=1).sum() < prompts.groups
-            )
+            more = (live_DN.sum(axis=1) > loop.enough).any()
+            more |= (state.queue.given_D < state.queue.wanted_D).any()
+            if loop.until < T:
+                more &= state.in_slots.drawn_N.max() < loop.until
+            if prompts.groups is not None:
+                length_B, ended_B = map(of_rows, state.results[1:])
+                finished_B = ended_B | (length_B >= T)
+                finished_Q = finished_B.reshape(-1, task.group_size).all(axis=1)
+                more &= finished_Q.sum() < prompts.groups
+            return more
 
-        def segment(state: _State, first: bool = first) -> _State:
-            if first:
+        def segment(state: _State, loop: slots.Loop = loop) -> _State:
+            if loop.slots == plan.number:
                 filled = functools.partial(slots.refill, plan.group_size)
                 queue, live = local(filled, state.queue, rows, state.in_slots)
                 state = state._replace(queue=queue, in_slots=live)
             return _segment(run, key, plan, task, local, state)
 
-        state = jax.lax.while_loop(goes_on, segment, state)
-        if not last:
-            state = state._replace(in_slots=local(slots.halved, state.in_slots))
+        state = jax.lax.while_loop(goes_on, segment, state._replace(in_slots=in_slots))
 
     results = jax.tree.map(of_rows, state.results)
     tokens_BT, *logps_BT = (x[:, :T] for x in results.written)
@@ -280,7 +282,7 @@ def _empty(
         old=(),
     )
     live, results = by_rows((live, results))
-    old = slots.empty_cache(rows.cache, N, task.prompt_slots + whole - plan.segment)
+    old = slots.empty_cache(rows.cache, N, task.prompt_slots + plan.loops[0].places)
     zero = jnp.zeros((), jnp.int32)
     return _State(queue, live._replace(old=old), results, zero, zero, zero)
 
@@ -323,12 +325,7 @@ def _resumed(
     real_NS = (place_1S >= P - prompt_len_N[:, None]) & (place_1S < P + drawn_N[:, None])
     pieces = next(n for n in range(slots.pieces_of(N, P + T), N + 1) if N % n == 0)
     x_ND, cache = _in_pieces(run, plan.devices, pieces, tokens_NS, real_NS, P + drawn_N - 1)
-    longer = state.in_slots.old[0][1].shape[2] - (P + T)
-    none, behind = (0, 0), (0, longer)
-    old = tuple(
-        (jnp.pad(keys, (none, none, none, behind)), jnp.pad(values, (none, none, behind, none)))
-        for keys, values in cache
-    )
+    old = slots.longer(cache, plan.loops[0].places - T)
     return state._replace(queue=queue, in_slots=in_slots._replace(x_ND=x_ND, old=old))
 
 
@@ -379,7 +376,8 @@ def _segment(
     carry = (jnp.zeros((), jnp.int32), begun._replace(old=()), ended_N, written, new)
     c, now, ended_N, written, new = jax.lax.while_loop(goes_on, step, carry)
     now = now._replace(old=begun.old)
-    results, now = local(slots.harvest, state.results, begun, now, written, new, ended_N)
+    harvest = functools.partial(slots.harvest, plan.together, P)
+    results, now = local(harvest, state.results, begun, now, written, new, ended_N)
     waits = (state.queue.given_D < state.queue.wanted_D).any()
     return state._replace(
         in_slots=now,

@@ -18,9 +18,16 @@ import jax.numpy as jnp
 from remix_jax.models.decoder import Cache
 from remix_jax.sharding import ROWS, constrain
 
-_SEGMENTS = 64  # of the longest response; a row that ends within one idles for half of one
 _PREFILL = 16_384  # prompt slots of a device that are prefilled at once
-_HALVINGS = 3  # each is one more loop to compile; with them about a tenth of the drain is idle
+
+
+class Loop(NamedTuple):
+    """One of the loops that rows are decoded in, one after the other; numbers of one device."""
+
+    slots: int
+    places: int  # of the cache behind the prompt
+    until: int  # tokens of the longest row
+    enough: int  # it ends with so many live rows and none that waits
 
 
 class Slots(NamedTuple):
@@ -30,13 +37,18 @@ class Slots(NamedTuple):
     prompts: int  # prefilled, empty ones included
     pieces: int  # that they are prefilled in, one after the other
     group_size: int  # rows that share a prefill: a group, or a part of one
-    number: int  # rows decoded at once
     segment: int  # tokens drawn before free slots are filled again
-    halvings: int  # how often the slots are halved once the queue is empty
+    together: bool  # every row has a slot of its own, and all begin at once
+    loops: tuple[Loop, ...]
 
     @property
     def rows(self) -> int:
         return self.prompts * self.group_size
+
+    @property
+    def number(self) -> int:
+        """Rows decoded at once."""
+        return self.loops[0].slots
 
 
 def in_slots(
@@ -46,8 +58,12 @@ def in_slots(
     response_slots: int,
     budget: int = 0,
     shards: int = 1,
+    carry: bool = False,
 ) -> Slots:
     """Slots for a task.
+
+    Once the queue is empty the slots are halved, again and again; every loop is compiled. Rows that
+    begin together have as long a cache at any time: first they attend to a half of it.
 
     Args:
       groups, group_size: rows to each of so many prompts.
@@ -55,23 +71,33 @@ def in_slots(
       budget: slots of cache that a device has for the rows that it decodes, ValueError if it has no
         room for one; 0: for all. The prompts' own cache comes to it.
       shards: devices that rows are divided over. Groups are, too, unless there are too few.
+      carry: rows may have begun before.
     """
     parts = (n for n in range(1, group_size + 1) if group_size % n == 0)
     copies = next((n for n in parts if groups * n >= shards), group_size)
-    prompts = -(-groups * copies // shards)
-    number = rows = prompts * group_size // copies
-    if budget:
-        number = min(rows, budget // (prompt_slots + response_slots))
+    size, asked = group_size // copies, -(-groups * copies // shards)
+    row = prompt_slots + response_slots
+    number = min(asked * size, budget // row if budget else asked * size)
     if number == 0:
-        row = prompt_slots + response_slots
         raise ValueError(f"{budget} slots have no room for a row of {row}")
-    pieces = max(pieces_of(prompts, prompt_slots), -(-prompts // number))
-    segment = max(-(-response_slots // _SEGMENTS), 4)
+    together = number == asked * size and not carry
+    pieces = max(pieces_of(asked, prompt_slots), -(-asked // number))
+    prompts = pieces * -(-asked // pieces)
+    number = prompts * size if together else number
+    # A row that ends within a segment idles for half of one, but each segment costs copies.
+    segment = max(-(-response_slots // (32 if together else 64)), 8 if together else 4)
     segment = min(segment + -segment % 4, response_slots)
-    halvings = min(_HALVINGS, number.bit_length() - 1, (response_slots // 8).bit_length() - 1)
-    each = -(-prompts // pieces)
-    sizes = group_size // copies, number, segment, max(halvings, 0)
-    return Slots(shards, each * pieces, pieces, *sizes)
+    places = -(-response_slots // segment) * segment - (0 if carry else segment)
+    deepest = min(2 if together else 3, response_slots.bit_length() - 4, number.bit_length() - 1)
+    numbers = [number >> i for i in range(max(deepest, 0) + 1)]
+    loops = [
+        Loop(slots, places, response_slots, enough)
+        for slots, enough in zip(numbers, [*numbers[1:], 0], strict=True)
+    ]
+    half = places // segment // 2 * segment
+    if together and half:
+        loops.insert(0, loops[0]._replace(places=half, until=half))
+    return Slots(shards, prompts, pieces, size, segment, together, tuple(loops))
 
 
 def pieces_of(rows: int, slots: int) -> int:
@@ -205,30 +231,43 @@ def refill(group_size: int, queue: Queue, rows: Rows, slots: InSlots) -> tuple[Q
 
 
 def harvest(
-    results: Results, begun: InSlots, now: InSlots, segment: Written, new: Cache, ended_N
+    together: bool,
+    prompt_slots: int,
+    results: Results,
+    begun: InSlots,
+    now: InSlots,
+    segment: Written,
+    new: Cache,
+    ended_N: jax.Array,
 ) -> tuple[Results, InSlots]:
     """After a segment, on one device: tokens go to their rows, the cache behind each slot's own.
 
     `begun` are the slots as they were before it. A row that has ended needs its cache no more, and
-    what is written in its place is garbage.
+    what is written in its place is garbage. Rows that began `together` write at one place.
     """
-    rows = results.length_R.shape[0]
-    row_N = jnp.where(begun.live_N, now.row_N, rows)  # beyond the last: dropped
-
+    rows, write = results.length_R.shape[0], jax.lax.dynamic_update_slice_in_dim
+    row_N, place = jnp.where(begun.live_N, now.row_N, rows), begun.drawn_N.max()
     windows = jax.lax.ScatterDimensionNumbers((1,), (0,), (0, 1))  # a row's C tokens at once
     place_N2 = jnp.stack([row_N, begun.drawn_N], axis=1)
+    of_slot_RN = row_N[None] == jnp.arange(rows)[:, None]
+    has_slot_R1, slot_R = of_slot_RN.any(axis=1, keepdims=True), of_slot_RN.argmax(axis=1)
 
     def put(all_RT, of_segment_NC):
-        mode = jax.lax.GatherScatterMode.FILL_OR_DROP
+        if together:
+            width = of_segment_NC.shape[1]
+            here_RC = jax.lax.dynamic_slice_in_dim(all_RT, place, width, axis=1)
+            new_RC = jnp.where(has_slot_R1, of_segment_NC[slot_R], here_RC)
+            return write(all_RT, new_RC, place, axis=1)
+        mode = jax.lax.GatherScatterMode.FILL_OR_DROP  # a place beyond the last row is none
         return jax.lax.scatter(all_RT, place_N2, of_segment_NC, windows, mode=mode)
 
     def moved(axis, old, new):
-        behind = results.written.token_RT.shape[1] - new.shape[axis + 1]
-        if behind == 0:  # one segment is all
+        if old.shape[axis + 1] == prompt_slots:  # one segment is all
             return old
-        place_N = old.shape[axis + 1] - behind + begun.drawn_N
-        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis)
-        return jax.vmap(write)(old, new, place_N)
+        if together:
+            return write(old, new, prompt_slots + place, axis=axis + 1)
+        one = functools.partial(write, axis=axis)
+        return jax.vmap(one)(old, new, prompt_slots + begun.drawn_N)
 
     cache = tuple(
         (moved(2, old_keys, keys), moved(1, old_values, values))
@@ -239,6 +278,15 @@ def harvest(
         length_R=results.length_R.at[row_N].set(now.drawn_N, mode="drop"),
         ended_R=results.ended_R.at[row_N].set(ended_N, mode="drop"),
     ), now._replace(old=cache)
+
+
+def longer(cache: Cache, by: int) -> Cache:
+    """With so many empty slots behind."""
+    none, behind = (0, 0), (0, by)
+    return tuple(
+        (jnp.pad(keys, (none, none, none, behind)), jnp.pad(values, (none, none, behind, none)))
+        for keys, values in cache
+    )
 
 
 def halved(slots: InSlots) -> InSlots:

@@ -32,14 +32,15 @@ def test_slots_hold_every_row_and_no_more_than_the_budget(group_size, shards):
             assert group_size % plan.group_size == 0, "whole groups, or equal parts of one"
             assert plan.group_size == group_size or groups < shards
             assert plan.prompts % plan.pieces == 0
-            assert plan.number >> plan.halvings >= 1
+            assert plan.loops[-1].slots >= 1
+            assert plan.loops[-1].enough == 0
             if on_device:
                 assert plan.number <= on_device
 
 
 def test_slots_of_the_presets():
     paper = in_slots(256, 1, 766, 8192, 64 * 9216)
-    assert (paper.number, paper.segment, paper.halvings) == (65, 128, 3)
+    assert (paper.segment, [loop.slots for loop in paper.loops]) == (128, [65, 32, 16, 8])
     assert (paper.prompts, paper.pieces) == (260, 13), "pieces of 16,384 slots at most"
     assert in_slots(154, 1, 766, 8192, 16 * 9216, 16).number == 10, "no more than there are rows"
     few = in_slots(2, 64, 766, 8192, 16 * 9216, 8)
@@ -110,17 +111,15 @@ def test_responses_are_those_of_one_batch(case, decoder):
 
 def run_through(lengths, plan):
     """(steps, slot-steps, those of the drain) by a queue that is worked off on paper."""
-    waiting, live, steps, slot_steps, drained, slots = list(lengths), [], 0, 0, 0, plan.number
-    for halving in range(plan.halvings + 1):
-        enough = 0 if halving == plan.halvings else plan.number >> (halving + 1)
-        while waiting or len(live) > enough:
-            while waiting and len(live) < slots:
+    waiting, live, steps, slot_steps, drained = list(lengths), [], 0, 0, 0
+    for loop in plan.loops:
+        while waiting or len(live) > loop.enough:
+            while waiting and len(live) < loop.slots:
                 live.append(waiting.pop(0))
             taken = min(plan.segment, max(live))
-            steps, slot_steps = steps + taken, slot_steps + taken * slots
-            drained += 0 if waiting else taken * slots
+            steps, slot_steps = steps + taken, slot_steps + taken * loop.slots
+            drained += 0 if waiting else taken * loop.slots
             live = [left - taken for left in live if left > taken]
-        slots //= 2
     return steps, slot_steps, drained
 
 
