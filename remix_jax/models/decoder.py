@@ -187,22 +187,23 @@ class Layer(nn.Module):
         x_ND = queried(x_BSD.reshape(B * S, D)) + self.o(out_BTHE.reshape(B * T, -1))
         return self._mlp(x_ND).reshape(B, T, D), (k_BKSE, v_BKSE)
 
-    def step(self, x_ND, old, new, biases, c, cos_NE, sin_NE):
-        """The output for one new token a row, and the newer cache with its key and value at `c`."""
+    def step(self, x_ND, parts, biases, slot, cos_NE, sin_NE):
+        """The output for one new token a row; the last part with its key and value at `slot`."""
         N, config = x_ND.shape[0], self.config
         normed_ND = self.attn_norm(x_ND)
         keys_values = self._keys_values(normed_ND, cos_NE, sin_NE)
         k_NKE, v_NKE = (x.astype(config.dtype) for x in keys_values)
         write = jax.lax.dynamic_update_slice_in_dim
-        new = (
-            write(new[0], k_NKE[..., None], c, axis=3),
-            write(new[1], v_NKE[:, :, None], c, axis=2),
+        *read, (k_NKES, v_NKSE) = parts
+        written = (
+            write(k_NKES, k_NKE[..., None], slot, axis=3),
+            write(v_NKSE, v_NKE[:, :, None], slot, axis=2),
         )
         q_NKME = self._queries(normed_ND, cos_NE, sin_NE)
         q_NKME = q_NKME.reshape(N, config.kv_heads, -1, config.head_dim)
-        parts = [(*old, biases[0]), (*new, biases[1])]
-        out_NKME = attention_step(q_NKME, parts, config.dtype)
-        return self._mlp(x_ND + self.o(out_NKME.reshape(N, -1))), new
+        seen = [(*part, bias) for part, bias in zip([*read, written], biases, strict=True)]
+        out_NKME = attention_step(q_NKME, seen, config.dtype)
+        return self._mlp(x_ND + self.o(out_NKME.reshape(N, -1))), written
 
     def _queries(self, x_ND, cos_NE, sin_NE):
         c = self.config
@@ -286,20 +287,22 @@ class Decoder(nn.Module):
             x_QTD = jnp.take_along_axis(x_QTD, at_Q[:, None, None], axis=1)
         return x_QTD[:, 0], tuple((k_QKPE.swapaxes(2, 3), v_QKPE) for k_QKPE, v_QKPE in cache)
 
-    def decode(self, tokens_N, positions_N, old, new, seen_NS, c) -> tuple[jax.Array, Cache]:
-        """Output of the final norm [N, D] for one new token a row, and `new` with it at slot `c`.
+    def decode(self, tokens_N, positions_N, parts, seen, slot) -> tuple[jax.Array, Cache]:
+        """Output of the final norm [N, D] for one new token a row, and the cache with it at `slot`.
 
-        The cache has two parts: `old`, which is only read, and of which a row's token sees the
-        slots where `seen_NS` is true; and `new`, which all rows fill at the same slots, 0 to `c`.
-        So a row may begin and end at any step, and yet no write is to a place of its own.
+        The cache may have two parts: one that is only read, and the last, in which all rows fill
+        the same slots. So rows begin and end at any step, and no write is to a place of its own.
+
+        Args:
+          parts: caches.
+          seen: for each, true where a row's token looks [N or 1, S], `slot` of the last included.
         """
-        filled_1C = jnp.arange(new[0][1].shape[2])[None] <= c
-        biases = [jnp.where(seen, 0.0, attention.MASKED) for seen in (seen_NS, filled_1C)]
+        biases = [jnp.where(seen_NS, 0.0, attention.MASKED) for seen_NS in seen]
         rope = rope_angles(self.config, positions_N)
         x_ND, written = self.embed(tokens_N), []
-        for layer, before, behind in zip(self.layers, old, new, strict=True):
-            x_ND, layer_cache = layer.step(constrain(x_ND, ROWS), before, behind, biases, c, *rope)
-            written.append(layer_cache)
+        for layer, *of_layer in zip(self.layers, *parts, strict=True):
+            x_ND, last = layer.step(constrain(x_ND, ROWS), of_layer, biases, slot, *rope)
+            written.append(last)
         return self.final_norm(x_ND), tuple(written)
 
     def _run(self, tokens_BS, positions_BS, segments_BS, last, keep: bool = False):

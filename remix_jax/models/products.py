@@ -146,10 +146,11 @@ def attention_step(q_NKME, parts, dtype: str) -> jax.Array:
 
     A part is its keys [N, K, E, S] (transposed), values [N, K, S, E] and bias [N or 1, S].
     """
-    scores = [
-        einsum("nkme,nkes->nkms", q_NKME, keys, dtype) + bias[:, None, None]
-        for keys, _, bias in parts
-    ]
+    scores, q = [], q_NKME.astype(dtype)
+    for keys, _, bias in parts:
+        scores.append(einsum("nkme,nkes->nkms", q, keys, dtype) + bias[:, None, None])
+        if len(parts) > 1:  # or a GPU makes one product of both, over copies of the keys
+            q = lax.optimization_barrier(q)
     best = functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
     exps = [jnp.exp(score - best) for score in scores]
     outs = [

@@ -343,7 +343,10 @@ def _segment(
     keys_N = jax.vmap(functools.partial(jax.random.fold_in, key))(begun.id_N)
     place_1S = jnp.arange(S)[None]
     of_prompt_NS = place_1S >= P - begun.prompt_len_N[:, None]
-    seen_NS = of_prompt_NS & (place_1S < P + begun.drawn_N[:, None])
+    # Rows that begin together write into the one cache; others into a part that all fill alike.
+    first = P + begun.drawn_N.max() if plan.together else 0
+    cache = begun.old if plan.together else slots.empty_cache(begun.old, N, C)
+    before_NS = of_prompt_NS & (place_1S < P + begun.drawn_N[:, None])
 
     def write(x_NC, x_N, c):
         return jax.lax.dynamic_update_slice_in_dim(x_NC, x_N[:, None], c, axis=1)
@@ -354,7 +357,7 @@ def _segment(
 
     def step(carry):
         """Draws a token for each live row, and caches it; the others get padding and zeros."""
-        c, now, ended_N, written, new = carry
+        c, now, ended_N, written, cache = carry
         logits_NV = run(now.x_ND[:, None], method="project")[:, 0]
         keys_of_t_N = jax.vmap(jax.random.fold_in)(keys_N, now.drawn_N)
         token_N, *logps_N = draw(logits_NV, keys_of_t_N, task.settings)
@@ -362,22 +365,28 @@ def _segment(
         logps_N = [jnp.where(now.live_N, logp_N, 0.0) for logp_N in logps_N]
         ends = [now.live_N & (token_N == eos) for eos in task.eos_ids]
         ended_N = functools.reduce(operator.or_, ends, ended_N)
+        if plan.together:
+            parts, seen = (cache,), (of_prompt_NS & (place_1S <= first + c),)
+        else:
+            parts, seen = (begun.old, cache), (before_NS, jnp.arange(C)[None] <= c)
         at_N = now.prompt_len_N + now.drawn_N
-        x_ND, new = run(token_N, at_N, begun.old, new, seen_NS, c, method="decode")
+        x_ND, cache = run(token_N, at_N, parts, seen, first + c, method="decode")
         drawn_N = now.drawn_N + now.live_N
         live_N = now.live_N & ~ended_N & (drawn_N < task.response_slots)
         written = slots.Written(*map(write, written, (token_N, *logps_N), [c] * 3))
-        return c + 1, now._replace(drawn_N=drawn_N, live_N=live_N, x_ND=x_ND), ended_N, written, new
+        now = now._replace(drawn_N=drawn_N, live_N=live_N, x_ND=x_ND)
+        return c + 1, now, ended_N, written, cache
 
     pad_NC = jnp.full((N, C), task.pad_id, jnp.int32)
     zero_NC = jnp.zeros((N, C))
     written, ended_N = by_rows((slots.Written(pad_NC, zero_NC, zero_NC), jnp.zeros((N,), bool)))
-    new = slots.empty_cache(begun.old, N, C)
-    carry = (jnp.zeros((), jnp.int32), begun._replace(old=()), ended_N, written, new)
-    c, now, ended_N, written, new = jax.lax.while_loop(goes_on, step, carry)
-    now = now._replace(old=begun.old)
-    harvest = functools.partial(slots.harvest, plan.together, P)
-    results, now = local(harvest, state.results, begun, now, written, new, ended_N)
+    carry = (jnp.zeros((), jnp.int32), begun._replace(old=()), ended_N, written, cache)
+    c, now, ended_N, written, cache = jax.lax.while_loop(goes_on, step, carry)
+    if not plan.together:
+        cache = local(functools.partial(slots.moved, P), begun, cache)
+    now = now._replace(old=cache)
+    put = functools.partial(slots.put, plan.together)
+    results = local(put, state.results, begun, now, written, ended_N)
     waits = (state.queue.given_D < state.queue.wanted_D).any()
     return state._replace(
         in_slots=now,

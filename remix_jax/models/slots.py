@@ -87,8 +87,9 @@ def in_slots(
     # A row that ends within a segment idles for half of one, but each segment costs copies.
     segment = max(-(-response_slots // (32 if together else 64)), 8 if together else 4)
     segment = min(segment + -segment % 4, response_slots)
-    places = -(-response_slots // segment) * segment - (0 if carry else segment)
-    deepest = min(2 if together else 3, response_slots.bit_length() - 4, number.bit_length() - 1)
+    places = -(-response_slots // segment) * segment - (0 if carry or together else segment)
+    deepest = min(3, response_slots.bit_length() - 4) - together
+    deepest = min(deepest, number.bit_length() - 1)
     numbers = [number >> i for i in range(max(deepest, 0) + 1)]
     loops = [
         Loop(slots, places, response_slots, enough)
@@ -230,54 +231,59 @@ def refill(group_size: int, queue: Queue, rows: Rows, slots: InSlots) -> tuple[Q
     )
 
 
-def harvest(
+def put(
     together: bool,
-    prompt_slots: int,
     results: Results,
     begun: InSlots,
     now: InSlots,
     segment: Written,
-    new: Cache,
     ended_N: jax.Array,
-) -> tuple[Results, InSlots]:
-    """After a segment, on one device: tokens go to their rows, the cache behind each slot's own.
+) -> Results:
+    """Brings the tokens of a segment to their rows, on one device.
 
-    `begun` are the slots as they were before it. A row that has ended needs its cache no more, and
-    what is written in its place is garbage. Rows that began `together` write at one place.
+    Args:
+      together: all rows are equally far.
+      begun, now: the slots before and after it.
     """
-    rows, write = results.length_R.shape[0], jax.lax.dynamic_update_slice_in_dim
-    row_N, place = jnp.where(begun.live_N, now.row_N, rows), begun.drawn_N.max()
+    rows = results.length_R.shape[0]
+    row_N, place = jnp.where(begun.live_N, now.row_N, rows), begun.drawn_N.max()  # rows: of none
     windows = jax.lax.ScatterDimensionNumbers((1,), (0,), (0, 1))  # a row's C tokens at once
     place_N2 = jnp.stack([row_N, begun.drawn_N], axis=1)
     of_slot_RN = row_N[None] == jnp.arange(rows)[:, None]
-    has_slot_R1, slot_R = of_slot_RN.any(axis=1, keepdims=True), of_slot_RN.argmax(axis=1)
+    has_slot_R, slot_R = of_slot_RN.any(axis=1), of_slot_RN.argmax(axis=1)
 
-    def put(all_RT, of_segment_NC):
+    def written(all_RT, of_segment_NC):
         if together:
             width = of_segment_NC.shape[1]
             here_RC = jax.lax.dynamic_slice_in_dim(all_RT, place, width, axis=1)
-            new_RC = jnp.where(has_slot_R1, of_segment_NC[slot_R], here_RC)
-            return write(all_RT, new_RC, place, axis=1)
-        mode = jax.lax.GatherScatterMode.FILL_OR_DROP  # a place beyond the last row is none
+            new_RC = jnp.where(has_slot_R[:, None], of_segment_NC[slot_R], here_RC)
+            return jax.lax.dynamic_update_slice_in_dim(all_RT, new_RC, place, axis=1)
+        mode = jax.lax.GatherScatterMode.FILL_OR_DROP
         return jax.lax.scatter(all_RT, place_N2, of_segment_NC, windows, mode=mode)
 
-    def moved(axis, old, new):
+    return Results(
+        written=jax.tree.map(written, results.written, segment),
+        length_R=jnp.where(has_slot_R, now.drawn_N[slot_R], results.length_R),
+        ended_R=jnp.where(has_slot_R, ended_N[slot_R], results.ended_R),
+    )
+
+
+def moved(prompt_slots: int, begun: InSlots, new: Cache) -> Cache:
+    """The cache with a segment's part behind each slot's own, on one device.
+
+    A row that has ended needs it no more, and what is written in its place is garbage.
+    """
+
+    def write(axis, old, new):
         if old.shape[axis + 1] == prompt_slots:  # one segment is all
             return old
-        if together:
-            return write(old, new, prompt_slots + place, axis=axis + 1)
-        one = functools.partial(write, axis=axis)
+        one = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis)
         return jax.vmap(one)(old, new, prompt_slots + begun.drawn_N)
 
-    cache = tuple(
-        (moved(2, old_keys, keys), moved(1, old_values, values))
-        for (old_keys, old_values), (keys, values) in zip(now.old, new, strict=True)
+    return tuple(
+        (write(2, old_keys, keys), write(1, old_values, values))
+        for (old_keys, old_values), (keys, values) in zip(begun.old, new, strict=True)
     )
-    return Results(
-        written=jax.tree.map(put, results.written, segment),
-        length_R=results.length_R.at[row_N].set(now.drawn_N, mode="drop"),
-        ended_R=results.ended_R.at[row_N].set(ended_N, mode="drop"),
-    ), now._replace(old=cache)
 
 
 def longer(cache: Cache, by: int) -> Cache:
