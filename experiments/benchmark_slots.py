@@ -106,7 +106,8 @@ def static_waves(model: Decoder, params, prompts: Prompts, key, task: Task, at_o
             tokens_BT = tokens_BT.at[:, t].set(jnp.where(live_B, token_B, task.pad_id))
             logp_BT = logp_BT.at[:, t].set(jnp.where(live_B, logp_B, 0.0))
             at_B = prompts.prompt_len_Q + t
-            x_BD, cache = run(token_B, at_B, prompt, cache, mask_BP, t, method="decode")
+            caches = prompt, cache, prompts.prompt_len_Q
+            x_BD, cache = run(token_B, at_B, *caches, t, method="decode")
             live_B &= token_B != task.eos_ids[0]
             return t + 1, live_B, x_BD, cache, tokens_BT, logp_BT
 

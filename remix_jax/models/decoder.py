@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from remix_jax.models import attention
-from remix_jax.models.products import attention_step, lookup, matmul
+from remix_jax.models.products import lookup, matmul
 from remix_jax.sharding import ROWS, STREAM, Places, by_rules, constrain, places
 
 # Of every layer: keys [B, K, E, S] (the layout in which a CPU multiplies them without copying them
@@ -32,7 +32,7 @@ class Execution:
     param_dtype: str = ""  # of the parameters; empty: that of the operands of products
     scan_layers: bool = False  # one layer compiled and looped over, in place of all unrolled
     remat: bool = False  # a layer keeps its input alone and runs again in the backward pass
-    attention: str = "plain"  # kernel of rows of `attention.LONG` slots or more
+    attention: str = "plain"  # kernel of rows and caches of `attention.LONG` slots or more
     logit_slots: int = 0  # slots of a row whose logits exist at once; 0: all
     logit_entries: int = 0  # entries of the vocabulary, likewise
 
@@ -187,7 +187,7 @@ class Layer(nn.Module):
         x_ND = queried(x_BSD.reshape(B * S, D)) + self.o(out_BTHE.reshape(B * T, -1))
         return self._mlp(x_ND).reshape(B, T, D), (k_BKSE, v_BKSE)
 
-    def step(self, x_ND, old, new, biases, c, cos_NE, sin_NE):
+    def step(self, x_ND, old, new, filled_N, c, cos_NE, sin_NE):
         """The output for one new token a row, and the newer cache with its key and value at `c`."""
         N, config = x_ND.shape[0], self.config
         normed_ND = self.attn_norm(x_ND)
@@ -200,8 +200,8 @@ class Layer(nn.Module):
         )
         q_NKME = self._queries(normed_ND, cos_NE, sin_NE)
         q_NKME = q_NKME.reshape(N, config.kv_heads, -1, config.head_dim)
-        parts = [(*old, biases[0]), (*new, biases[1])]
-        out_NKME = attention_step(q_NKME, parts, config.dtype)
+        kind = config.execution.attention
+        out_NKME = attention.step(kind, q_NKME, old, new, filled_N, c, config.dtype)
         return self._mlp(x_ND + self.o(out_NKME.reshape(N, -1))), new
 
     def _queries(self, x_ND, cos_NE, sin_NE):
@@ -286,19 +286,18 @@ class Decoder(nn.Module):
             x_QTD = jnp.take_along_axis(x_QTD, at_Q[:, None, None], axis=1)
         return x_QTD[:, 0], tuple((k_QKPE.swapaxes(2, 3), v_QKPE) for k_QKPE, v_QKPE in cache)
 
-    def decode(self, tokens_N, positions_N, old, new, seen_NS, c) -> tuple[jax.Array, Cache]:
+    def decode(self, tokens_N, positions_N, old, new, filled_N, c) -> tuple[jax.Array, Cache]:
         """Output of the final norm [N, D] for one new token a row, and `new` with it at slot `c`.
 
         The cache has two parts: `old`, which is only read, and of which a row's token sees the
-        slots where `seen_NS` is true; and `new`, which all rows fill at the same slots, 0 to `c`.
+        first `filled_N` slots; and `new`, which all rows fill at the same slots, 0 to `c`.
         So a row may begin and end at any step, and yet no write is to a place of its own.
         """
-        filled_1C = jnp.arange(new[0][1].shape[2])[None] <= c
-        biases = [jnp.where(seen, 0.0, attention.MASKED) for seen in (seen_NS, filled_1C)]
         rope = rope_angles(self.config, positions_N)
         x_ND, written = self.embed(tokens_N), []
         for layer, before, behind in zip(self.layers, old, new, strict=True):
-            x_ND, layer_cache = layer.step(constrain(x_ND, ROWS), before, behind, biases, c, *rope)
+            x_ND = constrain(x_ND, ROWS)
+            x_ND, layer_cache = layer.step(x_ND, before, behind, filled_N, c, *rope)
             written.append(layer_cache)
         return self.final_norm(x_ND), tuple(written)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remix_jax.models import slots
+from remix_jax.models import attention, slots
 from remix_jax.models.decoder import Decoder
 from remix_jax.sharding import ROWS, by_rows, constrain, in_use, places, row_shards
 from remix_jax.types import positions
@@ -129,7 +129,8 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     rows = _prefilled(run, plan, tokens_QP, prompt_len_Q, id_R)
     begun = jax.tree.map(lambda x_B: slots.divided(plan, x_B, plan.group_size), prompts.begun)
     begun_R = jnp.zeros_like(active_R) if begun is None else (begun.length_B > 0) & active_R
-    state = _empty(plan, task, local(slots.queued, active_R, begun_R), rows, begun)
+    queue, kind = local(slots.queued, active_R, begun_R), model.config.execution.attention
+    state = _empty(plan, task, queue, rows, begun, kind)
     if begun is not None:
         state = _resumed(run, plan, task, local, rows, tokens_QP, begun_R, state)
 
@@ -237,7 +238,8 @@ def _in_pieces(run: Callable[..., Any], devices: int, pieces: int, tokens_NS, re
 
     def prefill(part):
         tokens_NS, real_NS, *last_N = by_rows(part)
-        return run(tokens_NS, positions(real_NS), real_NS, *last_N, method="prefill")
+        x_ND, cache = run(tokens_NS, positions(real_NS), real_NS, *last_N, method="prefill")
+        return x_ND, slots.from_first(cache, jnp.argmax(real_NS, axis=1))
 
     given = tokens_NS, real_NS, *last_N
     if pieces == 1:
@@ -248,7 +250,12 @@ def _in_pieces(run: Callable[..., Any], devices: int, pieces: int, tokens_NS, re
 
 
 def _empty(
-    plan: slots.Slots, task: Task, queue: slots.Queue, rows: slots.Rows, begun: Begun | None
+    plan: slots.Slots,
+    task: Task,
+    queue: slots.Queue,
+    rows: slots.Rows,
+    begun: Begun | None,
+    kind: str,
 ) -> _State:
     """Before the first row has a slot."""
     N, R, T = plan.devices * plan.number, plan.devices * plan.rows, task.response_slots
@@ -280,7 +287,8 @@ def _empty(
         old=(),
     )
     live, results = by_rows((live, results))
-    old = slots.empty_cache(rows.cache, N, task.prompt_slots + whole - plan.segment)
+    _, places = attention.for_cache(kind, task.prompt_slots + whole - plan.segment)
+    old = slots.empty_cache(rows.cache, N, places)
     zero = jnp.zeros((), jnp.int32)
     return _State(queue, live._replace(old=old), results, zero, zero, zero)
 
@@ -341,12 +349,8 @@ def _segment(
     state: _State,
 ) -> _State:
     """Up to plan.segment tokens of every row in a slot, fewer where all of them end before."""
-    begun, C, P = state.in_slots, plan.segment, task.prompt_slots
-    N, S = begun.row_N.shape[0], begun.old[0][1].shape[2]
+    begun, C, N = state.in_slots, plan.segment, state.in_slots.row_N.shape[0]
     keys_N = jax.vmap(functools.partial(jax.random.fold_in, key))(begun.id_N)
-    place_1S = jnp.arange(S)[None]
-    of_prompt_NS = place_1S >= P - begun.prompt_len_N[:, None]
-    seen_NS = of_prompt_NS & (place_1S < P + begun.drawn_N[:, None])
 
     def write(x_NC, x_N, c):
         return jax.lax.dynamic_update_slice_in_dim(x_NC, x_N[:, None], c, axis=1)
@@ -366,7 +370,7 @@ def _segment(
         ends = [now.live_N & (token_N == eos) for eos in task.eos_ids]
         ended_N = functools.reduce(operator.or_, ends, ended_N)
         at_N = now.prompt_len_N + now.drawn_N
-        x_ND, new = run(token_N, at_N, begun.old, new, seen_NS, c, method="decode")
+        x_ND, new = run(token_N, at_N, begun.old, new, begun.filled_N, c, method="decode")
         drawn_N = now.drawn_N + now.live_N
         live_N = now.live_N & ~ended_N & (drawn_N < task.response_slots)
         written = slots.Written(*map(write, written, (token_N, *logps_N), [c] * 3))

@@ -5,7 +5,7 @@ Each device of a mesh has a queue and slots of its own, so no row ever leaves it
 have the rows of all devices on the first axis, and `by_device` runs a function on each one's part.
 
 Shape letters beside those of `remix_jax.types`: N slots, C tokens of a segment, S the places of the
-cache that earlier segments filled; R are the rows of the queue here.
+cache that earlier segments filled, a row's from 0 on; R are the rows of the queue here.
 """
 
 import functools
@@ -93,7 +93,7 @@ class Rows(NamedTuple):
     id_R: jax.Array  # int32, of the random stream
     prompt_len_R: jax.Array
     x_QD: jax.Array  # final hidden state of each prompt
-    cache: Cache  # of the prompts
+    cache: Cache  # of the prompts, each from place 0 on
 
 
 class InSlots(NamedTuple):
@@ -105,7 +105,12 @@ class InSlots(NamedTuple):
     drawn_N: jax.Array  # int32, tokens of the response so far
     live_N: jax.Array  # bool; a row that has ended keeps its slot up to the segment's end
     x_ND: jax.Array  # final hidden state that the next token is drawn from
-    old: Cache  # keys and values of the prompt and of the segments before; S = P + all but one
+    old: Cache  # keys and values of the prompt and of the segments before
+
+    @property
+    def filled_N(self) -> jax.Array:
+        """Places of `old` that a segment reads, as seen from its beginning."""
+        return jnp.where(self.live_N, self.prompt_len_N + self.drawn_N, 1)
 
 
 class Written(NamedTuple):
@@ -162,6 +167,15 @@ def empty_cache(like: Cache, rows: int, slots: int) -> Cache:
         return constrain(jnp.zeros(shape, keys_or_values.dtype), ROWS, "tensor")
 
     return tuple((zeros(keys, 3), zeros(values, 2)) for keys, values in like)
+
+
+def from_first(cache: Cache, padding_N: jax.Array) -> Cache:
+    """Left-padded rows moved to where they begin at place 0; what is behind them means nothing."""
+
+    def moved(x, axis):
+        return jax.vmap(functools.partial(jnp.roll, axis=axis))(x, -padding_N)
+
+    return tuple((moved(keys, 2), moved(values, 1)) for keys, values in cache)
 
 
 def queued(active_R: jax.Array, begun_R: jax.Array) -> Queue:
@@ -223,12 +237,11 @@ def harvest(
         return jax.lax.scatter(all_RT, place_N2, of_segment_NC, windows, mode=mode)
 
     def moved(axis, old, new):
-        behind = results.written.token_RT.shape[1] - new.shape[axis + 1]
-        if behind == 0:  # one segment is all
+        if results.written.token_RT.shape[1] == new.shape[axis + 1]:  # one segment is all
             return old
-        place_N = old.shape[axis + 1] - behind + begun.drawn_N
+        # There is room for all but the last segment, after which no row goes on.
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis)
-        return jax.vmap(write)(old, new, place_N)
+        return jax.vmap(write)(old, new, begun.filled_N)
 
     cache = tuple(
         (moved(2, old_keys, keys), moved(1, old_values, values))
