@@ -60,6 +60,19 @@ def test_a_kernel_reads_the_filled_blocks_alone(kind, M):
     np.testing.assert_allclose(got, want, atol=tolerance)
 
 
+def test_the_tpu_kernel_takes_a_step_for_each_filled_block(monkeypatch):
+    steps, pallas_call = [], flash_decoding.pl.pallas_call
+
+    def counted(*args, grid_spec, **options):
+        steps.append(int(grid_spec.grid[0]))
+        return pallas_call(*args, grid_spec=grid_spec, **options)
+
+    monkeypatch.setattr(flash_decoding.pl, "pallas_call", counted)
+    q, old, new = given(1)
+    attention.step("splash", q, old, new, jnp.asarray(FILLED), 2, "float32")
+    assert steps == [1 + 1 + 2 + 1 + 2 + 2]
+
+
 @pytest.mark.parametrize("kind", ["splash", "cudnn"])
 def test_on_a_mesh_each_device_reads_its_own_rows_and_heads(kind):
     q, old, new = jax.tree.map(lambda x: jnp.tile(x, (2, 1, 1, 1)), given(3))
