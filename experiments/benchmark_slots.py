@@ -96,6 +96,7 @@ def static_waves(model: Decoder, params, prompts: Prompts, key, task: Task, at_o
         mask_BP = jnp.arange(P)[None] >= P - prompts.prompt_len_Q[:, None]
         positions_BP = jnp.maximum(jnp.cumsum(mask_BP, axis=1) - 1, 0)
         x_BD, prompt = run(prompts.tokens_QP, positions_BP, mask_BP, method="prefill")
+        prompt = slots.from_first(prompt, P - prompts.prompt_len_Q)
         keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.row_ids_B)
 
         def step(carry):
@@ -106,9 +107,9 @@ def static_waves(model: Decoder, params, prompts: Prompts, key, task: Task, at_o
             tokens_BT = tokens_BT.at[:, t].set(jnp.where(live_B, token_B, task.pad_id))
             logp_BT = logp_BT.at[:, t].set(jnp.where(live_B, logp_B, 0.0))
             at_B = prompts.prompt_len_Q + t
-            filled_1T = jnp.arange(cache[0][1].shape[2])[None] <= t
-            parts, seen = (prompt, cache), (mask_BP, filled_1T)
-            x_BD, cache = run(token_B, at_B, parts, seen, t, method="decode")
+            seen_1T = jnp.arange(cache[0][1].shape[2])[None] <= t
+            parts = prompt, cache, prompts.prompt_len_Q, seen_1T, t
+            x_BD, cache = run(token_B, at_B, *parts, method="decode")
             live_B &= token_B != task.eos_ids[0]
             return t + 1, live_B, x_BD, cache, tokens_BT, logp_BT
 

@@ -55,11 +55,13 @@ def _of(equation: Any, trips: tuple[Trips, ...]) -> float:
 
 def _kernel(equation: Any) -> float:
     label = str(equation.params.get("name") or equation.params.get("name_and_src_info"))
+    # Behind integers, which describe the mask, come queries, keys and values.
+    shapes = [v.aval.shape for v in equation.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+    if "flash_decoding" in label:  # one query, to all slots
+        return 4.0 * math.prod(shapes[0]) * shapes[2][-2]
     products = next((n for key, n in _KERNEL_PRODUCTS.items() if key in label), None)
     if products is None:
         raise ValueError(f"no count for the kernel {label}")
-    # Behind integers that describe the mask come queries, then keys.
-    shapes = [v.aval.shape for v in equation.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
     *lead, T, E = shapes[0]
     S = shapes[1][-2]
     visible = T * (S - T) + T * (T + 1) / 2

@@ -1,8 +1,12 @@
-"""Attention of whole rows behind one function, by the kernel that suits the device.
+"""Attention of whole rows (`attend`) and of one token more (`step`), by what suits the device.
 
-    plain    batched products with gradients by hand (`products.attention`); every score in memory
-    splash   JAX's TPU kernel: scores stay on the chip, blocks above the diagonal are skipped
-    cudnn    `jax.nn.dot_product_attention` with cuDNN's fused kernel, for GPUs
+             whole rows                                      one token, to its row's cache
+    plain    batched products with gradients by hand         all of the cache, the rest masked
+             (`products.attention`); every score in memory
+    splash   JAX's TPU kernel: scores stay on the chip,      `flash_decoding.tpu`: what is filled
+             blocks above the diagonal are skipped
+    cudnn    `jax.nn.dot_product_attention` with cuDNN's     `flash_decoding.gpu`: the same
+             fused kernel, for GPUs
 
 They agree within rounding at real tokens. Shape letters are those of `products`; the T queries are
 those of the slots from `first` (static) on.
@@ -17,10 +21,10 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
 from remix_jax import sharding
-from remix_jax.models import products
+from remix_jax.models import flash_decoding, products
+from remix_jax.models.products import MASKED
 
-LONG = 1024  # slots from which a kernel pays: shorter rows are attended to plainly
-MASKED = -1e30  # finite: a query that may see nothing gets uniform weights, never NaN
+LONG = 1024  # slots from which a kernel pays: shorter rows and caches are attended to plainly
 _BLOCK = {"plain": 1, "splash": 512, "cudnn": 64}  # slots come in multiples of it
 _LANES = 128  # of a TPU's vector registers
 
@@ -35,6 +39,12 @@ def for_slots(kind: str, slots: int) -> tuple[str, int]:
     """What attends to rows of so many slots, and the multiple of its block that it asks for."""
     kind = kind if slots >= LONG else "plain"
     return kind, slots + -slots % _BLOCK[kind]
+
+
+def for_cache(kind: str, slots: int) -> tuple[str, int]:
+    """`for_slots` of a cache, in the terms of `step`."""
+    kind = kind if slots >= LONG else "plain"
+    return kind, slots + -slots % (1 if kind == "plain" else flash_decoding.SLOTS)
 
 
 def visibility(kind: str, segments_BS: jax.Array) -> jax.Array:
@@ -66,18 +76,38 @@ def attend(kind: str, q_BKMTE, k_BKSE, v_BKSE, visible, first: int, dtype: str) 
     if kind == "cudnn":
         return cudnn(q, k, v, visible, first).astype(jnp.float32)
     given: tuple[jax.Array, ...] = (q, k, v, visible)
-    call, mesh = functools.partial(splash, first=first), sharding.in_use()
-    if mesh is None:
-        return call(*given).astype(jnp.float32)
-    # Every device for its own rows, of which all get as many, and its own key heads.
-    missing = -B % sharding.row_shards(mesh)
+    missing = -B % sharding.row_shards(sharding.in_use())
     if missing:
         given = tuple(jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in given)
+    out = _by_device(functools.partial(splash, first=first), *given)
+    return out[:B].astype(jnp.float32)
+
+
+def step(kind: str, q_NKME, old, new, filled_N, bias_NC, dtype: str) -> jax.Array:
+    """`attend` for one query a row, to the two parts of its cache together [N, K, M, E].
+
+    A part is its keys [N, K, E, S] and values [N, K, S, E]. Of `old` (None: there is one part) a
+    row sees the first `filled_N` slots (at least 1), of `new` those where `bias_NC` is 0.
+    """
+    newer = (*new, bias_NC)
+    if old is None:
+        return products.attention_step(q_NKME, [newer], dtype)
+    E, S = old[1].shape[3], old[1].shape[2]
+    kernel = {"splash": flash_decoding.tpu, "cudnn": flash_decoding.gpu}.get(for_cache(kind, S)[0])
+    if kernel is None or (kind == "cudnn" and E & (E - 1)):  # Triton wants powers of 2
+        bias_NS = jnp.where(jnp.arange(S)[None] < filled_N[:, None], 0.0, MASKED)
+        return products.attention_step(q_NKME, [(*old, bias_NS), newer], dtype)
+    summed = _by_device(functools.partial(kernel, dtype=dtype), q_NKME, *old, filled_N)
+    return products.attention_step(q_NKME, [newer], dtype, summed)
+
+
+def _by_device(kernel, *given: jax.Array):
+    """Every device for its own rows and key heads; the last of the arguments has no heads."""
+    if sharding.in_use() is None:
+        return kernel(*given)
     rows, heads = PartitionSpec(sharding.ROWS), PartitionSpec(sharding.ROWS, "tensor")
-    mapped = jax.shard_map(
-        call, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
-    )
-    return mapped(*given)[:B].astype(jnp.float32)
+    specs = (heads,) * (len(given) - 1) + (rows,)
+    return jax.shard_map(kernel, in_specs=specs, out_specs=heads, check_vma=False)(*given)
 
 
 def splash(q_BKMTE, k_BKSE, v_BKSE, segments_BS, first: int, interpret: bool = False):

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from remix_jax.models import attention
-from remix_jax.models.products import attention_step, lookup, matmul
+from remix_jax.models.products import lookup, matmul
 from remix_jax.sharding import ROWS, STREAM, Places, by_rules, constrain, places
 
 # Of every layer: keys [B, K, E, S] (the layout in which a CPU multiplies them without copying them
@@ -32,7 +32,7 @@ class Execution:
     param_dtype: str = ""  # of the parameters; empty: that of the operands of products
     scan_layers: bool = False  # one layer compiled and looped over, in place of all unrolled
     remat: bool = False  # a layer keeps its input alone and runs again in the backward pass
-    attention: str = "plain"  # kernel of rows of `attention.LONG` slots or more
+    attention: str = "plain"  # kernel of rows and caches of `attention.LONG` slots or more
     logit_slots: int = 0  # slots of a row whose logits exist at once; 0: all
     logit_entries: int = 0  # entries of the vocabulary, likewise
 
@@ -187,23 +187,22 @@ class Layer(nn.Module):
         x_ND = queried(x_BSD.reshape(B * S, D)) + self.o(out_BTHE.reshape(B * T, -1))
         return self._mlp(x_ND).reshape(B, T, D), (k_BKSE, v_BKSE)
 
-    def step(self, x_ND, parts, biases, slot, cos_NE, sin_NE):
-        """The output for one new token a row; the last part with its key and value at `slot`."""
+    def step(self, x_ND, old, new, filled_N, bias_NC, slot, cos_NE, sin_NE):
+        """The output for one new token a row, and `new` with its key and value at `slot`."""
         N, config = x_ND.shape[0], self.config
         normed_ND = self.attn_norm(x_ND)
         keys_values = self._keys_values(normed_ND, cos_NE, sin_NE)
         k_NKE, v_NKE = (x.astype(config.dtype) for x in keys_values)
         write = jax.lax.dynamic_update_slice_in_dim
-        *read, (k_NKES, v_NKSE) = parts
-        written = (
-            write(k_NKES, k_NKE[..., None], slot, axis=3),
-            write(v_NKSE, v_NKE[:, :, None], slot, axis=2),
+        new = (
+            write(new[0], k_NKE[..., None], slot, axis=3),
+            write(new[1], v_NKE[:, :, None], slot, axis=2),
         )
         q_NKME = self._queries(normed_ND, cos_NE, sin_NE)
         q_NKME = q_NKME.reshape(N, config.kv_heads, -1, config.head_dim)
-        seen = [(*part, bias) for part, bias in zip([*read, written], biases, strict=True)]
-        out_NKME = attention_step(q_NKME, seen, config.dtype)
-        return self._mlp(x_ND + self.o(out_NKME.reshape(N, -1))), written
+        kind = config.execution.attention
+        out_NKME = attention.step(kind, q_NKME, old, new, filled_N, bias_NC, config.dtype)
+        return self._mlp(x_ND + self.o(out_NKME.reshape(N, -1))), new
 
     def _queries(self, x_ND, cos_NE, sin_NE):
         c = self.config
@@ -287,22 +286,27 @@ class Decoder(nn.Module):
             x_QTD = jnp.take_along_axis(x_QTD, at_Q[:, None, None], axis=1)
         return x_QTD[:, 0], tuple((k_QKPE.swapaxes(2, 3), v_QKPE) for k_QKPE, v_QKPE in cache)
 
-    def decode(self, tokens_N, positions_N, parts, seen, slot) -> tuple[jax.Array, Cache]:
-        """Output of the final norm [N, D] for one new token a row, and the cache with it at `slot`.
+    def decode(
+        self, tokens_N, positions_N, old, new, filled_N, seen_NC, slot
+    ) -> tuple[jax.Array, Cache]:
+        """Output of the final norm [N, D] for one new token a row, and `new` with it at `slot`.
 
-        The cache may have two parts: one that is only read, and the last, in which all rows fill
-        the same slots. So rows begin and end at any step, and no write is to a place of its own.
+        The cache may have two parts: `old`, which is only read, and of which a row's token sees the
+        first `filled_N` slots; and `new`, which all rows fill at the same slots. So rows begin and
+        end at any step, and yet no write is to a place of its own.
 
         Args:
-          parts: caches.
-          seen: for each, true where a row's token looks [N or 1, S], `slot` of the last included.
+          old: None where `new` is the whole cache; then so is `filled_N`.
+          seen_NC: true where a row's token looks in `new` [N or 1, C], `slot` included.
         """
-        biases = [jnp.where(seen_NS, 0.0, attention.MASKED) for seen_NS in seen]
+        bias_NC = jnp.where(seen_NC, 0.0, attention.MASKED)
         rope = rope_angles(self.config, positions_N)
         x_ND, written = self.embed(tokens_N), []
-        for layer, *of_layer in zip(self.layers, *parts, strict=True):
-            x_ND, last = layer.step(constrain(x_ND, ROWS), of_layer, biases, slot, *rope)
-            written.append(last)
+        before = old or [None] * len(new)
+        for layer, *parts in zip(self.layers, before, new, strict=True):
+            x_ND = constrain(x_ND, ROWS)
+            x_ND, layer_cache = layer.step(x_ND, *parts, filled_N, bias_NC, slot, *rope)
+            written.append(layer_cache)
         return self.final_norm(x_ND), tuple(written)
 
     def _run(self, tokens_BS, positions_BS, segments_BS, last, keep: bool = False):

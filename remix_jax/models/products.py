@@ -9,6 +9,7 @@ to a key head, X = M * T, E head dimension. T are the slots that are queried, S 
 """
 
 import functools
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -18,6 +19,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from remix_jax.sharding import Places, constrain
 
+MASKED = -1e30  # finite: a query that may see nothing gets uniform weights, never NaN
 ONE_HOT_VOCABULARY = 4096  # beyond it, a scatter is cheaper than a product with one-hot rows
 
 
@@ -141,23 +143,32 @@ def _attention_backward(dtype, residuals, dout):
 attention.defvjp(_attention_forward, _attention_backward)
 
 
-def attention_step(q_NKME, parts, dtype: str) -> jax.Array:
+# Of one query a row and some of its keys: exp(score - best) times the values, summed [N, K, M, E];
+# exp(score - best) summed [N, K, M, 1]; the largest score [N, K, M, 1].
+Summed = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def attention_step(q_NKME, parts, dtype: str, kernels: Sequence[Summed] = ()) -> jax.Array:
     """`attention` for one query a row, to the parts of a cache together. [N, K, M, E]
 
-    A part is its keys [N, K, E, S] (transposed), values [N, K, S, E] and bias [N or 1, S].
+    A part is its keys [N, K, E, S] (transposed), values [N, K, S, E] and bias [N or 1, S]; more of
+    them may have been summed by `kernels`.
     """
     scores, q = [], q_NKME.astype(dtype)
     for keys, _, bias in parts:
         scores.append(einsum("nkme,nkes->nkms", q, keys, dtype) + bias[:, None, None])
         if len(parts) > 1:  # or a GPU makes one product of both, over copies of the keys
             q = lax.optimization_barrier(q)
-    best = functools.reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
+    bests = [score.max(-1, keepdims=True) for score in scores] + [best for _, _, best in kernels]
+    best = functools.reduce(jnp.maximum, bests)
     exps = [jnp.exp(score - best) for score in scores]
     outs = [
         einsum("nkms,nkse->nkme", exp, values, dtype)
         for exp, (_, values, _) in zip(exps, parts, strict=True)
     ]
     totals = [exp.sum(-1, keepdims=True) for exp in exps]
+    outs += [out * jnp.exp(its_best - best) for out, _, its_best in kernels]
+    totals += [total * jnp.exp(its_best - best) for _, total, its_best in kernels]
     return functools.reduce(jnp.add, outs) / functools.reduce(jnp.add, totals)
 
 

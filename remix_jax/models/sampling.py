@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remix_jax.models import slots
+from remix_jax.models import attention, slots
 from remix_jax.models.decoder import Decoder
 from remix_jax.sharding import ROWS, by_rows, constrain, in_use, places, row_shards
 from remix_jax.types import positions
@@ -86,10 +86,11 @@ class Task:
     budget: int = 0  # slots of cache that a device has for rows being decoded; 0: for all
     carry: bool = False  # ends when enough groups are finished; the others may be gone on with
 
-    def in_slots(self, shards: int) -> slots.Slots:
-        """On so many devices that rows are divided over."""
+    def in_slots(self, shards: int, kind: str) -> slots.Slots:
+        """On so many devices that rows are divided over, with `kind` of attention."""
         sizes = self.prompts, self.group_size, self.prompt_slots, self.response_slots
-        return slots.in_slots(*sizes, self.budget, shards, self.carry)
+        apart = self.carry or attention.for_cache(kind, self.slots)[0] != "plain"
+        return slots.in_slots(*sizes, self.budget, shards, apart)
 
     @property
     def rows(self) -> int:  # B
@@ -115,7 +116,8 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     others begin anew). Sampling ends with the segment in which prompts.groups groups are finished;
     a response that is not has neither an end token nor T tokens.
     """
-    T, plan = task.response_slots, task.in_slots(row_shards(in_use()))
+    T, kind = task.response_slots, model.config.execution.attention
+    plan = task.in_slots(row_shards(in_use()), kind)
     local = functools.partial(slots.by_device, plan.devices)
     model, weights = _for_decoding(model, params)
     run = functools.partial(model.apply, {"params": weights})
@@ -129,7 +131,8 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     rows = _prefilled(run, plan, tokens_QP, prompt_len_Q, id_R)
     begun = jax.tree.map(lambda x_B: slots.divided(plan, x_B, plan.group_size), prompts.begun)
     begun_R = jnp.zeros_like(active_R) if begun is None else (begun.length_B > 0) & active_R
-    state = _empty(plan, task, local(slots.queued, active_R, begun_R), rows, begun)
+    widths = [attention.for_cache(kind, task.prompt_slots + x.places)[1] for x in plan.loops]
+    state = _empty(plan, task, local(slots.queued, active_R, begun_R), rows, begun, widths[0])
     if begun is not None:
         state = _resumed(run, plan, task, local, rows, tokens_QP, begun_R, state)
 
@@ -137,11 +140,10 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
         return slots.together(plan, x_R, task.rows)
 
     for i, loop in enumerate(plan.loops):
-        before = plan.loops[max(i - 1, 0)]
-        in_slots = state.in_slots
-        if loop.slots < before.slots:
+        in_slots, before = state.in_slots, max(i - 1, 0)
+        if loop.slots < plan.loops[before].slots:
             in_slots = local(slots.halved, in_slots)
-        in_slots = in_slots._replace(old=slots.longer(in_slots.old, loop.places - before.places))
+        in_slots = in_slots._replace(old=slots.longer(in_slots.old, widths[i] - widths[before]))
 
         def goes_on(state: _State, loop: slots.Loop = loop) -> jax.Array:
             live_DN = state.in_slots.live_N.reshape(plan.devices, -1)
@@ -222,12 +224,15 @@ def _prefilled(
     """The prompts' hidden states and caches."""
     P = tokens_QP.shape[1]
     real_QP = jnp.arange(P)[None] >= P - prompt_len_Q[:, None]
-    x_QD, cache = _in_pieces(run, plan.devices, plan.pieces, tokens_QP, real_QP)
+    x_QD, cache = _in_pieces(run, plan, plan.pieces, tokens_QP, real_QP)
     return slots.Rows(row_ids_R, jnp.repeat(prompt_len_Q, plan.group_size), x_QD, cache)
 
 
-def _in_pieces(run: Callable[..., Any], devices: int, pieces: int, tokens_NS, real_NS, *last_N):
+def _in_pieces(
+    run: Callable[..., Any], plan: slots.Slots, pieces: int, tokens_NS, real_NS, *last_N
+):
     """Prefills one piece of each device's rows after the other; x_ND is of the slots `last_N`."""
+    devices = plan.devices
 
     def split(x):  # [devices * N, ...] -> [pieces, devices * N / pieces, ...]
         x = x.reshape(devices, pieces, -1, *x.shape[1:]).swapaxes(0, 1)
@@ -239,9 +244,13 @@ def _in_pieces(run: Callable[..., Any], devices: int, pieces: int, tokens_NS, re
 
     def prefill(part):
         tokens_NS, real_NS, *last_N = by_rows(part)
-        return run(tokens_NS, positions(real_NS), real_NS, *last_N, method="prefill")
+        x_ND, cache = run(tokens_NS, positions(real_NS), real_NS, *last_N, method="prefill")
+        if plan.together:
+            return x_ND, cache
+        return x_ND, slots.from_first(cache, jnp.argmax(real_NS, axis=1))
 
     given = tokens_NS, real_NS, *last_N
+    devices = plan.devices
     if pieces == 1:
         x_ND, cache = prefill(given)
     else:
@@ -250,7 +259,12 @@ def _in_pieces(run: Callable[..., Any], devices: int, pieces: int, tokens_NS, re
 
 
 def _empty(
-    plan: slots.Slots, task: Task, queue: slots.Queue, rows: slots.Rows, begun: Begun | None
+    plan: slots.Slots,
+    task: Task,
+    queue: slots.Queue,
+    rows: slots.Rows,
+    begun: Begun | None,
+    width: int,
 ) -> _State:
     """Before the first row has a slot."""
     N, R, T = plan.devices * plan.number, plan.devices * plan.rows, task.response_slots
@@ -282,7 +296,7 @@ def _empty(
         old=(),
     )
     live, results = by_rows((live, results))
-    old = slots.empty_cache(rows.cache, N, task.prompt_slots + plan.loops[0].places)
+    old = slots.empty_cache(rows.cache, N, width)
     zero = jnp.zeros((), jnp.int32)
     return _State(queue, live._replace(old=old), results, zero, zero, zero)
 
@@ -324,8 +338,8 @@ def _resumed(
     place_1S = jnp.arange(P + T)[None]
     real_NS = (place_1S >= P - prompt_len_N[:, None]) & (place_1S < P + drawn_N[:, None])
     pieces = next(n for n in range(slots.pieces_of(N, P + T), N + 1) if N % n == 0)
-    x_ND, cache = _in_pieces(run, plan.devices, pieces, tokens_NS, real_NS, P + drawn_N - 1)
-    old = slots.longer(cache, plan.loops[0].places - T)
+    x_ND, cache = _in_pieces(run, plan, pieces, tokens_NS, real_NS, P + drawn_N - 1)
+    old = slots.longer(cache, state.in_slots.old[0][1].shape[2] - (P + T))
     return state._replace(queue=queue, in_slots=in_slots._replace(x_ND=x_ND, old=old))
 
 
@@ -341,12 +355,18 @@ def _segment(
     begun, C, P = state.in_slots, plan.segment, task.prompt_slots
     N, S = begun.row_N.shape[0], begun.old[0][1].shape[2]
     keys_N = jax.vmap(functools.partial(jax.random.fold_in, key))(begun.id_N)
-    place_1S = jnp.arange(S)[None]
-    of_prompt_NS = place_1S >= P - begun.prompt_len_N[:, None]
     # Rows that begin together write into the one cache; others into a part that all fill alike.
-    first = P + begun.drawn_N.max() if plan.together else 0
-    cache = begun.old if plan.together else slots.empty_cache(begun.old, N, C)
-    before_NS = of_prompt_NS & (place_1S < P + begun.drawn_N[:, None])
+    if plan.together:
+        old, cache, filled_N, first = None, begun.old, None, P + begun.drawn_N.max()
+        real_NC = jnp.arange(S)[None] >= P - begun.prompt_len_N[:, None]
+    else:
+        old, cache, filled_N, first = (
+            begun.old,
+            slots.empty_cache(begun.old, N, C),
+            begun.filled_N,
+            0,
+        )
+        real_NC = jnp.ones((1, C), bool)
 
     def write(x_NC, x_N, c):
         return jax.lax.dynamic_update_slice_in_dim(x_NC, x_N[:, None], c, axis=1)
@@ -365,12 +385,10 @@ def _segment(
         logps_N = [jnp.where(now.live_N, logp_N, 0.0) for logp_N in logps_N]
         ends = [now.live_N & (token_N == eos) for eos in task.eos_ids]
         ended_N = functools.reduce(operator.or_, ends, ended_N)
-        if plan.together:
-            parts, seen = (cache,), (of_prompt_NS & (place_1S <= first + c),)
-        else:
-            parts, seen = (begun.old, cache), (before_NS, jnp.arange(C)[None] <= c)
         at_N = now.prompt_len_N + now.drawn_N
-        x_ND, cache = run(token_N, at_N, parts, seen, first + c, method="decode")
+        seen_NC = real_NC & (jnp.arange(real_NC.shape[1])[None] <= first + c)
+        parts = old, cache, filled_N, seen_NC, first + c
+        x_ND, cache = run(token_N, at_N, *parts, method="decode")
         drawn_N = now.drawn_N + now.live_N
         live_N = now.live_N & ~ended_N & (drawn_N < task.response_slots)
         written = slots.Written(*map(write, written, (token_N, *logps_N), [c] * 3))
@@ -383,7 +401,8 @@ def _segment(
     carry = (jnp.zeros((), jnp.int32), begun._replace(old=()), ended_N, written, cache)
     c, now, ended_N, written, cache = jax.lax.while_loop(goes_on, step, carry)
     if not plan.together:
-        cache = local(functools.partial(slots.moved, P), begun, cache)
+        one_segment = task.response_slots <= C
+        cache = local(functools.partial(slots.moved, one_segment), begun, cache)
     now = now._replace(old=cache)
     put = functools.partial(slots.put, plan.together)
     results = local(put, state.results, begun, now, written, ended_N)

@@ -58,7 +58,7 @@ def in_slots(
     response_slots: int,
     budget: int = 0,
     shards: int = 1,
-    carry: bool = False,
+    apart: bool = False,
 ) -> Slots:
     """Slots for a task.
 
@@ -71,7 +71,7 @@ def in_slots(
       budget: slots of cache that a device has for the rows that it decodes, ValueError if it has no
         room for one; 0: for all. The prompts' own cache comes to it.
       shards: devices that rows are divided over. Groups are, too, unless there are too few.
-      carry: rows may have begun before.
+      apart: rows never begin together: some have begun before, or a kernel reads their caches.
     """
     parts = (n for n in range(1, group_size + 1) if group_size % n == 0)
     copies = next((n for n in parts if groups * n >= shards), group_size)
@@ -80,14 +80,15 @@ def in_slots(
     number = min(asked * size, budget // row if budget else asked * size)
     if number == 0:
         raise ValueError(f"{budget} slots have no room for a row of {row}")
-    together = number == asked * size and not carry
+    together = number == asked * size and not apart
     pieces = max(pieces_of(asked, prompt_slots), -(-asked // number))
     prompts = pieces * -(-asked // pieces)
     number = prompts * size if together else number
     # A row that ends within a segment idles for half of one, but each segment costs copies.
     segment = max(-(-response_slots // (32 if together else 64)), 8 if together else 4)
     segment = min(segment + -segment % 4, response_slots)
-    places = -(-response_slots // segment) * segment - (0 if carry or together else segment)
+    places = -(-response_slots // segment) * segment
+    places -= 0 if together or apart else segment  # nothing is read behind the last segment
     deepest = min(3, response_slots.bit_length() - 4) - together
     deepest = min(deepest, number.bit_length() - 1)
     numbers = [number >> i for i in range(max(deepest, 0) + 1)]
@@ -120,7 +121,7 @@ class Rows(NamedTuple):
     id_R: jax.Array  # int32, of the random stream
     prompt_len_R: jax.Array
     x_QD: jax.Array  # final hidden state of each prompt
-    cache: Cache  # of the prompts
+    cache: Cache  # of the prompts, each from place 0 on unless all rows begin together
 
 
 class InSlots(NamedTuple):
@@ -132,7 +133,12 @@ class InSlots(NamedTuple):
     drawn_N: jax.Array  # int32, tokens of the response so far
     live_N: jax.Array  # bool; a row that has ended keeps its slot up to the segment's end
     x_ND: jax.Array  # final hidden state that the next token is drawn from
-    old: Cache  # keys and values of the prompt and of the segments before; S = P + all but one
+    old: Cache  # keys and values of the prompt and of the segments before
+
+    @property
+    def filled_N(self) -> jax.Array:
+        """Places of `old` that a segment reads, as seen from its beginning."""
+        return jnp.where(self.live_N, self.prompt_len_N + self.drawn_N, 1)
 
 
 class Written(NamedTuple):
@@ -189,6 +195,15 @@ def empty_cache(like: Cache, rows: int, slots: int) -> Cache:
         return constrain(jnp.zeros(shape, keys_or_values.dtype), ROWS, "tensor")
 
     return tuple((zeros(keys, 3), zeros(values, 2)) for keys, values in like)
+
+
+def from_first(cache: Cache, padding_N: jax.Array) -> Cache:
+    """Left-padded rows moved to where they begin at place 0; what is behind them means nothing."""
+
+    def moved(x, axis):
+        return jax.vmap(functools.partial(jnp.roll, axis=axis))(x, -padding_N)
+
+    return tuple((moved(keys, 2), moved(values, 1)) for keys, values in cache)
 
 
 def queued(active_R: jax.Array, begun_R: jax.Array) -> Queue:
@@ -268,17 +283,18 @@ def put(
     )
 
 
-def moved(prompt_slots: int, begun: InSlots, new: Cache) -> Cache:
+def moved(one_segment: bool, begun: InSlots, new: Cache) -> Cache:
     """The cache with a segment's part behind each slot's own, on one device.
 
     A row that has ended needs it no more, and what is written in its place is garbage.
     """
 
     def write(axis, old, new):
-        if old.shape[axis + 1] == prompt_slots:  # one segment is all
+        if one_segment:
             return old
+        # There is room for all but the last segment, after which no row goes on.
         one = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis)
-        return jax.vmap(one)(old, new, prompt_slots + begun.drawn_N)
+        return jax.vmap(one)(old, new, begun.filled_N)
 
     return tuple(
         (write(2, old_keys, keys), write(1, old_values, values))

@@ -197,10 +197,10 @@ def decoding(
         for name, stage in schedule.stages(config).items()
         if config.own_rows
     } | {"evaluation": sampling.evaluation_task(config, (), 0)}
-    shards, found = sharding.row_shards(mesh), {}
+    shards, kind, found = sharding.row_shards(mesh), policy.config.execution.attention, {}
     for phase, task in tasks.items():
         task = sampling.with_budget(config, policy, task, mesh, kept, limit)
-        found[phase] = task, task.in_slots(shards)
+        found[phase] = task, task.in_slots(shards, kind)
     return found
 
 

@@ -1,5 +1,7 @@
 """Counting what a compiled program does, from its jaxpr and from the compilers' text."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,7 +9,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from launch import hlo, jaxpr_flops
-from remix_jax.models import attention
+from remix_jax.models import attention, flash_decoding
 
 
 def loop(x, w):
@@ -54,6 +56,16 @@ def test_the_kernel_counts_visible_pairs():
     backward = jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2)))(q, k, k)
     beside = 2 * B * K * M * T * E  # out . dout, made outside of the kernel
     assert jaxpr_flops.count(backward) == (2 + 3 + 4) * 2 * pairs * E + beside
+
+
+@pytest.mark.parametrize("kernel", [flash_decoding.tpu, flash_decoding.gpu])
+def test_a_decoding_kernel_counts_all_slots_of_the_cache(kernel):
+    N, K, M, S, E = 3, 2, 6, 640, 64
+    shapes = (N, K, M, E), (N, K, E, S), (N, K, S, E)
+    given = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    length_N = jax.ShapeDtypeStruct((N,), jnp.int32)
+    call = functools.partial(kernel, dtype="bfloat16")
+    assert jaxpr_flops.count(jax.make_jaxpr(call)(*given, length_N)) == 2 * 2 * N * K * M * S * E
 
 
 def compiled_text(function, *arguments):

@@ -78,9 +78,12 @@ def test_attention_gradients(jit):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
 
 
-def test_attention_step_is_attention_of_one_query():
-    B, K, M, S, E = 2, 3, 2, 5, 6
+def test_attention_to_parts_of_a_cache_is_attention_of_one_query():
+    B, K, M, S, E = 2, 3, 2, 7, 6
     q, k, v = normal(0, B, K, M, E), normal(1, B, K, S, E), normal(2, B, K, S, E)
     bias = jnp.where(np.random.default_rng(3).random((B, S)) < 0.7, 0.0, -1e30)
-    step = products.attention_step(q, k.swapaxes(2, 3), v, bias, "float32")
+    bias = bias.at[0, :3].set(-1e30)  # nothing of the first part
+    ends = [slice(0, 3), slice(3, 7)]
+    given = [(k[:, :, s].swapaxes(2, 3), v[:, :, s], bias[:, s]) for s in ends]
+    step = products.attention_step(q, given, "float32")
     np.testing.assert_allclose(step, plain_attention(q, k, v, bias[:, None]), atol=2e-5)

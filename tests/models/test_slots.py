@@ -1,6 +1,7 @@
 """Rows that take turns in few slots get the responses of one batch, within a bound on the cache."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from launch import hlo
 from remix_jax import sharding
-from remix_jax.models.decoder import Decoder
+from remix_jax.models import attention, flash_decoding
+from remix_jax.models.decoder import Decoder, Execution
 from remix_jax.models.sampling import Begun, SamplerSettings
 from remix_jax.models.slots import in_slots
 from remix_jax.rollout import sampler
@@ -107,6 +109,17 @@ def test_responses_are_those_of_one_batch(case, decoder):
     assert (got.steps, got.slot_steps, got.drain_slot_steps) == run_through(
         length_B[given.active_B], in_slots(Q, G, P, T, number * SLOTS)
     )
+
+
+def test_a_kernel_finds_what_each_slot_has_filled(decoder, monkeypatch):
+    """The TPU kernel, in JAX's interpreter, in a cache that is longer for it."""
+    given = some(9, 1, inactive=(1, 7, 8))
+    want = sampled(decoder, given, 1)
+    monkeypatch.setattr(attention, "LONG", 8)
+    kernel = functools.partial(flash_decoding.tpu, interpret=True)
+    monkeypatch.setattr(flash_decoding, "tpu", kernel)
+    sizes = dataclasses.replace(decoder[0], execution=Execution(attention="splash"))
+    assert_same(sampled((sizes, decoder[1]), given, 1, 3 * SLOTS), want)
 
 
 def run_through(lengths, plan):
