@@ -96,7 +96,7 @@ def static_waves(model: Decoder, params, prompts: Prompts, key, task: Task, at_o
         mask_BP = jnp.arange(P)[None] >= P - prompts.prompt_len_Q[:, None]
         positions_BP = jnp.maximum(jnp.cumsum(mask_BP, axis=1) - 1, 0)
         x_BD, prompt = run(prompts.tokens_QP, positions_BP, mask_BP, method="prefill")
-        prompt = slots.from_first(prompt, P - prompts.prompt_len_Q)
+        prompt = slots.from_first(prompt, P - jnp.asarray(prompts.prompt_len_Q))
         keys_B = jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.row_ids_B)
 
         def step(carry):

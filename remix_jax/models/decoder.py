@@ -303,9 +303,9 @@ class Decoder(nn.Module):
         rope = rope_angles(self.config, positions_N)
         x_ND, written = self.embed(tokens_N), []
         before = old or [None] * len(new)
-        for layer, *parts in zip(self.layers, before, new, strict=True):
+        for layer, older, newer in zip(self.layers, before, new, strict=True):
             x_ND = constrain(x_ND, ROWS)
-            x_ND, layer_cache = layer.step(x_ND, *parts, filled_N, bias_NC, slot, *rope)
+            x_ND, layer_cache = layer.step(x_ND, older, newer, filled_N, bias_NC, slot, *rope)
             written.append(layer_cache)
         return self.final_norm(x_ND), tuple(written)
 

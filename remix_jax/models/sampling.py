@@ -356,16 +356,13 @@ def _segment(
     N, S = begun.row_N.shape[0], begun.old[0][1].shape[2]
     keys_N = jax.vmap(functools.partial(jax.random.fold_in, key))(begun.id_N)
     # Rows that begin together write into the one cache; others into a part that all fill alike.
+    read: tuple[Any, Any] = (None, None)
     if plan.together:
-        old, cache, filled_N, first = None, begun.old, None, P + begun.drawn_N.max()
+        cache, first = begun.old, P + begun.drawn_N.max()
         real_NC = jnp.arange(S)[None] >= P - begun.prompt_len_N[:, None]
     else:
-        old, cache, filled_N, first = (
-            begun.old,
-            slots.empty_cache(begun.old, N, C),
-            begun.filled_N,
-            0,
-        )
+        read = begun.old, begun.filled_N
+        cache, first = slots.empty_cache(begun.old, N, C), jnp.zeros((), jnp.int32)
         real_NC = jnp.ones((1, C), bool)
 
     def write(x_NC, x_N, c):
@@ -387,7 +384,7 @@ def _segment(
         ended_N = functools.reduce(operator.or_, ends, ended_N)
         at_N = now.prompt_len_N + now.drawn_N
         seen_NC = real_NC & (jnp.arange(real_NC.shape[1])[None] <= first + c)
-        parts = old, cache, filled_N, seen_NC, first + c
+        parts = read[0], cache, read[1], seen_NC, first + c
         x_ND, cache = run(token_N, at_N, *parts, method="decode")
         drawn_N = now.drawn_N + now.live_N
         live_N = now.live_N & ~ended_N & (drawn_N < task.response_slots)
