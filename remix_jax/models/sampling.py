@@ -139,6 +139,13 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     def of_rows(x_R):
         return slots.together(plan, x_R, task.rows)
 
+    def refilled(state: _State) -> _State:
+        filled = functools.partial(slots.refill, plan.group_size)
+        queue, in_slots = local(filled, state.queue, rows, state.in_slots)
+        return state._replace(queue=queue, in_slots=in_slots)
+
+    if plan.together:
+        state = refilled(state)
     for i, loop in enumerate(plan.loops):
         in_slots, before = state.in_slots, max(i - 1, 0)
         if loop.slots < plan.loops[before].slots:
@@ -159,10 +166,8 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
             return more
 
         def segment(state: _State, loop: slots.Loop = loop) -> _State:
-            if loop.slots == plan.number:
-                filled = functools.partial(slots.refill, plan.group_size)
-                queue, live = local(filled, state.queue, rows, state.in_slots)
-                state = state._replace(queue=queue, in_slots=live)
+            if loop.slots == plan.number and not plan.together:
+                state = refilled(state)
             return _segment(run, key, plan, task, local, state)
 
         state = jax.lax.while_loop(goes_on, segment, state._replace(in_slots=in_slots))
