@@ -80,7 +80,7 @@ def test_rows_that_an_earlier_policy_began_are_scored_and_grow_old_earlier():
     rows = kept_rows(rows.replace(behav_logp_BT=drawn_BT, lag_B=lag_B))
     spare = jax.tree.map(lambda x: jnp.resize(x, (config.batch_size, *x.shape[1:])), rows)
     scored = batches.score(learner, stage_of(config, 1), state, batch_of(spare), jnp.ones(()))
-    true_BT = score(learner.policy, state.params, spare, 1.0).logp_BT
+    true_BT = score(learner.policy, state.params, spare, 1.0)
     inside_BT = np.asarray(spare.mask_BT) > 0
     for b, lag in enumerate(spare.lag_B):
         want_BT = true_BT if lag else spare.behav_logp_BT
