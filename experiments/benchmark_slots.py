@@ -3,7 +3,7 @@
     python -m experiments.benchmark_slots [--quick] [--out=runs/benchmark_slots]
 
 Reasoning models' responses are of very different lengths: here lognormal, mean 2,500 and cut at
-8,192 tokens, all divided by 32. A wave decodes as many rows as there are slots until the last of
+8,192 tokens, all divided by 64. A wave decodes as many rows as there are slots until the last of
 them has ended, and its cache grows with it, in four steps; that is the scheme that a program of
 static shapes has by default. Both decode the same rows with the same model, and draw the same
 tokens; CPU-seconds are those of the process, the least of some rounds in turn.
@@ -29,10 +29,10 @@ from remix_jax.models import sampling, slots
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.sampling import Prompts, Sampled, SamplerSettings, Task
 
-_QUICK = flags.DEFINE_bool("quick", False, "64 rows and one round, in under 5 minutes")
+_QUICK = flags.DEFINE_bool("quick", False, "128 rows and one round, in under 5 minutes")
 _OUT = flags.DEFINE_string("out", "runs/benchmark_slots", "directory for results.json")
 
-SCALE = 32
+SCALE = 64
 CAP, PROMPT = 8192 // SCALE, 16
 RATIOS = (2, 4, 8)  # rows / slots
 END = 2047  # the last token that is counted
@@ -149,7 +149,7 @@ def compare(rows: int, ratio: int, rounds: int) -> dict[str, Any]:
         "slots": sampling.sample.trace(model, params, given, key, task),
     }
     programs = {}
-    result: dict[str, Any] = {"rows": rows, "slots": at_once, "tokens": int(length_B.sum())}
+    result: dict[str, Any] = {"rows": rows, "at_once": at_once, "tokens": int(length_B.sum())}
     for name, each in traced.items():
         begin = time.process_time()
         programs[name] = each.lower().compile()
@@ -184,14 +184,14 @@ def sheet(results: list[dict[str, Any]]) -> Sheet:
     lines = []
     for each in results:
         pair = [each[name] for name in ("waves", "slots")]
-        cells = [str(each["slots"]), str(each["rows"]), *(share(one["used"]) for one in pair)]
+        cells = [str(each["at_once"]), str(each["rows"]), *(share(one["used"]) for one in pair)]
         cells += [f"{one['tokens_per_cpu_second']:,.0f}" for one in pair]
         lines.append([*cells, f"{each['times_as_fast']:.2f}"])
     return Sheet(header, lines)
 
 
 def main() -> None:
-    rows, rounds = (64, 1) if _QUICK.value else (256, 3)
+    rows, rounds = (128, 1) if _QUICK.value else (256, 3)
     results = []
     for ratio in RATIOS:
         results.append(compare(rows, ratio, rounds))
