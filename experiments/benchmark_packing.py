@@ -20,36 +20,21 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from experiments import long_tail
 from experiments.main import run
 from experiments.tables import Sheet, share
 from remix_jax import config as c
 from remix_jax.learner import state as states
 from remix_jax.learner.step import compile_learn, step_inputs
-from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.models.decoder import Decoder
 from remix_jax.schedule import stage_at, stages
 from remix_jax.types import FreshRows, empty_rows
 
 _QUICK = flags.DEFINE_bool("quick", False, "half the length and one round, in under 5 minutes")
 _OUT = flags.DEFINE_string("out", "runs/benchmark_packing", "directory for results.json")
 
-ROWS, CAP, PROMPT = 32, 8192, 1024
-MODEL = DecoderConfig(  # 12.6 million parameters beside the embeddings
-    architecture="qwen2",
-    vocab_size=2048,
-    width=384,
-    layers=8,
-    heads=6,
-    kv_heads=2,
-    head_dim=64,
-    ffn_width=1024,
-    rope_theta=1e4,
-    rope_scaling=None,
-    norm_eps=1e-6,
-    tied_embeddings=True,
-    qkv_bias=True,
-    qk_norm=False,
-    max_positions=CAP,
-)
+ROWS, PROMPT = 32, 1024
+MODEL = long_tail.model(tied_embeddings=True, positions=long_tail.CAP)
 
 
 def make_config(prompt: int, response: int, micro: int) -> c.Config:
@@ -73,7 +58,7 @@ def make_config(prompt: int, response: int, micro: int) -> c.Config:
 def drawn_rows(prompt: int, response: int, full: bool) -> FreshRows:
     """Fresh rows of random tokens, by the list of lengths or at full length."""
     rng = np.random.default_rng(0)
-    drawn = np.minimum(rng.lognormal(7.467, 0.962, (2, ROWS)), CAP) / CAP
+    drawn = long_tail.shares(rng, 2, ROWS)
     response_B = np.maximum(drawn[0] * response, 1).round()
     prompt_B = np.maximum(drawn[1, :: ROWS // 4].repeat(ROWS // 4) * prompt, 2).round()
     if full:
@@ -97,7 +82,7 @@ def learners(policy: Decoder, prompt: int, response: int) -> dict[str, tuple[Any
     made = {}
     params = jax.jit(policy.init)(jax.random.key(0), *jnp.zeros((3, 1, 1), jnp.int32))["params"]
     packed = states.static_of(make_config(prompt, response, ROWS)).micro_rows()
-    for side, micro, busy in (("padded", ROWS, ROWS * CAP), ("packed", packed, 1)):
+    for side, micro, busy in (("padded", ROWS, ROWS * long_tail.CAP), ("packed", packed, 1)):
         config = make_config(prompt, response, micro)
         learner = states.make_learner(config, policy)
         with mock.patch.dict(states.BUSY_SLOTS, cpu=busy):  # that many slots in a pass
@@ -145,7 +130,7 @@ def sheet(results: list[dict[str, Any]]) -> Sheet:
 
 def main() -> None:
     scale, rounds = (32, 1) if _QUICK.value else (16, 3)
-    results = compare(Decoder(MODEL), PROMPT // scale, CAP // scale, rounds)
+    results = compare(Decoder(MODEL), PROMPT // scale, long_tail.CAP // scale, rounds)
     out = pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from experiments import long_tail
 from experiments.main import run
 from experiments.tables import Sheet, share
 from remix_jax.models import sampling, slots
@@ -33,30 +34,9 @@ _QUICK = flags.DEFINE_bool("quick", False, "128 rows and one round, in under 5 m
 _OUT = flags.DEFINE_string("out", "runs/benchmark_slots", "directory for results.json")
 
 SCALE = 64
-CAP, PROMPT = 8192 // SCALE, 16
+CAP, PROMPT = long_tail.CAP // SCALE, 16
 RATIOS = (2, 4, 8)  # rows / slots
 END = 2047  # the last token that is counted
-
-
-def model_config() -> DecoderConfig:
-    """12.6 million parameters beside the embeddings."""
-    return DecoderConfig(
-        architecture="qwen2",
-        vocab_size=2048,
-        width=384,
-        layers=8,
-        heads=6,
-        kv_heads=2,
-        head_dim=64,
-        ffn_width=1024,
-        rope_theta=1e4,
-        rope_scaling=None,
-        norm_eps=1e-6,
-        tied_embeddings=False,
-        qkv_bias=True,
-        qk_norm=False,
-        max_positions=CAP + PROMPT,
-    )
 
 
 def counting(config: DecoderConfig) -> dict:
@@ -73,8 +53,8 @@ def counting(config: DecoderConfig) -> dict:
 
 def lengths(rows: int) -> np.ndarray:
     """Tokens of each response [rows]: exp(N(7.467, .962)) cut at 8,192, divided."""
-    drawn = np.random.default_rng(0).lognormal(7.467, 0.962, rows)
-    return np.clip(drawn / SCALE, 1, CAP).round().astype(np.int32)
+    drawn = CAP * long_tail.shares(np.random.default_rng(0), rows)
+    return np.maximum(drawn, 1).round().astype(np.int32)
 
 
 def prompts_for(length_B: np.ndarray) -> Prompts:
@@ -142,7 +122,7 @@ def compare(rows: int, ratio: int, rounds: int) -> dict[str, Any]:
     at_once, length_B = rows // ratio, lengths(rows)
     given, key = prompts_for(length_B), jax.random.key(3)
     task = Task(rows, PROMPT, 1, CAP, SamplerSettings(), (END,), 0, at_once * (PROMPT + CAP))
-    config = model_config()
+    config = long_tail.model(tied_embeddings=False, positions=CAP + PROMPT)
     params, model = counting(config), Decoder(config)
     traced = {
         "waves": static_waves.trace(model, params, given, key, task, at_once),

@@ -151,6 +151,7 @@ class Layer(nn.Module):
     config: DecoderConfig
 
     def setup(self):
+        """Flax's hook: attributes name the parameters."""
         c = self.config
         self.attn_norm, self.mlp_norm = Norm(c.norm_eps), Norm(c.norm_eps)
         self.q = Linear(c.heads * c.head_dim, c.dtype, c.qkv_bias)
@@ -241,6 +242,7 @@ class Decoder(nn.Module):
     head: str = "lm"
 
     def setup(self):
+        """Flax's hook: attributes name the parameters."""
         c = self.config
         self.embed = Embedding(c.vocab_size, c.width, c.dtype)
         self.layers = [Layer(c) for _ in range(c.layers)]
