@@ -13,7 +13,6 @@ import json
 import pathlib
 import time
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -37,14 +36,14 @@ ROWS, PROMPT = 32, 1024
 MODEL = long_tail.model(tied_embeddings=True, positions=long_tail.CAP)
 
 
-def make_config(prompt: int, response: int, micro: int) -> c.Config:
-    """One step of GRPO, `micro` buffers a pass at most."""
+def make_config(prompt: int, response: int) -> c.Config:
+    """One step of GRPO."""
     return c.Config(
         batch_size=ROWS,
         group_size=8,
         mini_batch_size=ROWS,
-        micro_batch_size=micro,
-        score_batch_size=micro,
+        micro_batch_size=ROWS,
+        score_batch_size=ROWS,
         passes=1,
         reincarnation_step=0,
         data=c.Data(prompt_tokens=prompt, response_tokens=response),
@@ -81,13 +80,12 @@ def learners(policy: Decoder, prompt: int, response: int) -> dict[str, tuple[Any
     """By side: the first state, the compiled learning phase, its numbers."""
     made = {}
     params = jax.jit(policy.init)(jax.random.key(0), *jnp.zeros((3, 1, 1), jnp.int32))["params"]
-    packed = states.static_of(make_config(prompt, response, ROWS)).micro_rows()
-    for side, micro, busy in (("padded", ROWS, ROWS * long_tail.CAP), ("packed", packed, 1)):
-        config = make_config(prompt, response, micro)
-        learner = states.make_learner(config, policy)
-        with mock.patch.dict(states.BUSY_SLOTS, cpu=busy):  # that many slots in a pass
-            stage = stages(config)[stage_at(config, 1)]
-            program = compile_learn(learner, stage, None).call
+    config = make_config(prompt, response)
+    packed = states.make_learner(config, policy)
+    padded = packed._replace(busy_slots=ROWS * long_tail.CAP)  # so many slots in a pass
+    for side, learner in (("padded", padded), ("packed", packed)):
+        stage = stages(config)[stage_at(config, 1)]
+        program = compile_learn(learner, stage, None).call
         state = states.init_state(learner, jax.tree.map(jnp.copy, params), 0)
         made[side] = (state, program, step_inputs(config, 1))
     return made

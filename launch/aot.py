@@ -4,7 +4,6 @@ Sampling, scoring and learning are those of a run, from shapes alone. `launch.tp
 `launch.gpu_aot` describe the devices and are the commands; docs/scaling.md explains the figures.
 """
 
-import copy
 import dataclasses
 import math
 import os
@@ -46,7 +45,7 @@ class Target(NamedTuple):
     mesh: Mesh
     chip: cost.Chip
     room: float  # bytes of a device that programs may take
-    attention: str  # what config.model.attention "auto" is there
+    platform: str  # "gpu" or "tpu"
     options: dict[str, str]  # the compiler's
 
     @property
@@ -120,11 +119,8 @@ def compiled_programs(
       InputError: the config does not suit the model or the mesh.
     """
     jax.config.update("jax_enable_compilation_cache", False)  # it loads what it finds on a device
-    config = copy.deepcopy(config)
-    if config.model.attention == "auto":
-        config.model.attention = target.attention
     mesh = target.used_mesh
-    _, learner, state = dry_run.described_run(config, ARCHITECTURES)
+    _, learner, state = dry_run.described_run(config, ARCHITECTURES, target.platform)
     check_sizes(config, learner.policy.config, mesh)
     state_bytes = sharding.tree_bytes(state, mesh)
     for part in parts:
@@ -168,7 +164,7 @@ def _sampling(config: Config, learner: Learner, state: TrainState, target: Targe
 
 def _scoring(config: Config, learner: Learner, state: TrainState, target: Target) -> Traced:
     mesh = target.used_mesh
-    rows = learner.static.score_rows(sharding.row_shards(mesh))
+    rows = learner.static.score_rows(learner.busy_slots, sharding.row_shards(mesh))
     batch = jax.eval_shape(
         lambda: empty_rows(rows, config.prompt_slots, config.data.response_tokens)
     )
@@ -189,7 +185,8 @@ def _learning(config: Config, learner: Learner, state: TrainState, target: Targe
     stage = next(iter(schedule.stages(config).values()))
     traced = trace_learn(learner, stage, target.used_mesh)
     # Rows of full length: as many passes as a mini-batch can need.
-    micro = learner.static.micro_rows(sharding.row_shards(target.used_mesh))
+    shards = sharding.row_shards(target.used_mesh)
+    micro = learner.static.micro_rows(learner.busy_slots, shards)
     return Traced(f"learning, {stage.name} stage", traced, state, (config.mini_batch_size / micro,))
 
 

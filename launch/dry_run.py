@@ -116,7 +116,7 @@ def _counted(found: tasks.ProblemSet, limit: int) -> str:
 
 
 def described_run(
-    config: Config, architectures: pathlib.Path
+    config: Config, architectures: pathlib.Path, platform: str = ""
 ) -> tuple[pathlib.Path, Learner, TrainState]:
     """Where the model is described, the learner, and the shapes of its first state.
 
@@ -126,7 +126,7 @@ def described_run(
     config_rules.validate(config)
     directory = _described(config.model.path, architectures)
     sizes = dataclasses.replace(huggingface.read_config(directory), dtype=config.model.dtype)
-    learner = make_learner(config, Decoder(sizes))
+    learner = make_learner(config, Decoder(sizes), platform)
     return directory, learner, abstract_state(learner)
 
 
@@ -148,7 +148,7 @@ def memory_plan(
         lines[f"{phase}: cache of {some}"] = size_text(extra[-1])
     trained = {"params": state.params, "critic_params": state.critic_params}
     gradients = sharding.tree_bytes(trained, mesh)
-    micro = learner.static.micro_rows(shards)
+    micro = learner.static.micro_rows(learner.busy_slots, shards)
     added_up = config.mini_batch_size > micro
     gradients *= 2 if added_up else 1  # the sum so far, and those of one micro-batch
     lines["learning: gradients"] = size_text(gradients)

@@ -20,13 +20,12 @@ from experiments import main
 from launch import aot, cards
 from remix_jax import cost, sharding
 from remix_jax.errors import InputError
-from remix_jax.models import attention
 
 CARDS = flags.DEFINE_list("cards", ["h100"], "cards to compile for")
 GPUS = flags.DEFINE_integer("gpus", 1, "how many of a card one machine has", lower_bound=1)
 
 
-def target(name: str, gpus: int, wanted: tuple[int, int, int], dtype: str) -> aot.Target:
+def target(name: str, gpus: int, wanted: tuple[int, int, int]) -> aot.Target:
     """`gpus` cards of one machine.
 
     Raises:
@@ -45,14 +44,13 @@ def target(name: str, gpus: int, wanted: tuple[int, int, int], dtype: str) -> ao
     mesh = Mesh(np.array(found.devices).reshape(shape), sharding.AXES)
     room = cards.SHARE * card.memory_gib * 2**30
     title = f"{gpus} x {card.kind}"
-    return aot.Target(title, mesh, chip, room, attention.chosen("gpu", dtype), options)
+    return aot.Target(title, mesh, chip, room, "gpu", options)
 
 
 def compile_ahead() -> None:
     """The command behind the flags."""
     config, parts, dump = aot.checked()
-    dtype = config.model.compute_dtype or config.model.dtype
-    for there in [target(name, GPUS.value, config.mesh.sizes, dtype) for name in CARDS.value]:
+    for there in [target(name, GPUS.value, config.mesh.sizes) for name in CARDS.value]:
         aot.report(config, there, parts, dump)
 
 

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from launch import dry_run
 from remix_jax import sharding
 from remix_jax.config import Config
-from remix_jax.learner.state import TrainState, static_of
+from remix_jax.learner.state import Learner, TrainState
 from remix_jax.run.setup import check_sizes
 from remix_jax.sinks.console import Console
 from remix_jax.text import size_text
@@ -41,7 +41,7 @@ def print_placement(config: Config, console: Console, architectures: pathlib.Pat
     mesh = dry_run.planned_mesh(config.mesh.sizes)
     check_sizes(config, learner.policy.config, mesh)
     total, everywhere = 0, 0
-    for title, tree in parts(config, state).items():
+    for title, tree in parts(config, learner, state).items():
         table = placed(tree, mesh)
         own = sum(part.device_bytes for part in table)
         console.print(_table(f"{title}: {size_text(own)} on a device", table))
@@ -57,14 +57,14 @@ def print_placement(config: Config, console: Console, architectures: pathlib.Pat
     )
 
 
-def parts(config: Config, state: TrainState) -> dict[str, Any]:
+def parts(config: Config, learner: Learner, state: TrainState) -> dict[str, Any]:
     """The trees that lie on devices, by what they are; paths as the state and the rules have them.
 
     Gradients and micro-batches live only while the learning phase runs.
     """
     slots = (config.prompt_slots, config.data.response_tokens)
     shards = sharding.row_shards(dry_run.planned_mesh(config.mesh.sizes))
-    micro_rows = static_of(config).micro_rows(shards)
+    micro_rows = learner.static.micro_rows(learner.busy_slots, shards)
     micro = jax.eval_shape(lambda: kept_rows(empty_rows(micro_rows, *slots)))
     found: dict[str, Any] = {
         "Policy": {"params": state.params},

@@ -66,7 +66,7 @@ def target(topology: str, wanted: tuple[int, int, int]) -> aot.Target:
     chip = cost.chip(mesh.devices.flat[0].device_kind)
     if chip is None:
         raise InputError(f"--topology={topology}: no peaks are known for this chip")
-    return aot.Target(topology, mesh, chip, chip.memory_bytes - SYSTEM_BYTES, "splash", {})
+    return aot.Target(topology, mesh, chip, chip.memory_bytes - SYSTEM_BYTES, "tpu", {})
 
 
 def find(config: Config, kind: str) -> str | None:

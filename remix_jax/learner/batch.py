@@ -63,7 +63,8 @@ def logps(learner: Learner, params, rows: FreshRows):
 def _in_passes(learner: Learner, score, rows):
     """score(buffers of a pass) of the rows packed, one pass after the other, [B, T]."""
     B, T = rows.loss_mask_BT.shape
-    n = learner.static.score_rows(sharding.row_shards(sharding.in_use()), B)
+    shards = sharding.row_shards(sharding.in_use())
+    n = learner.static.score_rows(learner.busy_slots, shards, B)
     packed = packing.pack(rows, n)
 
     def of_pass(i):

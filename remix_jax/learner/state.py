@@ -39,10 +39,6 @@ class TrainState(flax.struct.PyTreeNode):
     fault_F: jax.Array  # bool by `fault_names`: what was first found not finite; updates stop then
 
 
-# Slots of a device from which a pass of more gains nothing (experiments.benchmark_packing).
-BUSY_SLOTS = {"cpu": 512, "default": 8192}
-
-
 def _of(path: str):
     """A field that is the config's, under a dotted name."""
     return dataclasses.field(metadata={"path": path})
@@ -97,31 +93,30 @@ class Static:
     has_precedent: bool = _of("has_precedent")
     anchors_dtype: str = _of("memory.anchors_dtype")
 
-    def micro_rows(self, shards: int = 1) -> int:
+    def micro_rows(self, busy_slots: int, shards: int = 1) -> int:
         """Buffers of a backward pass on `shards` devices, a buffer as long as a row.
 
         At most as many as the config allows, by number or by a budget of tokens, dividing a
-        mini-batch; and no more than keep a device busy, as passes end with the last used buffer.
+        mini-batch; and no more than `busy_slots` ask for, as passes end with the last used buffer.
         """
         most = self.micro_batch_size
         if self.micro_batch_tokens:
             most = min(self.fitting_rows(shards), self.mini_batch_size)
             most = next(n for n in range(most, 0, -1) if self.mini_batch_size % n == 0)
-        return self._busy(most, self.mini_batch_size, shards)
+        return self._busy(most, self.mini_batch_size, busy_slots, shards)
 
-    def score_rows(self, shards: int = 1, rows: int = 0) -> int:
+    def score_rows(self, busy_slots: int, shards: int = 1, rows: int = 0) -> int:
         """Buffers of a forward pass without gradient over `rows` (0: a batch), likewise."""
         rows = rows or self.batch_size
-        return min(self._busy(self.fitting_rows(shards), rows, shards), rows)
+        return min(self._busy(self.fitting_rows(shards), rows, busy_slots, shards), rows)
 
     def fitting_rows(self, shards: int = 1) -> int:
         """Full rows that the config allows in a forward pass without gradient."""
         fitting = self.micro_batch_tokens // (self.prompt_slots + self.response_slots)
         return shards * fitting or self.score_batch_size
 
-    def _busy(self, most: int, rows: int, shards: int) -> int:
-        slots = BUSY_SLOTS.get(jax.default_backend(), BUSY_SLOTS["default"])
-        least = -(-slots * shards // (self.prompt_slots + self.response_slots))
+    def _busy(self, most: int, rows: int, busy_slots: int, shards: int) -> int:
+        least = -(-busy_slots * shards // (self.prompt_slots + self.response_slots))
         fitting = (n for n in range(shards, most + 1, shards) if n >= least)
         return min(fitting, key=lambda n: (-rows % n, n), default=most)
 
@@ -149,6 +144,7 @@ class Learner(NamedTuple):
     critic: Decoder | None
     optimizer: optax.GradientTransformation
     critic_optimizer: optax.GradientTransformation
+    busy_slots: int  # of a device, from which a pass of more gains nothing
 
 
 @functools.cache
@@ -162,20 +158,34 @@ def make_optimizer(
     )
 
 
-def make_learner(config: Config, policy: Decoder) -> Learner:
+def make_learner(config: Config, policy: Decoder, platform: str = "") -> Learner:
     """Models and optimizers of a run; the critic has the policy's body and a value head.
+
+    Args:
+      platform: of the devices that it is planned for; empty: of those that are here.
 
     Raises:
       InputError: as `check_trainable`.
     """
     check_trainable(config)
-    policy = Decoder(executed(policy.config, config))
+    policy = Decoder(executed(policy.config, config, platform))
     critic = Decoder(policy.config, head="value") if config.has_critic else None
     optimizer, critic_optimizer = (
         make_optimizer(o.beta1, o.beta2, o.weight_decay, o.first_moment_dtype)
         for o in (config.optimizer, config.critic.optimizer)
     )
-    return Learner(static_of(config), policy, critic, optimizer, critic_optimizer)
+    busy = busy_slots(policy.config.width, platform)
+    return Learner(static_of(config), policy, critic, optimizer, critic_optimizer, busy)
+
+
+def busy_slots(width: int, platform: str = "") -> int:
+    """Slots of a device from which a pass of more gains nothing, with a model of that width.
+
+    A CPU spends some milliseconds on a pass besides its products, which grow with the square of the
+    width (experiments.benchmark_packing); other devices read the weights.
+    """
+    platform = platform or jax.default_backend()
+    return 4_000_000 // width**2 if platform == "cpu" else 8192
 
 
 def check_trainable(config: Config) -> None:
@@ -188,11 +198,11 @@ def check_trainable(config: Config) -> None:
         )
 
 
-def executed(sizes: DecoderConfig, config: Config) -> DecoderConfig:
-    """A decoder's sizes with the way that the config wants it run on the devices that are here."""
+def executed(sizes: DecoderConfig, config: Config, platform: str = "") -> DecoderConfig:
+    """A decoder's sizes, with the way that the config wants it run; platform as of `make_learner`."""
     model, memory = config.model, config.memory
     dtype = model.compute_dtype or model.dtype
-    suited = attention.chosen(jax.default_backend(), dtype)
+    suited = attention.chosen(platform or jax.default_backend(), dtype)
     execution = Execution(
         param_dtype=model.dtype,
         scan_layers=memory.scan_layers,

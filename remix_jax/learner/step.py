@@ -186,7 +186,8 @@ def _accumulate(learner: Learner, backward, rows: Rows):
     `backward` gets the buffers of a pass, and the rows, valid where the pass has them. The sums get
     the numbers of `tokens` and of the `slots` that they took.
     """
-    n = learner.static.micro_rows(sharding.row_shards(sharding.in_use()))
+    shards = sharding.row_shards(sharding.in_use())
+    n = learner.static.micro_rows(learner.busy_slots, shards)
     packed = packing.pack(rows, n)
     N, S = packed.source_NS.shape
 

@@ -95,7 +95,15 @@ def _first_fit(prompt_B, response_B, S: int, T: int):
 
     nothing_N = jnp.zeros_like(prompt_B)
     given = prompt_B[order_B], response_B[order_B]
-    _, found = lax.scan(place, (nothing_N, nothing_N), given)
+
+    def shortest_two(x_B):
+        return jnp.sort(jnp.where(response_B > 0, x_B, T + S))[:2].sum()
+
+    found = lax.cond(
+        (shortest_two(prompt_B + response_B) <= S) & (shortest_two(response_B) <= T),
+        lambda: lax.scan(place, (nothing_N, nothing_N), given)[1],
+        lambda: (number_N, nothing_N, given[1]),  # no two rows fit into one buffer
+    )
     back_B = jnp.argsort(order_B)
     return tuple(x_B[back_B] for x_B in found)
 

@@ -17,6 +17,7 @@ from remix_jax.learner import step as learning
 from remix_jax.learner.state import (
     Learner,
     TrainState,
+    busy_slots,
     check_trainable,
     make_learner,
     place_state,
@@ -104,9 +105,10 @@ def check_sizes(config: Config, sizes: DecoderConfig, mesh: Mesh | AbstractMesh 
         return
     shards = sharding.row_shards(mesh)
     static, samples = static_of(config), config.evaluation.samples
+    busy = busy_slots(sizes.width)
     rows = (
-        ("micro_batch_size", static.micro_rows(shards), 1),
-        ("score_batch_size", static.score_rows(shards), 1),
+        ("micro_batch_size", static.micro_rows(busy, shards), 1),
+        ("score_batch_size", static.score_rows(busy, shards), 1),
         ("evaluation.batch_size", config.evaluation.batch_size, samples),
     )
     for field, value, unit in rows:
