@@ -230,6 +230,17 @@ def _rotate(x_NHE: jax.Array, cos_NE: jax.Array, sin_NE: jax.Array) -> jax.Array
     return (x * cos_NE[:, None, None] + x[:, :, ::-1] * signed_sin).reshape(N, H, E)
 
 
+# Jitted, equal layers are traced and lowered once, in a model that is not scanned too.
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7))
+def _layer(config: DecoderConfig, layer, x_BSD, visible, rope, kind, first, T):
+    return Layer(config, parent=None).apply(layer, x_BSD, visible, rope, kind, first, T)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _step(config: DecoderConfig, layer, *given):
+    return Layer(config, parent=None).apply(layer, *given, method="step")
+
+
 class Decoder(nn.Module):
     """A causal language model (`head` "lm") or a critic with the same body (`head` "value").
 
@@ -306,8 +317,8 @@ class Decoder(nn.Module):
         x_ND, written = self.embed(tokens_N), []
         before = old or [None] * len(new)
         for layer, older, newer in zip(self.layers, before, new, strict=True):
-            x_ND = constrain(x_ND, ROWS)
-            x_ND, layer_cache = layer.step(x_ND, older, newer, filled_N, bias_NC, slot, *rope)
+            given = constrain(x_ND, ROWS), older, newer, filled_N, bias_NC, slot, *rope
+            x_ND, layer_cache = _step(self.config, layer.variables, *given)
             written.append(layer_cache)
         return self.final_norm(x_ND), tuple(written)
 
@@ -326,7 +337,7 @@ class Decoder(nn.Module):
         visible, rope = attention.visibility(kind, segments_BS), rope_angles(c, positions_BS)
 
         def block(x_BSD, layer, queries):
-            run = layer if unrolled else functools.partial(Layer(c, parent=None).apply, layer)
+            run = layer if self.is_initializing() else functools.partial(_layer, c, layer)
             x_BTD, cache = run(x_BSD, visible, rope, kind, *queries)
             return constrain(x_BTD, *between), cache if keep else None
 
@@ -336,7 +347,9 @@ class Decoder(nn.Module):
             block = jax.checkpoint(block, prevent_cse=apart, static_argnums=2)
         between = (ROWS,) if unrolled else STREAM
         x_BSD = constrain(self.embed(tokens_BS.reshape(-1)).reshape(B, slots, -1), *between)
-        layers = self.layers if unrolled else [layer.variables for layer in self.layers]
+        layers = self.layers
+        if not self.is_initializing():
+            layers = [layer.variables for layer in layers]
         if execution.scan_layers:
             # The last layer too runs on all slots: one body to compile is worth more.
             stacked = by_rules(jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers))
