@@ -366,6 +366,7 @@ class Decoder(nn.Module):
         return self.final_norm(x_BTD), tuple(cache)
 
 
+@functools.cache
 def abstract_params(model: Decoder) -> dict:
     """Shapes and dtypes of a model's parameters."""
     slot = jax.ShapeDtypeStruct((1, 1), jnp.int32)
