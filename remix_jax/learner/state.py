@@ -199,7 +199,7 @@ def check_trainable(config: Config) -> None:
 
 
 def executed(sizes: DecoderConfig, config: Config, platform: str = "") -> DecoderConfig:
-    """A decoder's sizes, with the way that the config wants it run; platform as of `make_learner`."""
+    """A decoder's sizes and the way that the config wants it run; platform as of `make_learner`."""
     model, memory = config.model, config.memory
     dtype = model.compute_dtype or model.dtype
     suited = attention.chosen(platform or jax.default_backend(), dtype)
