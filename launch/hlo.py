@@ -240,7 +240,7 @@ class Program:
             )
             return reads + min(_size(i.type), self._written(inner, self.computations[inner][-1]))
         reads = sum(_size(table[operand].type) for operand in i.operands if operand in table)
-        return reads + _size(i.type)
+        return reads + _size(i.type) - _in_place(i, table)
 
     def _parameter(self, name: str, number: int) -> Instruction:
         return next(
@@ -342,6 +342,13 @@ def _size(type_: str, everywhere: bool = False) -> float:
             width *= int(n)
         total += width
     return total
+
+
+def _in_place(i: Instruction, table: dict[str, Instruction]) -> float:
+    """Bytes of a kernel's results that are operands of it, in which it changes a part."""
+    aliases = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", i.attributes)
+    operands = re.findall(r": \((\d+),", aliases.group(1)) if aliases else ()
+    return sum(_size(table[i.operands[int(number)]].type) for number in operands)
 
 
 def _first(type_: str) -> str:

@@ -57,8 +57,8 @@ def _kernel(equation: Any) -> float:
     label = str(equation.params.get("name") or equation.params.get("name_and_src_info"))
     # Behind integers, which describe the mask, come queries, keys and values.
     shapes = [v.aval.shape for v in equation.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
-    if "flash_decoding" in label:  # one query, to all slots
-        return 4.0 * math.prod(shapes[0]) * shapes[2][-2]
+    if "flash_decoding" in label:  # M queries to all slots of the values [N, K, S, E]
+        return 4.0 * math.prod(shapes[-1]) * equation.outvars[-1].aval.shape[-2]
     products = next((n for key, n in _KERNEL_PRODUCTS.items() if key in label), None)
     if products is None:
         raise ValueError(f"no count for the kernel {label}")

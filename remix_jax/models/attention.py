@@ -5,8 +5,8 @@
              (`products.attention`); every score in memory
     splash   JAX's TPU kernel: scores stay on the chip,      `flash_decoding.tpu`: what is filled
              blocks above the diagonal are skipped
-    cudnn    `jax.nn.dot_product_attention` with cuDNN's     `flash_decoding.gpu`: the same
-             fused kernel, for GPUs
+    cudnn    `jax.nn.dot_product_attention` with cuDNN's     `flash_decoding.gpu`: the same, and
+             fused kernel, for GPUs                          each row writes to a slot of its own
 
 They agree within rounding at real tokens. Shape letters are those of `products`; the T queries are
 those of the slots from `first` (static) on.
@@ -41,9 +41,10 @@ def for_slots(kind: str, slots: int) -> tuple[str, int]:
     return kind, slots + -slots % _BLOCK[kind]
 
 
-def for_cache(kind: str, slots: int) -> tuple[str, int]:
-    """`for_slots` of a cache, in the terms of `step`."""
-    kind = kind if slots >= LONG else "plain"
+def for_cache(kind: str, slots: int, head_dim: int) -> tuple[str, int]:
+    """`for_slots` of a cache, in the terms of `step`; Triton wants powers of 2."""
+    fits = head_dim & (head_dim - 1) == 0 if kind == "cudnn" else slots >= LONG
+    kind = kind if fits else "plain"
     return kind, slots + -slots % (1 if kind == "plain" else flash_decoding.SLOTS)
 
 
@@ -83,22 +84,39 @@ def attend(kind: str, q_BKMTE, k_BKSE, v_BKSE, visible, first: int, dtype: str) 
     return out[:B].astype(jnp.float32)
 
 
-def step(kind: str, q_NKME, old, new, filled_N, bias_NC, dtype: str) -> jax.Array:
-    """`attend` for one query a row, to the two parts of its cache together [N, K, M, E].
+def step(kind: str, q_NKME, k_NKE, v_NKE, old, new, filled_N, bias_NC, slot, dtype: str):
+    """`attend` for one query a row [N, K, M, E]; and `new` with its key and value at `slot`.
 
-    A part is its keys [N, K, E, S] and values [N, K, S, E]. Of `old` (None: there is one part) a
-    row sees the first `filled_N` slots (at least 1), of `new` those where `bias_NC` is 0.
+    A part of a cache is its keys [N, K, E, S] and values [N, K, S, E]. Of `old` (None: there is one
+    part) a row sees the first `filled_N` slots (at least 1), of `new` those where `bias_NC` is 0.
+    A `slot` [N] is each row's own: it sees all up to there, of one part.
     """
-    newer = (*new, bias_NC)
-    if old is None:
-        return products.attention_step(q_NKME, [newer], dtype)
-    E, S = old[1].shape[3], old[1].shape[2]
-    kernel = {"splash": flash_decoding.tpu, "cudnn": flash_decoding.gpu}.get(for_cache(kind, S)[0])
-    if kernel is None or (kind == "cudnn" and E & (E - 1)):  # Triton wants powers of 2
-        bias_NS = jnp.where(jnp.arange(S)[None] < filled_N[:, None], 0.0, MASKED)
-        return products.attention_step(q_NKME, [(*old, bias_NS), newer], dtype)
-    summed = _by_device(functools.partial(kernel, dtype=dtype), q_NKME, *old, filled_N)
-    return products.attention_step(q_NKME, [newer], dtype, summed)
+    if slot.ndim:
+        return _in_place(q_NKME, k_NKE, v_NKE, new, slot, dtype)
+    write = jax.lax.dynamic_update_slice_in_dim
+    k_NKE, v_NKE = k_NKE.astype(dtype), v_NKE.astype(dtype)
+    new = (
+        write(new[0], k_NKE[..., None], slot, axis=3),
+        write(new[1], v_NKE[:, :, None], slot, axis=2),
+    )
+    parts, summed = [(*new, bias_NC)], ()
+    if old is not None:
+        S, E = old[1].shape[2:]
+        if for_cache(kind, S, E)[0] == "splash":
+            kernel = functools.partial(flash_decoding.tpu, dtype=dtype)
+            summed = _by_device(kernel, q_NKME, *old, filled_N)
+        else:
+            bias_NS = jnp.where(jnp.arange(S)[None] < filled_N[:, None], 0.0, MASKED)
+            parts.insert(0, (*old, bias_NS))
+    return products.attention_step(q_NKME, parts, dtype, summed), new
+
+
+def _in_place(q_NKME, k_NKE, v_NKE, cache, slot_N, dtype: str):
+    parts = q_NKME, k_NKE[:, :, None], v_NKE[:, :, None]
+    qkv_NKXE = jnp.concatenate(parts, axis=2).astype(dtype)
+    kernel = functools.partial(flash_decoding.gpu, dtype=dtype)
+    out_NKME, *cache = _by_device(kernel, qkv_NKXE, *cache, slot_N)
+    return out_NKME, tuple(cache)
 
 
 def _by_device(kernel, *given: jax.Array):

@@ -192,17 +192,12 @@ class Layer(nn.Module):
         """The output for one new token a row, and `new` with its key and value at `slot`."""
         N, config = x_ND.shape[0], self.config
         normed_ND = self.attn_norm(x_ND)
-        keys_values = self._keys_values(normed_ND, cos_NE, sin_NE)
-        k_NKE, v_NKE = (x.astype(config.dtype) for x in keys_values)
-        write = jax.lax.dynamic_update_slice_in_dim
-        new = (
-            write(new[0], k_NKE[..., None], slot, axis=3),
-            write(new[1], v_NKE[:, :, None], slot, axis=2),
-        )
+        k_NKE, v_NKE = self._keys_values(normed_ND, cos_NE, sin_NE)
         q_NKME = self._queries(normed_ND, cos_NE, sin_NE)
         q_NKME = q_NKME.reshape(N, config.kv_heads, -1, config.head_dim)
+        cache = old, new, filled_N, bias_NC, slot
         kind = config.execution.attention
-        out_NKME = attention.step(kind, q_NKME, old, new, filled_N, bias_NC, config.dtype)
+        out_NKME, new = attention.step(kind, q_NKME, k_NKE, v_NKE, *cache, config.dtype)
         return self._mlp(x_ND + self.o(out_NKME.reshape(N, -1))), new
 
     def _queries(self, x_ND, cos_NE, sin_NE):
@@ -226,8 +221,9 @@ def _rotate(x_NHE: jax.Array, cos_NE: jax.Array, sin_NE: jax.Array) -> jax.Array
     """Turns the pairs (x[i], x[i + E / 2]) by their position's angles."""
     N, H, E = x_NHE.shape
     x = x_NHE.reshape(N, H, 2, E // 2)
-    signed_sin = jnp.stack([-sin_NE, sin_NE], axis=1)[:, None]
-    return (x * cos_NE[:, None, None] + x[:, :, ::-1] * signed_sin).reshape(N, H, E)
+    sign_2 = np.asarray([-1.0, 1.0], np.float32).reshape(1, 1, 2, 1)
+    turned = x[:, :, ::-1] * (sign_2 * sin_NE[:, None, None])
+    return (x * cos_NE[:, None, None] + turned).reshape(N, H, E)
 
 
 # Jitted, equal layers are traced and lowered once, in a model that is not scanned too.
@@ -291,10 +287,13 @@ class Decoder(nn.Module):
         return self.lm_head.variables["params"]["kernel"]
 
     def prefill(self, tokens_QP, positions_QP, mask_QP, at_Q=None) -> tuple[jax.Array, Cache]:
-        """Output of the final norm at the slots `at_Q` (None: the last) [Q, D], and the cache."""
+        """The final norm's output at the slots `at_Q` (None: the last) [Q, D], and the cache.
+
+        Rounded to what products read of it, here and in `decode`.
+        """
         last = 1 if at_Q is None else None
         x_QTD, cache = self._run(tokens_QP, positions_QP, mask_QP, last, keep=True)
-        cache = jax.tree.map(lambda x: x.astype(self.config.dtype), cache)
+        x_QTD, cache = jax.tree.map(lambda x: x.astype(self.config.dtype), (x_QTD, cache))
         if at_Q is not None:
             x_QTD = jnp.take_along_axis(x_QTD, at_Q[:, None, None], axis=1)
         return x_QTD[:, 0], tuple((k_QKPE.swapaxes(2, 3), v_QKPE) for k_QKPE, v_QKPE in cache)
@@ -306,13 +305,16 @@ class Decoder(nn.Module):
 
         The cache may have two parts: `old`, which is only read, and of which a row's token sees the
         first `filled_N` slots; and `new`, which all rows fill at the same slots. So rows begin and
-        end at any step, and yet no write is to a place of its own.
+        end at any step, and yet no write is to a place of its own. A kernel that writes to such
+        places (`attention.for_cache` is "cudnn") gets one cache, and the slots of the rows.
 
         Args:
           old: None where `new` is the whole cache; then so is `filled_N`.
-          seen_NC: true where a row's token looks in `new` [N or 1, C], `slot` included.
+          seen_NC: true where a row's token looks in `new` [N or 1, C], `slot` included; None with
+            slots of their own, of which a row sees all up to there.
+          slot: int32, of the new token, or of each row's [N].
         """
-        bias_NC = jnp.where(seen_NC, 0.0, attention.MASKED)
+        bias_NC = None if seen_NC is None else jnp.where(seen_NC, 0.0, attention.MASKED)
         rope = rope_angles(self.config, positions_N)
         x_ND, written = self.embed(tokens_N), []
         before = old or [None] * len(new)
@@ -320,7 +322,7 @@ class Decoder(nn.Module):
             given = constrain(x_ND, ROWS), older, newer, filled_N, bias_NC, slot, *rope
             x_ND, layer_cache = _step(self.config, layer.variables, *given)
             written.append(layer_cache)
-        return self.final_norm(x_ND), tuple(written)
+        return self.final_norm(x_ND).astype(self.config.dtype), tuple(written)
 
     def _run(self, tokens_BS, positions_BS, segments_BS, last, keep: bool = False):
         """Final-norm outputs at the last `last` slots, and all keys and values if kept."""

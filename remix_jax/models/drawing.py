@@ -5,7 +5,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from remix_jax.models.products import MASKED
 from remix_jax.sharding import in_use
 
 
@@ -49,26 +51,45 @@ def draw(
         noise = functools.partial(jax.random.gumbel, shape=logits_BV.shape[1:])
         score_BV = kept_BV + jax.vmap(noise)(keys_B)
 
-    def first_of_the_largest(score_BV, logits_BV):
-        token_B = jnp.argmax(score_BV, axis=-1).astype(jnp.int32)
-        return token_B, jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
-
-    def elementwise(score_BV, logits_BV):
-        """The same; a CPU has vector instructions for it, and a divided vocabulary needs them."""
-        vocabulary_1V = jnp.arange(logits_BV.shape[1], dtype=jnp.int32)[None]
-        best_BV = score_BV == score_BV.max(axis=-1, keepdims=True)
-        token_B = jnp.where(best_BV, vocabulary_1V, logits_BV.shape[1] - 1).min(axis=-1)
-        hit_BV = vocabulary_1V == token_B[:, None]
-        return token_B, jnp.where(hit_BV, logits_BV, 0.0).sum(axis=-1)
-
-    others = elementwise if in_use() is not None else first_of_the_largest
-    token_B, logit_B = jax.lax.platform_dependent(
-        score_BV, logits_BV, cpu=elementwise, default=others
+    # A CPU has vector instructions for the one, and a vocabulary divided over devices needs it.
+    others = _by_elements if in_use() is not None else _in_one_pass
+    token_B, logit_B, log_total_B = jax.lax.platform_dependent(
+        score_BV, logits_BV, cpu=_by_elements, default=others
     )
-    logp_B = logit_B - jax.nn.logsumexp(logits_BV, axis=-1)
+    logp_B = logit_B - log_total_B
     if not settings.truncates:
         return token_B, logp_B, logp_B
     return token_B, logp_B, logit_B - jax.nn.logsumexp(kept_BV, axis=-1)
+
+
+def _by_elements(score_BV, logits_BV):
+    """The first token of the largest score, its logit, and log sum exp of all logits, [B]."""
+    vocabulary_1V = jnp.arange(logits_BV.shape[1], dtype=jnp.int32)[None]
+    best_BV = score_BV == score_BV.max(axis=-1, keepdims=True)
+    token_B = jnp.where(best_BV, vocabulary_1V, logits_BV.shape[1] - 1).min(axis=-1)
+    hit_BV = vocabulary_1V == token_B[:, None]
+    logit_B = jnp.where(hit_BV, logits_BV, 0.0).sum(axis=-1)
+    return token_B, logit_B, jax.nn.logsumexp(logits_BV, axis=-1)
+
+
+def _in_one_pass(score_BV, logits_BV):
+    """The same in one reduction: logits are read once, and scores never written."""
+    ids_BV = jax.lax.broadcasted_iota(jnp.int32, logits_BV.shape, 1)
+    ones_BV = jnp.ones_like(logits_BV)
+
+    def both(one, other):
+        """The better (score, token, logit), and the sums of exp(logit - largest) together."""
+        better = (one[0] > other[0]) | ((one[0] == other[0]) & (one[1] < other[1]))
+        best = [jnp.where(better, x, y) for x, y in zip(one[:3], other[:3], strict=True)]
+        largest = jnp.maximum(one[3], other[3])
+        parts = (total * jnp.exp(of - largest) for _, _, _, of, total in (one, other))
+        return *best, largest, sum(parts)
+
+    nothing = -np.inf, logits_BV.shape[1], 0.0, MASKED, 0.0
+    given = score_BV, ids_BV, logits_BV, logits_BV, ones_BV
+    start = tuple(jnp.asarray(x, of.dtype) for x, of in zip(nothing, given, strict=True))
+    _, token_B, logit_B, largest_B, total_B = jax.lax.reduce(given, start, both, (1,))
+    return token_B, logit_B, largest_B + jnp.log(total_B)
 
 
 def cut(logits_BV: jax.Array, settings: SamplerSettings) -> jax.Array:

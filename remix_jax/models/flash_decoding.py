@@ -3,11 +3,11 @@
 A cache has room for the longest row, and most rows are short: `products.attention_step` reads all
 of it. Here the blocks that a row fills are taken one after the other with a running maximum and
 sum (Milakov and Gimelshein, arXiv:1805.02867), so scores never leave the chip. On a TPU one program
-goes through the blocks of all rows, the next one on its way while one is computed; on a GPU
-(Triton) rows, key heads and equal parts of a row are programs of their own.
+goes through the blocks of all rows, the next one on its way while one is computed. On a GPU
+(Triton) rows, key heads and equal parts of a row are programs of their own, and write the new key
+and value too: a layer's attention is one launch, two where few rows leave the card idle.
 
-Keys are [N, K, E, S], values [N, K, S, E], `length_N` (int32, at least 1) the slots from 0 that a
-row has filled. Shape letters are those of `products`; W are blocks.
+Keys are [N, K, E, S], values [N, K, S, E]. Shape letters are those of `products`; W are blocks.
 """
 
 import jax
@@ -16,12 +16,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 
-from remix_jax.models.products import MASKED, Summed, einsum
+from remix_jax.models.products import MASKED, Summed, attention_step, einsum
 
 SLOTS = 128  # a cache's slots are a multiple of it: TPU registers have so many lanes
 _TPU_BLOCK = 512  # slots; long enough for its transfer to hide what starting it costs
 _GPU_BLOCK = 64
-_GPU_SPLITS = 8  # programs that share a row's blocks
+_GPU_PROGRAMS = 128  # that keep a card busy: with fewer rows and heads, a row's blocks are shared
 _GPU_ROWS = 16  # of the least product that tensor cores take, more than most M
 
 
@@ -37,7 +37,7 @@ def _further(q_ME, k_ES, v_SE, slots_left, so_far, dtype: str) -> Summed:
 
 
 def tpu(q_NKME, k_NKES, v_NKSE, length_N, dtype: str, interpret: bool = False) -> list[Summed]:
-    """The kernel for TPUs, on one device's share."""
+    """The kernel for TPUs, on one device's share; at least 1 slot of a row, length_N, is filled."""
     (N, K, M, E), S = q_NKME.shape, v_NKSE.shape[2]
     block = _TPU_BLOCK if K * E <= 1024 else SLOTS  # keys and values, twice, are to fit on the chip
     # The grid has a step for each block that holds something, of row after row.
@@ -95,52 +95,78 @@ def tpu(q_NKME, k_NKES, v_NKSE, length_N, dtype: str, interpret: bool = False) -
     return [tuple(call(row_W, end_N - blocks_N, length_N, q_NKME, k_NKES, v_NKSE))]
 
 
-def gpu(q_NKME, k_NKES, v_NKSE, length_N, dtype: str, interpret: bool = False) -> list[Summed]:
-    """The kernel for GPUs, on one device's share; E must be a power of 2, S a multiple of SLOTS."""
-    (N, K, M, E), S = q_NKME.shape, v_NKSE.shape[2]
-    rows = max(pl.next_power_of_2(M), _GPU_ROWS)
+def gpu(
+    qkv_NKXE, keys_NKES, values_NKSE, slot_N, dtype: str, interpret: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The kernel for GPUs, on one device's share: attention, and the cache with the new slot.
 
-    def kernel(length_ref, q_ref, k_ref, v_ref, *refs):
-        length, split = length_ref[...], pl.program_id(2)
-        blocks = pl.cdiv(length, _GPU_BLOCK)
-        each = pl.cdiv(blocks, _GPU_SPLITS)
+    E must be a power of 2, S a multiple of SLOTS; a row sees the slots up to its own, `slot_N`.
+    Of the X = M + 2 vectors M are queries, then come a key and a value: so one operation makes all.
+    """
+    (N, K, X, E), S = qkv_NKXE.shape, values_NKSE.shape[2]
+    M = X - 2
+    rows = max(pl.next_power_of_2(M), _GPU_ROWS)
+    splits = min(pl.next_power_of_2(pl.cdiv(_GPU_PROGRAMS, N * K)), 8)
+
+    def kernel(slot_ref, qkv_ref, keys_ref, values_ref, new_keys, new_values, *refs):
+        slot, split = slot_ref[...], pl.program_id(2)
+        blocks = pl.cdiv(slot + 1, _GPU_BLOCK)
+        each = pl.cdiv(blocks, splits)
         real_M1 = jnp.arange(rows)[:, None] < M
-        q_ME = plgpu.load(q_ref, mask=real_M1, other=0.0)
+        q_ME = plgpu.load(qkv_ref.at[pl.ds(0, rows)], mask=real_M1, other=0.0)
+        k_E, v_E = qkv_ref[M], qkv_ref[M + 1]
+
+        @pl.when(split == 0)
+        def _():
+            new_keys[:, slot] = k_E
+            new_values[slot, :] = v_E
 
         def further(i, so_far):
             here = pl.ds(i * _GPU_BLOCK, _GPU_BLOCK)
-            left = length - i * _GPU_BLOCK
-            return _further(q_ME, k_ref[:, here], v_ref[here, :], left, so_far, dtype)
+            left = slot + 1 - i * _GPU_BLOCK
+            # The new slot is not read from where another program may be writing it.
+            new_S = jnp.arange(_GPU_BLOCK) == left - 1
+            k_ES = jnp.where(new_S[None], k_E[:, None], keys_ref[:, here])
+            v_SE = jnp.where(new_S[:, None], v_E[None], values_ref[here, :])
+            return _further(q_ME, k_ES, v_SE, left, so_far, dtype)
 
         nothing = jnp.zeros((rows, E)), jnp.zeros((rows, 1)), jnp.full((rows, 1), MASKED)
         end = jnp.minimum((split + 1) * each, blocks)
         summed = jax.lax.fori_loop(split * each, end, further, nothing)
+        if splits == 1:
+            summed = [summed[0] / summed[1]]
         for ref, value in zip(refs, summed, strict=True):
-            plgpu.store(ref, value, mask=real_M1)
+            plgpu.store(ref, value.astype(ref.dtype), mask=real_M1)
 
     def of_head(*shape):
-        return pl.BlockSpec((None, None, *shape), lambda n, k, split: (n, k, 0, 0))
+        return pl.BlockSpec((None, None, *shape), lambda n, k, split: (n, k) + (0,) * len(shape))
 
     def of_split(width):
         where = pl.BlockSpec(
             (None, None, None, rows, width), lambda n, k, split: (split, n, k, 0, 0)
         )
-        return where, jax.ShapeDtypeStruct((_GPU_SPLITS, N, K, M, width), jnp.float32)
+        return where, jax.ShapeDtypeStruct((splits, N, K, M, width), jnp.float32)
 
-    out_specs, out_shape = zip(*map(of_split, (E, 1, 1)), strict=True)
-    parts = pl.pallas_call(
+    caches = [of_head(E, S), of_head(S, E)]
+    whole = of_head(rows, E), jax.ShapeDtypeStruct((N, K, M, E), dtype)
+    outs = [whole] if splits == 1 else [of_split(width) for width in (E, 1, 1)]
+    out_specs, out_shape = zip(*outs, strict=True)
+    keys_NKES, values_NKSE, *found = pl.pallas_call(
         kernel,
-        grid=(N, K, _GPU_SPLITS),
+        grid=(N, K, splits),
         in_specs=[
             pl.BlockSpec((None,), lambda n, k, split: (n,)),
-            of_head(rows, E),
-            of_head(E, S),
-            of_head(S, E),
+            of_head(max(rows, X), E),
+            *caches,
         ],
-        out_specs=out_specs,
-        out_shape=out_shape,
+        out_specs=[*caches, *out_specs],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (keys_NKES, values_NKSE)]
+        + list(out_shape),
+        input_output_aliases={2: 0, 3: 1},
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
         name="flash_decoding",
-    )(length_N, q_NKME.astype(dtype), k_NKES, v_NKSE)
-    return list(zip(*parts, strict=True))
+    )(slot_N, qkv_NKXE, keys_NKES, values_NKSE)
+    if splits > 1:
+        found = [attention_step(qkv_NKXE[:, :, :M], [], dtype, list(zip(*found, strict=True)))]
+    return found[0], keys_NKES, values_NKSE

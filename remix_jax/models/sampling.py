@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from remix_jax.models import attention, slots
-from remix_jax.models.decoder import Decoder
+from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.drawing import SamplerSettings, draw
 from remix_jax.sharding import ROWS, by_rows, constrain, in_use, places, row_shards
 from remix_jax.types import positions
@@ -67,10 +67,10 @@ class Task:
     budget: int = 0  # slots of cache that a device has for rows being decoded; 0: for all
     carry: bool = False  # ends when enough groups are finished; the others may be gone on with
 
-    def in_slots(self, shards: int, kind: str) -> slots.Slots:
-        """On so many devices that rows are divided over, with `kind` of attention."""
+    def in_slots(self, shards: int, config: DecoderConfig) -> slots.Slots:
+        """On so many devices that rows are divided over, with such a model."""
         sizes = self.prompts, self.group_size, self.prompt_slots, self.response_slots
-        apart = self.carry or attention.for_cache(kind, self.slots)[0] != "plain"
+        apart = self.carry or _cache(config, self.slots)[0] != "plain"
         return slots.in_slots(*sizes, self.budget, shards, apart)
 
     @property
@@ -97,8 +97,7 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     others begin anew). Sampling ends with the segment in which prompts.groups groups are finished;
     a response that is not has neither an end token nor T tokens.
     """
-    T, kind = task.response_slots, model.config.execution.attention
-    plan = task.in_slots(row_shards(in_use()), kind)
+    T, plan = task.response_slots, task.in_slots(row_shards(in_use()), model.config)
     local = functools.partial(slots.by_device, plan.devices)
     model, weights = _for_decoding(model, params)
     run = functools.partial(model.apply, {"params": weights})
@@ -112,7 +111,8 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     rows = _prefilled(run, plan, tokens_QP, prompt_len_Q, id_R)
     begun = jax.tree.map(lambda x_B: slots.divided(plan, x_B, plan.group_size), prompts.begun)
     begun_R = jnp.zeros_like(active_R) if begun is None else (begun.length_B > 0) & active_R
-    widths = [attention.for_cache(kind, task.prompt_slots + x.places)[1] for x in plan.loops]
+    caches = [_cache(model.config, task.prompt_slots + loop.places) for loop in plan.loops]
+    widths = [width for _, width in caches]
     state = _empty(plan, task, local(slots.queued, active_R, begun_R), rows, begun, widths[0])
     if begun is not None:
         state = _resumed(run, plan, task, local, rows, tokens_QP, begun_R, state)
@@ -127,6 +127,7 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
 
     if plan.together:
         state = refilled(state)
+    in_place = caches[0][0] == "cudnn"
     for i, loop in enumerate(plan.loops):
         in_slots, before = state.in_slots, max(i - 1, 0)
         if loop.slots < plan.loops[before].slots:
@@ -149,11 +150,16 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
         def segment(state: _State, loop: slots.Loop = loop) -> _State:
             if loop.slots == plan.number and not plan.together:
                 state = refilled(state)
-            return _segment(run, key, plan, task, local, state)
+            return _segment(run, key, plan, task, local, in_place, state)
 
         state = jax.lax.while_loop(goes_on, segment, state._replace(in_slots=in_slots))
 
     return _sampled(plan, task, prompts, state)
+
+
+def _cache(config: DecoderConfig, slots: int) -> tuple[str, int]:
+    """What attends to a cache, and its slots."""
+    return attention.for_cache(config.execution.attention, slots, config.head_dim)
 
 
 class _State(NamedTuple):
@@ -276,7 +282,7 @@ def _empty(
             )
         )
         results = slots.Results(written, *map(jnp.asarray, (begun.length_B, begun.ended_B)))
-    x_ND = jnp.zeros((N, rows.x_QD.shape[1]))
+    x_ND = jnp.zeros((N, rows.x_QD.shape[1]), rows.x_QD.dtype)
     # A slot without a row decodes on, and its first token sees itself.
     live = slots.InSlots(
         row_N=count_N,
@@ -341,15 +347,19 @@ def _segment(
     plan: slots.Slots,
     task: Task,
     local: Callable[..., Any],
+    in_place: bool,
     state: _State,
 ) -> _State:
     """Up to plan.segment tokens of every row in a slot, fewer where all of them end before."""
     begun, C, P = state.in_slots, plan.segment, task.prompt_slots
     N, S = begun.row_N.shape[0], begun.old[0][1].shape[2]
     keys_N = jax.vmap(functools.partial(jax.random.fold_in, key))(begun.id_N)
-    # Rows that begin together write into the one cache; others into a part that all fill alike.
+    # Rows that begin together write into the one cache, and those with a kernel that can, each to a
+    # slot of its own; others into a part that all fill alike.
     read: tuple[Any, Any] = (None, None)
-    if plan.together:
+    if in_place:
+        cache = begun.old
+    elif plan.together:
         cache, first = begun.old, P + begun.drawn_N.max()
         real_NC = jnp.arange(S)[None] >= P - begun.prompt_len_N[:, None]
     else:
@@ -357,8 +367,10 @@ def _segment(
         cache, first = slots.empty_cache(begun.old, N, C), jnp.zeros((), jnp.int32)
         real_NC = jnp.ones((1, C), bool)
 
-    def write(x_NC, x_N, c):
-        return jax.lax.dynamic_update_slice_in_dim(x_NC, x_N[:, None], c, axis=1)
+    as_integers, as_numbers = (
+        functools.partial(jax.lax.bitcast_convert_type, new_dtype=to)
+        for to in (jnp.int32, jnp.float32)
+    )
 
     def goes_on(carry) -> jax.Array:
         c, now, *_ = carry
@@ -366,7 +378,7 @@ def _segment(
 
     def step(carry):
         """Draws a token for each live row, and caches it; the others get padding and zeros."""
-        c, now, ended_N, written, cache = carry
+        c, now, ended_N, written_NC3, cache = carry
         logits_NV = run(now.x_ND[:, None], method="project")[:, 0]
         keys_of_t_N = jax.vmap(jax.random.fold_in)(keys_N, now.drawn_N)
         token_N, *logps_N = draw(logits_NV, keys_of_t_N, task.settings)
@@ -375,21 +387,28 @@ def _segment(
         ends = [now.live_N & (token_N == eos) for eos in task.eos_ids]
         ended_N = functools.reduce(operator.or_, ends, ended_N)
         at_N = now.prompt_len_N + now.drawn_N
-        seen_NC = real_NC & (jnp.arange(real_NC.shape[1])[None] <= first + c)
-        parts = read[0], cache, read[1], seen_NC, first + c
+        if in_place:
+            parts = None, cache, None, None, jnp.minimum(at_N, S - 1)  # all tokens drawn: of no use
+        else:
+            seen_NC = real_NC & (jnp.arange(real_NC.shape[1])[None] <= first + c)
+            parts = read[0], cache, read[1], seen_NC, first + c
         x_ND, cache = run(token_N, at_N, *parts, method="decode")
         drawn_N = now.drawn_N + now.live_N
         live_N = now.live_N & ~ended_N & (drawn_N < task.response_slots)
-        written = slots.Written(*map(write, written, (token_N, *logps_N), [c] * 3))
+        # One array, and with it one operation a token.
+        one_N3 = jnp.stack([token_N, *map(as_integers, logps_N)], axis=1)
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+        written_NC3 = write(written_NC3, one_N3[:, None], c)
         now = now._replace(drawn_N=drawn_N, live_N=live_N, x_ND=x_ND)
-        return c + 1, now, ended_N, written, cache
+        return c + 1, now, ended_N, written_NC3, cache
 
-    pad_NC = jnp.full((N, C), task.pad_id, jnp.int32)
-    zero_NC = jnp.zeros((N, C))
-    written, ended_N = by_rows((slots.Written(pad_NC, zero_NC, zero_NC), jnp.zeros((N,), bool)))
-    carry = (jnp.zeros((), jnp.int32), begun._replace(old=()), ended_N, written, cache)
-    c, now, ended_N, written, cache = jax.lax.while_loop(goes_on, step, carry)
-    if not plan.together:
+    nothing_NC3 = jnp.tile(jnp.asarray([task.pad_id, 0, 0], jnp.int32), (N, C, 1))
+    nothing_NC3, ended_N = by_rows((nothing_NC3, jnp.zeros((N,), bool)))
+    carry = (jnp.zeros((), jnp.int32), begun._replace(old=()), ended_N, nothing_NC3, cache)
+    c, now, ended_N, written_NC3, cache = jax.lax.while_loop(goes_on, step, carry)
+    tokens_NC, *logps_NC = jnp.moveaxis(written_NC3, 2, 0)
+    written = slots.Written(tokens_NC, *map(as_numbers, logps_NC))
+    if not (plan.together or in_place):
         one_segment = task.response_slots <= C
         cache = local(functools.partial(slots.moved, one_segment), begun, cache)
     now = now._replace(old=cache)

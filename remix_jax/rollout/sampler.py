@@ -92,8 +92,8 @@ def with_budget(
       kept: bytes that stay on a device while it decodes.
       limit: bytes of a device; None: not known, and enough for all rows.
     """
-    budget, kind = config.memory.decode_tokens, policy.config.execution.attention
-    plan = task.in_slots(sharding.row_shards(mesh), kind)
+    budget = config.memory.decode_tokens
+    plan = task.in_slots(sharding.row_shards(mesh), policy.config)
     if limit is not None and not budget:
         sizes, tensor = policy.config, 1 if mesh is None else mesh.shape["tensor"]
         width = jnp.dtype(sizes.dtype).itemsize

@@ -199,10 +199,10 @@ def decoding(
         for name, stage in schedule.stages(config).items()
         if config.own_rows
     } | {"evaluation": sampling.evaluation_task(config, (), 0)}
-    shards, kind, found = sharding.row_shards(mesh), policy.config.execution.attention, {}
+    shards, found = sharding.row_shards(mesh), {}
     for phase, task in tasks.items():
         task = sampling.with_budget(config, policy, task, mesh, kept, limit)
-        found[phase] = task, task.in_slots(shards, kind)
+        found[phase] = task, task.in_slots(shards, policy.config)
     return found
 
 

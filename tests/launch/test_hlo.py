@@ -58,10 +58,12 @@ def test_the_kernel_counts_visible_pairs():
     assert jaxpr_flops.count(backward) == (2 + 3 + 4) * 2 * pairs * E + beside
 
 
-@pytest.mark.parametrize("kernel", [flash_decoding.tpu, flash_decoding.gpu])
-def test_a_decoding_kernel_counts_all_slots_of_the_cache(kernel):
+@pytest.mark.parametrize(
+    ("kernel", "new"), [(flash_decoding.tpu, 0), (flash_decoding.gpu, 2)], ids=["tpu", "gpu"]
+)
+def test_a_decoding_kernel_counts_all_slots_of_the_cache(kernel, new):
     N, K, M, S, E = 3, 2, 6, 640, 64
-    shapes = (N, K, M, E), (N, K, E, S), (N, K, S, E)
+    shapes = (N, K, M + new, E), (N, K, E, S), (N, K, S, E)
     given = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
     length_N = jax.ShapeDtypeStruct((N,), jnp.int32)
     call = functools.partial(kernel, dtype="bfloat16")

@@ -1,5 +1,6 @@
 """Sampled responses: their log-probs, their distribution, their independence, their ends."""
 
+import functools
 import json
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from remix_jax.models import huggingface
+from remix_jax.models import drawing, huggingface
 from remix_jax.models.sampling import Prompts, SamplerSettings, Task, draw, sample
 from remix_jax.types import positions
 from tests.tiny_models import ROWS, decoder_config, random_decoder
@@ -243,6 +244,19 @@ def test_truncated_draws_lie_in_the_allowed_set(settings):
         assert set(np.flatnonzero(kept_V > 0.05)) <= set(tokens)
         np.testing.assert_allclose(sampled_logp_N[here], np.log(kept_V[tokens]), atol=1e-5)
         np.testing.assert_allclose(logp_N[here], np.log(full_V[tokens]), atol=1e-5)
+
+
+def test_a_gpu_s_one_reduction_finds_the_same():
+    """Ties go to the first token, what is cut away (-inf) never wins, large logits do not spill."""
+    logits_BV = 40.0 * np.random.default_rng(0).normal(size=(6, 515)).astype(np.float32)
+    score_BV = np.round(logits_BV / 20)
+    score_BV[1, 100:] = -np.inf
+    logits_BV[2] += 1e4
+    given = jnp.asarray(score_BV), jnp.asarray(logits_BV)
+    got, want = (jax.jit(f)(*given) for f in (drawing._in_one_pass, drawing._by_elements))
+    assert (score_BV == score_BV.max(1, keepdims=True)).sum(1).max() > 1
+    np.testing.assert_array_equal(got[0], score_BV.argmax(1))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), got, want)
 
 
 def test_tied_logits_are_kept_together():

@@ -111,14 +111,17 @@ def test_responses_are_those_of_one_batch(case, decoder):
     )
 
 
-def test_a_kernel_finds_what_each_slot_has_filled(decoder, monkeypatch):
-    """The TPU kernel, in JAX's interpreter, in a cache that is longer for it."""
+@pytest.mark.parametrize("kind", ["splash", "cudnn"])
+def test_a_kernel_finds_what_each_slot_has_filled(kind, decoder, monkeypatch):
+    """Those of TPUs and GPUs, in JAX's interpreter, in a cache that is longer for it."""
     given = some(9, 1, inactive=(1, 7, 8))
     want = sampled(decoder, given, 1)
+    name = {"splash": "tpu", "cudnn": "gpu"}[kind]
+    kernel = functools.partial(getattr(flash_decoding, name), interpret=True)
+    monkeypatch.setattr(flash_decoding, name, kernel)
+    sizes = dataclasses.replace(decoder[0], execution=Execution(attention=kind))
+    monkeypatch.setattr(attention, "for_slots", lambda kind, slots: ("plain", slots))
     monkeypatch.setattr(attention, "LONG", 8)
-    kernel = functools.partial(flash_decoding.tpu, interpret=True)
-    monkeypatch.setattr(flash_decoding, "tpu", kernel)
-    sizes = dataclasses.replace(decoder[0], execution=Execution(attention="splash"))
     assert_same(sampled((sizes, decoder[1]), given, 1, 3 * SLOTS), want)
 
 
