@@ -222,7 +222,7 @@ def _rotate(x_NHE: jax.Array, cos_NE: jax.Array, sin_NE: jax.Array) -> jax.Array
     N, H, E = x_NHE.shape
     x = x_NHE.reshape(N, H, 2, E // 2)
     sign_2 = np.asarray([-1.0, 1.0], np.float32).reshape(1, 1, 2, 1)
-    turned = x[:, :, ::-1] * (sign_2 * sin_NE[:, None, None])
+    turned = x[:, :, ::-1] * sign_2 * sin_NE[:, None, None]
     return (x * cos_NE[:, None, None] + turned).reshape(N, H, E)
 
 
