@@ -66,6 +66,8 @@ def _in_passes(learner: Learner, score, rows):
     shards = sharding.row_shards(sharding.in_use())
     n = learner.static.score_rows(learner.busy_slots, shards, B)
     packed = packing.pack(rows, n)
+    if n == B:
+        return packing.gather(score(packing.take(packed, rows, 0, n)), packed.target_BT)
 
     def of_pass(i):
         run, skip = lambda: score(packing.take(packed, rows, i, n)), lambda: jnp.zeros((n, T))

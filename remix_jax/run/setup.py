@@ -1,5 +1,6 @@
 """What a run needs before its first step, loaded and checked; and its plan, for people."""
 
+import concurrent.futures
 import functools
 import time
 from typing import NamedTuple
@@ -231,10 +232,16 @@ def compile_programs(setup: Setup, console: Console) -> tuple[learning.Programs,
     console.event("compiling")
     stages = schedule.stages(config).values()
     ends = setup.vocabulary.eos_ids, setup.vocabulary.pad_id
-    with device_memory.phase("compiling for sampling and evaluation", "sampling"):
-        samplers = sampling.build(config, policy, stages, *ends, setup.mesh, state)
-    with device_memory.phase("compiling for learning", "learning"):
-        programs = learning.build(setup.learner, stages, setup.mesh)
+
+    def build_learning() -> learning.Programs:
+        with device_memory.phase("compiling for learning", "learning"):
+            return learning.build(setup.learner, stages, setup.mesh)
+
+    with concurrent.futures.ThreadPoolExecutor(1) as beside:  # the compiler holds no lock of Python
+        building = beside.submit(build_learning)
+        with device_memory.phase("compiling for sampling and evaluation", "sampling"):
+            samplers = sampling.build(config, policy, stages, *ends, setup.mesh, state)
+        programs = building.result()
     phases = ("sampling", samplers.rollout), ("learning", programs.learn)
     made = {f"{phase}, {s} stage": p for phase, by_stage in phases for s, p in by_stage.items()}
     made |= {"evaluation": samplers.evaluate}

@@ -27,15 +27,12 @@ def run_main(*flags, module="experiments.train"):
 
 
 def small_config(directory: pathlib.Path, grpo: bool = False) -> Config:
-    """Six steps of 16 rows with reincarnation after the third, decoded in four slots; two suites
-    of four problems."""
+    """Six steps of 16 rows with reincarnation after the third; two suites of four problems."""
     config = (arithmetic_remix_grpo if grpo else arithmetic_remix_ppo).get_config()
     config.steps, config.reincarnation_step = 6, 3
     config.batch_size, config.mini_batch_size, config.micro_batch_size = 16, 8, 8
     config.group_size = 4 if grpo else 1
     config.kl.start, config.kl.every = 2, 1
-    slots = config.data.prompt_tokens + config.data.response_tokens
-    config.memory.decode_tokens = 4 * slots
     suites = []
     for source in config.data.suites[:2]:
         target = directory / pathlib.Path(source).name
@@ -60,7 +57,7 @@ def as_flags(config: Config, *fields: str) -> list[str]:
 # What small_config changes of its presets, and its programs depend on.
 SMALL = (
     *("steps", "reincarnation_step", "batch_size", "mini_batch_size", "micro_batch_size"),
-    *("group_size", "kl.start", "kl.every", "memory.decode_tokens", "evaluation.batch_size"),
+    *("group_size", "kl.start", "kl.every", "evaluation.batch_size"),
     *("data.suites", "data.validation", "evaluation.every", "checkpoint_every"),
 )
 

@@ -19,7 +19,7 @@ from tests.experiments.runs import SMALL, as_flags, quiet, run_main, small_confi
 def test_the_real_main_tunes_compares_and_continues(tmp_path, monkeypatch):
     """Two methods, two rates, two processes; the second time nothing is trained again."""
     small = small_config(tmp_path)
-    small.reincarnation_step = 2
+    small.reincarnation_step = 0  # one stage to compile
     lists = {"methods": ["ppo", "remix-ppo"], "learning_rates": ["1e-4", "3e-4"]}
     chosen = {"bases": 1, "rollouts": 30, "seeds": 1, "tuning": 1}
     given = [f"--{name}={','.join(values)}" for name, values in lists.items()]

@@ -88,7 +88,6 @@ def test_two_processes_train_as_one(tmp_path, ended):
         "data.response_tokens": 8, "evaluation.batch_size": 4, "samples_per_step": 12,
     }  # fmt: skip
     kept = ("batch_size", "mini_batch_size", "micro_batch_size", "group_size", "checkpoint_every")
-    config.memory.decode_tokens = 0
     for name, value in changes.items():
         section, _, field = name.rpartition(".")
         setattr(getattr(config, section) if section else config, field, value)

@@ -76,7 +76,9 @@ def finished(tmp_path_factory):
 def test_the_real_main_trains_and_leaves_everything(tmp_path):
     config, workdir = small_config(tmp_path), tmp_path / "run"
     config.steps, config.reincarnation_step = 3, 2
-    done = run_main(f"--config={PRESET}", f"--workdir={workdir}", *as_flags(config, *SMALL))
+    config.memory.decode_tokens = 4 * (config.data.prompt_tokens + config.data.response_tokens)
+    changed = as_flags(config, *SMALL, "memory.decode_tokens")
+    done = run_main(f"--config={PRESET}", f"--workdir={workdir}", *changed)
     assert done.returncode == 0, done.stderr
     assert "fresh rollouts, whole run" in done.stdout
     assert "3.33 expected in the mix stage (m = 2), then 1" in done.stdout

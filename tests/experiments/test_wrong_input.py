@@ -48,7 +48,7 @@ def cut_weights(model):
 
 
 def too_wide(config, _):
-    config.data.response_tokens, config.memory.decode_tokens = 400, 0
+    config.data.response_tokens = 400
 
 
 BAD = {

@@ -27,7 +27,6 @@ def config(tmp_path_factory):
     config = small_config(tmp_path_factory.mktemp("carry"), grpo=True)
     config.sampling.carry, config.evaluation.every = 1, 0
     config.steps, config.reincarnation_step = 4, 0
-    config.memory.decode_tokens = 0  # all rows at once, or each would wait for the one before
     config.optimizer.learning_rate = 1e-3
     return config
 
