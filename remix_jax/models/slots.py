@@ -97,7 +97,7 @@ def in_slots(
         for slots, enough in zip(numbers, [*numbers[1:], 0], strict=True)
     ]
     half = places // segment // 2 * segment
-    if together and half >= 32:  # short of that a second loop takes longer to compile than it saves
+    if together and half >= 16:  # short of that a second loop takes longer to compile than it saves
         loops.insert(0, loops[0]._replace(places=half, until=half))
     return Slots(shards, prompts, pieces, size, segment, together, tuple(loops))
 
