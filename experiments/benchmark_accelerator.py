@@ -12,6 +12,7 @@ results.json; results.md has the tables.
 
 import collections
 import contextlib
+import functools
 import json
 import pathlib
 import re
@@ -49,6 +50,7 @@ FLAGS = flags.FLAGS
 _DEFAULT = ["Qwen2.5-0.5B-Instruct", "DeepSeek-R1-Distill-Qwen-1.5B"]
 _INSIDE = ("while", "conditional", "call")  # events that hold those of other operations
 Call = Callable[[int], Any]
+Part = Callable[[], dict[str, Any]]
 
 
 def benchmark_config(rows: int, micro: int, prompt: int, response: int) -> Config:
@@ -186,7 +188,7 @@ def profiled(call: Callable[[], Any]) -> list[dict[str, Any]]:
         with jax.profiler.trace(directory):
             jax.block_until_ready(call())
         files = sorted(pathlib.Path(directory).rglob("*.xplane.pb"))
-        seconds: collections.Counter[str] = collections.Counter()
+        seconds: dict[str, float] = collections.defaultdict(float)
         counts: collections.Counter[str] = collections.Counter()
         for name, nanoseconds in _events(ProfileData.from_file(str(files[-1]))):
             seconds[name] += nanoseconds / 1e9
@@ -194,7 +196,7 @@ def profiled(call: Callable[[], Any]) -> list[dict[str, Any]]:
     total = sum(seconds.values())
     return [
         {"name": name, "seconds": took, "share": took / total, "count": counts[name]}
-        for name, took in seconds.most_common(20)
+        for name, took in sorted(seconds.items(), key=lambda pair: -pair[1])[:20]
     ]
 
 
@@ -271,21 +273,22 @@ def sheets(results: dict[str, Any]) -> Iterator[Sheet]:
             yield Sheet(["operation", "share, %", "seconds", "times"], lines, name)
 
 
-def _parts(directory: pathlib.Path, out: pathlib.Path) -> dict[str, Callable[[], dict[str, Any]]]:
+def _parts(directory: pathlib.Path, out: pathlib.Path) -> dict[str, Part]:
     """What is to be measured of a model, by name."""
     sizes, lengths = huggingface.read_config(directory), (FLAGS.prompt, FLAGS.response)
-    rows, width, found = list(map(int, FLAGS.rows)), sum(lengths), {}
+    rows, width = list(map(int, FLAGS.rows)), sum(lengths)
+    found: dict[str, Part] = {}
     for count in rows:
         config = benchmark_config(count, 8, *lengths)
         config_rules.validate(config)
-        found[f"decoding, {count} rows"] = lambda c=config: decoding(sizes, c, FLAGS.repeats)
+        found[f"decoding, {count} rows"] = functools.partial(decoding, sizes, config, FLAGS.repeats)
     for slots in map(int, FLAGS.slots):
         most = max(slots // width, 1)
         micro = max(n for n in range(1, most + 1) if rows[0] % n == 0)
         config = benchmark_config(rows[0], micro, *lengths)
         config_rules.validate(config)
         name = f"learning, {rows[0]} rows, {micro} a pass"
-        found[name] = lambda c=config: learning(sizes, c, FLAGS.repeats)
+        found[name] = functools.partial(learning, sizes, config, FLAGS.repeats)
     if FLAGS.torch:
         spec = {"model": str(directory), "rows": rows[0], "micro": 4, "repeats": FLAGS.repeats}
         spec |= {"prompt": FLAGS.prompt, "response": FLAGS.response}
@@ -299,7 +302,7 @@ def _parts(directory: pathlib.Path, out: pathlib.Path) -> dict[str, Callable[[],
 
         tokens = {"decode": rows[0] * FLAGS.response, "learn": rows[0] * width}
         for phase, count in tokens.items():
-            found[f"torch, {phase}, {rows[0]} rows"] = lambda p=phase, n=count: torch(p, n)
+            found[f"torch, {phase}, {rows[0]} rows"] = functools.partial(torch, phase, count)
     return found
 
 
@@ -314,7 +317,7 @@ def benchmark() -> None:
     """Every part of every model that is not measured yet, until the time is up."""
     begin, out = time.perf_counter(), pathlib.Path(FLAGS.out)
     out.mkdir(parents=True, exist_ok=True)
-    parts = {}
+    parts: dict[str, Part] = {}
     for name in FLAGS.models:
         made = _parts(_directory(name), out)
         parts |= {f"{name}: {part}": function for part, function in made.items()}
