@@ -10,6 +10,8 @@ and value too: a layer's attention is one launch, two where few rows leave the c
 Keys are [N, K, E, S], values [N, K, S, E]. Shape letters are those of `products`; W are blocks.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -95,6 +97,41 @@ def tpu(q_NKME, k_NKES, v_NKSE, length_N, dtype: str, interpret: bool = False) -
     return [tuple(call(row_W, end_N - blocks_N, length_N, q_NKME, k_NKES, v_NKSE))]
 
 
+def _gpu_program(
+    M, splits, dtype, slot_ref, qkv_ref, keys_ref, values_ref, new_keys, new_values, *refs
+):
+    """A part of one row's blocks, for one key head; the first part writes the new slot."""
+    slot, split = slot_ref[...], pl.program_id(2)
+    rows, E = max(pl.next_power_of_2(M), _GPU_ROWS), qkv_ref.shape[1]
+    blocks = pl.cdiv(slot + 1, _GPU_BLOCK)
+    each = pl.cdiv(blocks, splits)
+    real_M1 = jnp.arange(rows)[:, None] < M
+    q_ME = plgpu.load(qkv_ref.at[pl.ds(0, rows)], mask=real_M1, other=0.0)
+    k_E, v_E = qkv_ref[M], qkv_ref[M + 1]
+
+    @pl.when(split == 0)
+    def _():
+        new_keys[:, slot] = k_E
+        new_values[slot, :] = v_E
+
+    def further(i, so_far):
+        here = pl.ds(i * _GPU_BLOCK, _GPU_BLOCK)
+        left = slot + 1 - i * _GPU_BLOCK
+        # The new slot is not read from where another program may be writing it.
+        new_S = jnp.arange(_GPU_BLOCK) == left - 1
+        k_ES = jnp.where(new_S[None], k_E[:, None], keys_ref[:, here])
+        v_SE = jnp.where(new_S[:, None], v_E[None], values_ref[here, :])
+        return _further(q_ME, k_ES, v_SE, left, so_far, dtype)
+
+    nothing = jnp.zeros((rows, E)), jnp.zeros((rows, 1)), jnp.full((rows, 1), MASKED)
+    end = jnp.minimum((split + 1) * each, blocks)
+    summed = jax.lax.fori_loop(split * each, end, further, nothing)
+    if splits == 1:
+        summed = [summed[0] / summed[1]]
+    for ref, value in zip(refs, summed, strict=True):
+        plgpu.store(ref, value.astype(ref.dtype), mask=real_M1)
+
+
 def gpu(
     qkv_NKXE, keys_NKES, values_NKSE, slot_N, dtype: str, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -107,36 +144,6 @@ def gpu(
     M = X - 2
     rows = max(pl.next_power_of_2(M), _GPU_ROWS)
     splits = min(pl.next_power_of_2(pl.cdiv(_GPU_PROGRAMS, N * K)), 8)
-
-    def kernel(slot_ref, qkv_ref, keys_ref, values_ref, new_keys, new_values, *refs):
-        slot, split = slot_ref[...], pl.program_id(2)
-        blocks = pl.cdiv(slot + 1, _GPU_BLOCK)
-        each = pl.cdiv(blocks, splits)
-        real_M1 = jnp.arange(rows)[:, None] < M
-        q_ME = plgpu.load(qkv_ref.at[pl.ds(0, rows)], mask=real_M1, other=0.0)
-        k_E, v_E = qkv_ref[M], qkv_ref[M + 1]
-
-        @pl.when(split == 0)
-        def _():
-            new_keys[:, slot] = k_E
-            new_values[slot, :] = v_E
-
-        def further(i, so_far):
-            here = pl.ds(i * _GPU_BLOCK, _GPU_BLOCK)
-            left = slot + 1 - i * _GPU_BLOCK
-            # The new slot is not read from where another program may be writing it.
-            new_S = jnp.arange(_GPU_BLOCK) == left - 1
-            k_ES = jnp.where(new_S[None], k_E[:, None], keys_ref[:, here])
-            v_SE = jnp.where(new_S[:, None], v_E[None], values_ref[here, :])
-            return _further(q_ME, k_ES, v_SE, left, so_far, dtype)
-
-        nothing = jnp.zeros((rows, E)), jnp.zeros((rows, 1)), jnp.full((rows, 1), MASKED)
-        end = jnp.minimum((split + 1) * each, blocks)
-        summed = jax.lax.fori_loop(split * each, end, further, nothing)
-        if splits == 1:
-            summed = [summed[0] / summed[1]]
-        for ref, value in zip(refs, summed, strict=True):
-            plgpu.store(ref, value.astype(ref.dtype), mask=real_M1)
 
     def of_head(*shape):
         return pl.BlockSpec((None, None, *shape), lambda n, k, split: (n, k) + (0,) * len(shape))
@@ -152,7 +159,7 @@ def gpu(
     outs = [whole] if splits == 1 else [of_split(width) for width in (E, 1, 1)]
     out_specs, out_shape = zip(*outs, strict=True)
     keys_NKES, values_NKSE, *found = pl.pallas_call(
-        kernel,
+        functools.partial(_gpu_program, M, splits, dtype),
         grid=(N, K, splits),
         in_specs=[
             pl.BlockSpec((None,), lambda n, k, split: (n,)),

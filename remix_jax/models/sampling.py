@@ -97,7 +97,7 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     others begin anew). Sampling ends with the segment in which prompts.groups groups are finished;
     a response that is not has neither an end token nor T tokens.
     """
-    T, plan = task.response_slots, task.in_slots(row_shards(in_use()), model.config)
+    plan = task.in_slots(row_shards(in_use()), model.config)
     local = functools.partial(slots.by_device, plan.devices)
     model, weights = _for_decoding(model, params)
     run = functools.partial(model.apply, {"params": weights})
@@ -117,9 +117,6 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     if begun is not None:
         state = _resumed(run, plan, task, local, rows, tokens_QP, begun_R, state)
 
-    def of_rows(x_R):
-        return slots.together(plan, x_R, task.rows)
-
     def refilled(state: _State) -> _State:
         filled = functools.partial(slots.refill, plan.group_size)
         queue, in_slots = local(filled, state.queue, rows, state.in_slots)
@@ -134,18 +131,7 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
             in_slots = local(slots.halved, in_slots)
         in_slots = in_slots._replace(old=slots.longer(in_slots.old, widths[i] - widths[before]))
 
-        def goes_on(state: _State, loop: slots.Loop = loop) -> jax.Array:
-            live_DN = state.in_slots.live_N.reshape(plan.devices, -1)
-            more = (live_DN.sum(axis=1) > loop.enough).any()
-            more |= (state.queue.given_D < state.queue.wanted_D).any()
-            if loop.until < T:
-                more &= state.in_slots.drawn_N.max() < loop.until
-            if prompts.groups is not None:
-                length_B, ended_B = map(of_rows, state.results[1:])
-                finished_B = ended_B | (length_B >= T)
-                finished_Q = finished_B.reshape(-1, task.group_size).all(axis=1)
-                more &= finished_Q.sum() < prompts.groups
-            return more
+        goes_on = functools.partial(_goes_on, plan, task, prompts.groups, loop)
 
         def segment(state: _State, loop: slots.Loop = loop) -> _State:
             if loop.slots == plan.number and not plan.together:
@@ -341,6 +327,21 @@ def _resumed(
     return state._replace(queue=queue, in_slots=in_slots._replace(x_ND=x_ND, old=old))
 
 
+def _goes_on(plan: slots.Slots, task: Task, groups, loop: slots.Loop, state: _State) -> jax.Array:
+    """Whether a loop has another segment; `groups` of them at most are finished (None: all)."""
+    live_DN = state.in_slots.live_N.reshape(plan.devices, -1)
+    more = (live_DN.sum(axis=1) > loop.enough).any()
+    more |= (state.queue.given_D < state.queue.wanted_D).any()
+    if loop.until < task.response_slots:
+        more &= state.in_slots.drawn_N.max() < loop.until
+    if groups is not None:
+        length_B, ended_B = (slots.together(plan, x_R, task.rows) for x_R in state.results[1:])
+        finished_B = ended_B | (length_B >= task.response_slots)
+        finished_Q = finished_B.reshape(-1, task.group_size).all(axis=1)
+        more &= finished_Q.sum() < groups
+    return more
+
+
 def _segment(
     run: Callable[..., Any],
     key: jax.Array,
@@ -351,22 +352,10 @@ def _segment(
     state: _State,
 ) -> _State:
     """Up to plan.segment tokens of every row in a slot, fewer where all of them end before."""
-    begun, C, P = state.in_slots, plan.segment, task.prompt_slots
-    N, S = begun.row_N.shape[0], begun.old[0][1].shape[2]
+    begun, C = state.in_slots, plan.segment
+    N = begun.row_N.shape[0]
     keys_N = jax.vmap(functools.partial(jax.random.fold_in, key))(begun.id_N)
-    # Rows that begin together write into the one cache, and those with a kernel that can, each to a
-    # slot of its own; others into a part that all fill alike.
-    read: tuple[Any, Any] = (None, None)
-    if in_place:
-        cache = begun.old
-    elif plan.together:
-        cache, first = begun.old, P + begun.drawn_N.max()
-        real_NC = jnp.arange(S)[None] >= P - begun.prompt_len_N[:, None]
-    else:
-        read = begun.old, begun.filled_N
-        cache, first = slots.empty_cache(begun.old, N, C), jnp.zeros((), jnp.int32)
-        real_NC = jnp.ones((1, C), bool)
-
+    cache, parts = _parts(plan, task, in_place, begun)
     as_integers, as_numbers = (
         functools.partial(jax.lax.bitcast_convert_type, new_dtype=to)
         for to in (jnp.int32, jnp.float32)
@@ -387,12 +376,7 @@ def _segment(
         ends = [now.live_N & (token_N == eos) for eos in task.eos_ids]
         ended_N = functools.reduce(operator.or_, ends, ended_N)
         at_N = now.prompt_len_N + now.drawn_N
-        if in_place:
-            parts = None, cache, None, None, jnp.minimum(at_N, S - 1)  # all tokens drawn: of no use
-        else:
-            seen_NC = real_NC & (jnp.arange(real_NC.shape[1])[None] <= first + c)
-            parts = read[0], cache, read[1], seen_NC, first + c
-        x_ND, cache = run(token_N, at_N, *parts, method="decode")
+        x_ND, cache = run(token_N, at_N, *parts(cache, at_N, c), method="decode")
         drawn_N = now.drawn_N + now.live_N
         live_N = now.live_N & ~ended_N & (drawn_N < task.response_slots)
         # One array, and with it one operation a token.
@@ -422,3 +406,28 @@ def _segment(
         slot_steps=state.slot_steps + c * N,
         drain_slot_steps=state.drain_slot_steps + jnp.where(waits, 0, c * N),
     )
+
+
+def _parts(plan: slots.Slots, task: Task, in_place: bool, begun: slots.InSlots):
+    """The cache that a segment writes to; and what `Decoder.decode` takes, from `old` to `slot`.
+
+    That is a function of the cache, the places of the rows' tokens and the token's number.
+    """
+    N, P, S = begun.row_N.shape[0], task.prompt_slots, begun.old[0][1].shape[2]
+    if in_place:  # by a kernel that writes each row's token to a slot of its own
+        # A row that has all of its tokens decodes on, to no use.
+        return begun.old, lambda cache, at_N, c: (None, cache, None, None, jnp.minimum(at_N, S - 1))
+    if plan.together:  # all rows are equally far
+        cache, first = begun.old, P + begun.drawn_N.max()
+        read: tuple[Any, Any] = (None, None)
+        real_NC = jnp.arange(S)[None] >= P - begun.prompt_len_N[:, None]
+    else:  # a part that all rows fill alike, beside what they have
+        cache, first = slots.empty_cache(begun.old, N, plan.segment), jnp.zeros((), jnp.int32)
+        read = begun.old, begun.filled_N
+        real_NC = jnp.ones((1, plan.segment), bool)
+
+    def parts(cache, at_N, c):
+        seen_NC = real_NC & (jnp.arange(real_NC.shape[1])[None] <= first + c)
+        return read[0], cache, read[1], seen_NC, first + c
+
+    return cache, parts
