@@ -185,7 +185,7 @@ def busy_slots(width: int, platform: str = "") -> int:
     width (experiments.benchmark_packing); other devices read the weights.
     """
     platform = platform or jax.default_backend()
-    return 64_000_000 // width**2 if platform == "cpu" else 16_384
+    return 40_000_000 // width**2 if platform == "cpu" else 16_384
 
 
 def check_trainable(config: Config) -> None:
