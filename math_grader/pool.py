@@ -31,7 +31,6 @@ _SERVE = "from math_grader import pool; pool.serve()"
 _WALL = 5  # a worker may wait for its processor so many times longer than it may use it
 _START_SECONDS = 120.0
 _MAX_WORKERS = 8
-_ATTEMPTS = 2  # a request whose worker died of something else than its deadline is made once more
 _CACHED = 1 << 15  # verdicts kept
 _FAILED_STARTS = 3  # in a row
 
@@ -235,8 +234,9 @@ class WorkerPool(contextlib.AbstractContextManager):
 
     def _ask(self, request: Any) -> Reply:
         reply = Reply()
-        for _ in range(_ATTEMPTS):
-            worker = self._ready()
+        # A second attempt is a new process's: those that are idle may be dying of the same.
+        for take in (self._ready, self._started):
+            worker = take()
             line = json.dumps(request, default=str).encode() + b"\n"
             reply = worker.ask(line, self._seconds * _WALL)
             if reply.failure in (None, "error"):
@@ -250,16 +250,20 @@ class WorkerPool(contextlib.AbstractContextManager):
         return reply
 
     def _ready(self) -> _Worker:
-        """A worker that is idle, or a new one.
-
-        Raises:
-          RuntimeError: three that were started in a row did not get ready.
-        """
+        """A worker that is idle, or a new one."""
         with contextlib.suppress(IndexError):
             while worker := self._idle.pop():
                 if worker.process.poll() is None:
                     return worker
                 self._remove(worker)
+        return self._started()
+
+    def _started(self) -> _Worker:
+        """A new worker.
+
+        Raises:
+          RuntimeError: three that were started in a row did not get ready.
+        """
         reply = Reply()
         for _ in range(_FAILED_STARTS):
             worker = _Worker(self._command)

@@ -81,6 +81,12 @@ def test_idle_workers_killed_from_outside_are_replaced(pool):
     assert pool.compare(SANE) == [a == g for a, g in SANE]
 
 
+def test_a_second_attempt_is_no_dying_worker_s(pool):
+    assert pool.compare([("doom1", "doom1"), ("doom2", "doom2")]) == [True, True]
+    assert len(pool.pids) == 2  # both idle, both to die of what they are asked next
+    assert pool.compare([("a", "a")]) == [True]
+
+
 def test_close_leaves_no_process_and_no_zombie():
     before = children()
     with GraderPool(workers=2, seconds=0.2, factory=ROGUE) as pool:
