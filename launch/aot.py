@@ -143,7 +143,7 @@ def compiled_programs(
 
 
 def _sampling(config: Config, learner: Learner, state: TrainState, target: Target) -> Traced:
-    mesh, policy = target.used_mesh, learner.policy
+    mesh, policy, params = target.used_mesh, learner.policy, state.whole(state.params)
     stage = max(schedule.stages(config).values(), key=lambda stage: stage.fresh_groups)
     kept = sharding.tree_bytes(state, mesh)
     found = decoding(config, policy, mesh, kept, int(target.room))
@@ -159,7 +159,7 @@ def _sampling(config: Config, learner: Learner, state: TrainState, target: Targe
     )
     least /= 1 if mesh is None else mesh.shape["tensor"]
     name = f"sampling, {task.rows} rows, {slots.number * slots.devices} at once"
-    return Traced(name, traced, {"params": state.params}, trips, least)
+    return Traced(name, traced, {"params": params}, trips, least)
 
 
 def _scoring(config: Config, learner: Learner, state: TrainState, target: Target) -> Traced:
@@ -168,7 +168,7 @@ def _scoring(config: Config, learner: Learner, state: TrainState, target: Target
     batch = jax.eval_shape(
         lambda: empty_rows(rows, config.prompt_slots, config.data.response_tokens)
     )
-    anchor = {"base_params": state.base_params or state.params}
+    anchor = {"base_params": state.whole(state.base_params or state.params)}
 
     def score(anchor, rows):
         temperature = config.sampling.temperature

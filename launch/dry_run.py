@@ -29,6 +29,7 @@ from remix_jax.learner.state import Learner, TrainState, abstract_state, make_le
 from remix_jax.models import huggingface, packing
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.hf_tokenizer import load_vocabulary
+from remix_jax.models.lora import joined
 from remix_jax.rewards import Scorer
 from remix_jax.run.setup import check_sizes, config_plan, decoding, state_bytes
 from remix_jax.sinks.console import Console
@@ -55,7 +56,7 @@ def print_plans(config: Config, console: Console, architectures: pathlib.Path) -
     mesh = planned_mesh(config.mesh.sizes)
     check_sizes(config, learner.policy.config, mesh)
     problems = problem_plan(config)
-    plan = config_plan(config, state, mesh) | {"model": config.model.path}
+    plan = config_plan(config, learner, state) | {"model": config.model.path}
     if directory != pathlib.Path(config.model.path):
         plan["architecture, from"] = directory / MODEL_CONFIG
     plan |= {"mesh": sharding.axes_text(mesh)} | problems
@@ -174,22 +175,18 @@ def backward_bytes(learner: Learner, state: TrainState, micro: int) -> int:
     batch = jax.eval_shape(lambda: batch_of(kept_rows(empty_rows(micro, *slots))))
     one = jax.ShapeDtypeStruct((), jnp.float32)
 
-    def kept(params, batch, weight, count):
-        terms, batch = losses.minibatch_terms(learner, params, batch, weight)
-        loss = functools.partial(
-            losses.policy_loss,
-            learner=learner,
-            held=packing.alone(batch),
-            batch=batch,
-            terms=terms,
-            kl_weight=weight,
-            count=count,
-            ages=1,
-        )
+    def kept(frozen, params, batch, weight, count):
+        terms, batch = losses.minibatch_terms(learner, joined(frozen, params), batch, weight)
+        given = learner, packing.alone(batch), batch, terms, weight, count, 1
+
+        def loss(params):
+            return losses.policy_loss(joined(frozen, params), *given)
+
         return jax.vjp(loss, params, has_aux=True)[1]
 
-    residuals = jax.tree.leaves(jax.eval_shape(kept, state.params, batch, one, one))
-    of_params = collections.Counter((x.shape, x.dtype) for x in jax.tree.leaves(state.params))
+    shapes = jax.eval_shape(kept, state.frozen, state.params, batch, one, one)
+    residuals, every = jax.tree.leaves(shapes), state.whole(state.params)
+    of_params = collections.Counter((x.shape, x.dtype) for x in jax.tree.leaves(every))
     found = collections.Counter((x.shape, x.dtype) for x in residuals)
     layers = learner.policy.config.layers
     stacked = {((layers, *shape), dtype): n for (shape, dtype), n in of_params.items()}

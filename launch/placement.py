@@ -67,6 +67,7 @@ def parts(config: Config, learner: Learner, state: TrainState) -> dict[str, Any]
     micro_rows = learner.static.micro_rows(learner.busy_slots, shards)
     micro = jax.eval_shape(lambda: kept_rows(empty_rows(micro_rows, *slots)))
     found: dict[str, Any] = {
+        "Frozen weights": {"frozen": state.frozen},
         "Policy": {"params": state.params},
         "Policy's optimizer": {"opt_state": state.opt_state},
         "Critic": {"critic_params": state.critic_params},

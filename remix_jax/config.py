@@ -84,6 +84,16 @@ class Model(Section):
     compute_dtype: str = ""  # of matrix products where it is another; sums stay float32
     export_dtype: str = ""  # of the model that a run leaves; empty: that of the parameters
     attention: str = "auto"  # for long rows: plain, splash (TPU), cudnn (GPU); auto: by device
+    adapter: str = ""  # PEFT directory whose adapters a run with lora.rank starts from; empty: new
+
+
+class Lora(Section):
+    """Low-rank adapters: what is trained in place of the model, which is frozen (docs/lora.md)."""
+
+    rank: int = 0  # 0: off
+    alpha: float = 32.0  # the change of a matrix is alpha / rank times the adapter's product
+    targets: str = "all-linear"  # of the layers; or a regular expression: layers_\\d+/(q|v)$
+    critic: str = "adapter"  # a second one, on the same weights; full: a critic trained whole
 
 
 class Data(Section):
@@ -186,7 +196,9 @@ class Expert(Section):
 class Optimizer(Section):
     """AdamW with a bound on the gradient's norm."""
 
-    learning_rate: float = 1e-6  # [P]
+    learning_rate: float | None = (
+        None  # None: 1e-6 [P], the critic's 1e-5 [P]; of adapters 10 times
+    )
     warmup: int = 0  # steps in which it rises to that
     decay: str = "constant"  # and then stays; linear, cosine: falls to 0 by the end of the run
     beta1: float = 0.9
@@ -207,12 +219,13 @@ class Memory(Section):
     scan_layers: bool = False  # one layer compiled and looped over
     anchors_dtype: str = ""  # of both anchors; empty: that of the parameters
     anchors_on_host: bool = False  # both lie in the host's pinned memory between their uses
+    frozen_dtype: str = ""  # of the layers' matrices under adapters: int8; empty: model.dtype
 
 
 class Critic(Section):
     """PPO's value function: a model of its own with its own optimizer."""
 
-    optimizer: Optimizer = Optimizer(learning_rate=1e-5)  # [P]
+    optimizer: Optimizer = Optimizer()
     value_clip: float = 0.5  # [R]
     value_coef: float = 0.5  # [R] weight of the clipped value loss
 
@@ -259,6 +272,7 @@ class Config(Section):
     keep_every: int = 0  # steps; checkpoints of its multiples stay too, 0: none
     samples_per_step: int = 16  # responses written to samples.jsonl
     model: Model = Model()
+    lora: Lora = Lora()
     data: Data = Data()
     sampling: Sampling = Sampling()
     replay: Replay = Replay()
@@ -278,6 +292,14 @@ class Config(Section):
     def has_critic(self) -> bool:
         """PPO learns a critic; group methods compare the responses to one prompt instead."""
         return self.objective.advantage in ("gae", "vtrace")
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Learning rates of policy and critic."""
+        policy, critic = self.optimizer.learning_rate, self.critic.optimizer.learning_rate
+        adapters, full = self.lora.rank > 0, self.lora.critic == "full"
+        own = (1e-5 if adapters else 1e-6), (1e-4 if adapters and not full else 1e-5)
+        return policy or own[0], critic or own[1]
 
     @property
     def expert_rows(self) -> int:

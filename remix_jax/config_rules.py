@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,14 @@ def _one_of(choices: Iterable[str], note: str = "") -> Rule:
     return lambda x: x in names, f"{empty}one of {shown}{note}"
 
 
+def _expression(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return bool(text)
+
+
 _POSITIVE: Rule = (lambda x: x > 0, "must be above 0")
 _COUNT: Rule = (lambda x: x >= 1, "must be 1 or more")
 _OR_OFF: Rule = (lambda x: x >= 0, "must be 0 (off) or more")
@@ -43,12 +52,13 @@ FIELDS: dict[str, Rule] = {
     "passes keep_checkpoints data.prompt_tokens data.response_tokens replay.window": _COUNT,
     "kl.every prefix.cuts imitation.window evaluation.samples evaluation.batch_size": _COUNT,
     "reincarnation_step checkpoint_every keep_every samples_per_step sampling.top_k": _OR_OFF,
-    "kl.coef imitation.weight optimizer.warmup": _OR_OFF,
+    "kl.coef imitation.weight optimizer.warmup lora.rank": _OR_OFF,
     "optimizer.decay": _one_of(schedules.DECAYS),
     "objective.clip_high": (lambda x: x >= 0, "must be 0 (as clip) or more"),
     "memory.logit_slots memory.logit_entries evaluation.limit": _OR_ALL,
     "kl.start objective.entropy_coef optimizer.weight_decay": _NOT_NEGATIVE,
-    "optimizer.learning_rate optimizer.grad_clip reward.seconds objective.clip": _POSITIVE,
+    "optimizer.learning_rate": (lambda x: x is None or x > 0, "must be above 0"),
+    "optimizer.grad_clip reward.seconds objective.clip lora.alpha": _POSITIVE,
     "critic.value_clip critic.value_coef": _POSITIVE,
     "optimizer.beta1 optimizer.beta2 replay.share sampling.min_p prefix.low": _BELOW_ONE,
     "sampling.top_p evaluation.top_p prefix.share": _NOT_ZERO,
@@ -58,6 +68,9 @@ FIELDS: dict[str, Rule] = {
     "model.compute_dtype model.export_dtype memory.anchors_dtype": _one_of(("", *DTYPES)),
     "optimizer.first_moment_dtype": _one_of(("", *DTYPES)),
     "model.attention": _one_of(ATTENTIONS),
+    "lora.targets": (_expression, "must be all-linear or a regular expression"),
+    "lora.critic": _one_of(("adapter", "full")),
+    "memory.frozen_dtype": _one_of(("", "int8")),
     "data.train": (bool, "must name a problem file"),
     "data.suites": (bool, "must name a held-out file or more"),
     "data.on_bad_row": _one_of(("refuse", "skip")),
@@ -97,6 +110,8 @@ def validate(config: Config) -> Config:
         if not holds:
             raise InputError(f"config.{path} = {values[path]!r}: {right}")
     frozen = copy.deepcopy(config)
+    o, critic = frozen.optimizer, frozen.critic.optimizer
+    o.learning_rate, critic.learning_rate = config.rates
     frozen.freeze()
     return frozen
 
@@ -136,6 +151,10 @@ def _relations(c: Config) -> Iterator[tuple[str, bool, str]]:
     for field in ("micro_batch_tokens", "decode_tokens"):
         budget = getattr(c.memory, field)
         yield f"memory.{field}", budget == 0 or budget >= slots, rule
+    rule = "needs adapters on the frozen weights (config.lora.rank)"
+    yield "memory.frozen_dtype", not c.memory.frozen_dtype or c.lora.rank > 0, rule
+    rule = "needs the rank of its adapters as config.lora.rank"
+    yield "model.adapter", not c.model.adapter or c.lora.rank > 0, rule
     once = e.temperature > 0 or e.samples == 1
     yield "evaluation.samples", once, "greedy decoding has one sample a problem"
     rule = "slots for a prefix: 1 or more with a trace bank (config.prefix.bank), 0 without"

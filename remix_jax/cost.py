@@ -1,7 +1,8 @@
 """What a step costs and how fast it ran: FLOPs by the shapes of its programs, MFU, tokens a second.
 
 FLOPs are those of matrix products, a multiplication and an addition as two, padding included. A
-backward pass costs twice its forward pass.
+backward pass costs twice its forward pass; once where adapters are trained, whose own products are
+not counted: of frozen matrices there is no gradient.
 """
 
 from typing import NamedTuple
@@ -82,10 +83,12 @@ def step_flops(
         scored += config.batch_size
     if family.METHODS[config.objective.method].forward:  # once more before each mini-batch
         scored += trained
-    of_policy = scored + 3 * trained * (2 if config.imitation.weight > 0 else 1)
+    both = 2 if policy.lora else 3  # forward and backward
+    of_policy = scored + both * trained * (2 if config.imitation.weight > 0 else 1)
     learning = forward_flops(policy, of_policy, *slots, "token")
     if learner.critic is not None:
-        learning += forward_flops(policy, config.batch_size + 3 * trained, *slots, "value")
+        both = 2 if learner.critic.config.lora else 3
+        learning += forward_flops(policy, config.batch_size + both * trained, *slots, "value")
     return StepFlops(sampling, filled * learning)
 
 

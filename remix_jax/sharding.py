@@ -34,6 +34,12 @@ rules: tuple[tuple[str, P], ...] = (
     (r"lm_head/kernel$", P("fsdp", "tensor")),
     (r"/(q|k|v|gate|up)/kernel$", P("fsdp", "tensor")),
     (r"/(o|down)/kernel$", P("tensor", "fsdp")),
+    (r"/(q|k|v|gate|up)/lora_a$", P("fsdp", None)),
+    (r"/(q|k|v|gate|up)/lora_b$", P(None, "tensor")),
+    (r"/(q|k|v|gate|up)/kernel_scale$", P("tensor")),
+    (r"/(o|down)/lora_a$", P("tensor", None)),
+    (r"/(o|down)/lora_b$", P(None, "fsdp")),
+    (r"/(o|down)/kernel_scale$", P()),
     (r"/(q|k|v)/bias$", P("tensor")),
     (r"value_head/(kernel|bias)$", P()),  # one column: nothing to divide
     (r"norm/scale$", P()),

@@ -2,7 +2,7 @@
 
 import jax
 
-PURPOSES = ("learning", "sampling", "evaluation", "collection")
+PURPOSES = ("learning", "sampling", "evaluation", "collection", "adapters")
 
 
 def key(seed: int, purpose: str) -> jax.Array:

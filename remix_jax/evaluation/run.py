@@ -29,9 +29,9 @@ from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
 from remix_jax.evaluation import results
-from remix_jax.learner.state import executed
+from remix_jax.learner import policy as policies
 from remix_jax.models import huggingface
-from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.models.decoder import DecoderConfig
 from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
 from remix_jax.rewards import Item, Score, Scorer
 from remix_jax.rollout.rollouts import prompt_batch, response_ids, score_responses
@@ -313,8 +313,8 @@ def _generate(
         console.event(f"{len(record.done):,} responses were there already")
     if not missing:
         return
-    loaded, params = huggingface.load(config.model.path, dtype=config.model.dtype, mesh=mesh)
-    policy, rows = Decoder(executed(loaded.config, config)), config.evaluation.batch_size
+    config = policies.as_saved(config)
+    (policy, params), rows = policies.load(config, mesh), config.evaluation.batch_size
     task = evaluation_task(config, vocabulary.eos_ids, vocabulary.pad_id)
     kept = sharding.tree_bytes(params, mesh)
     widths = sorted({-(-config.data.prompt_tokens // part) for part in _WIDTHS}, reverse=True)

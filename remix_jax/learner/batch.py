@@ -44,7 +44,8 @@ def complete(learner: Learner, stage: Stage, state: TrainState, fresh, expert, p
         has_B = _group_advantage(s, rows, param) != 0
         signal_B = jnp.repeat(has_B.reshape(-1, s.group_size).any(axis=1), s.group_size)
     if state.base_params is not None:
-        rows = rows.replace(base_logp_BT=logps(learner, state.base_params, rows))
+        base = state.whole(state.base_params)
+        rows = rows.replace(base_logp_BT=logps(learner, base, rows))
     return rows.replace(
         version_B=jnp.full_like(rows.version_B, state.step + 1),
         signal_B=signal_B,
@@ -135,19 +136,21 @@ def score(learner: Learner, stage: Stage, state: TrainState, batch: Batch, kl_we
     s = learner.static
     if stage.replay_groups > 0 or s.carry > 0:
         first = s.batch_size if s.carry > 0 else stage.replay_groups * s.group_size
-        scored = logps(learner, state.params, jax.tree.map(lambda x: x[:first], batch))
+        scored = logps(learner, state.whole(state.params), jax.tree.map(lambda x: x[:first], batch))
         scored_BT = jnp.concatenate([scored, batch.prox_logp_BT[first:]])
         old_B1 = (batch.age_B + batch.lag_B > 0)[:, None]
         batch = batch.replace(prox_logp_BT=jnp.where(old_B1, scored_BT, batch.prox_logp_BT))
     if state.prev_params is not None:
+        precedent = state.whole(state.prev_params)
         prev_logp_BT = jax.lax.cond(
             kl_weight < 1,
-            lambda: logps(learner, state.prev_params, batch),
+            lambda: logps(learner, precedent, batch),
             lambda: batch.base_logp_BT,
         )
         batch = batch.replace(prev_logp_BT=prev_logp_BT)
     if learner.critic and state.critic_params is not None:
-        values = functools.partial(scoring.score_values, learner.critic, state.critic_params)
+        critic = state.whole(state.critic_params)
+        values = functools.partial(scoring.score_values, learner.critic, critic)
         batch = batch.replace(value_BT=_in_passes(learner, values, batch))
     return batch
 

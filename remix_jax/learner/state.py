@@ -13,16 +13,20 @@ from jax.sharding import Mesh
 
 from remix_jax import sharding, streams
 from remix_jax.config import Config
-from remix_jax.errors import InputError
-from remix_jax.models import attention
-from remix_jax.models.decoder import Decoder, DecoderConfig, Execution, abstract_params
+from remix_jax.learner.policy import check_trainable, executed, plain
+from remix_jax.models import lora
+from remix_jax.models.decoder import Decoder, abstract_params
 from remix_jax.models.sampling import Begun
 from remix_jax.rl import replay
 from remix_jax.schedule import stage_at, stages
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The state of a run after `step` steps; None where the config has no use for a part."""
+    """The state of a run after `step` steps; None where the config has no use for a part.
+
+    With adapters (config.lora) `params`, both anchors and the critic are adapters and a value head,
+    all of the same `frozen` weights, which no step changes.
+    """
 
     params: dict
     opt_state: optax.OptState
@@ -37,6 +41,11 @@ class TrainState(flax.struct.PyTreeNode):
     key: jax.Array
     step: jax.Array  # int32, finished steps
     fault_F: jax.Array  # bool by `fault_names`: what was first found not finite; updates stop then
+    frozen: dict | None = None  # without adapters
+
+    def whole(self, params: dict) -> dict:
+        """The parameters of a model: those given, with the frozen weights that they adapt."""
+        return lora.joined(self.frozen, params)
 
 
 def _of(path: str):
@@ -165,11 +174,16 @@ def make_learner(config: Config, policy: Decoder, platform: str = "") -> Learner
       platform: of the devices that it is planned for; empty: of those that are here.
 
     Raises:
-      InputError: as `check_trainable`.
+      InputError: as `check_trainable`; or adapters that the model cannot have.
     """
     check_trainable(config)
     policy = Decoder(executed(policy.config, config, platform))
-    critic = Decoder(policy.config, head="value") if config.has_critic else None
+    if policy.config.lora:
+        policy.config.lora.check(abstract_params(Decoder(plain(policy.config))))
+    critic = None
+    if config.has_critic:
+        whole = policy.config.lora is None or config.lora.critic == "full"
+        critic = Decoder(plain(policy.config) if whole else policy.config, head="value")
     optimizer, critic_optimizer = (
         make_optimizer(o.beta1, o.beta2, o.weight_decay, o.first_moment_dtype)
         for o in (config.optimizer, config.critic.optimizer)
@@ -188,43 +202,27 @@ def busy_slots(width: int, platform: str = "") -> int:
     return 40_000_000 // width**2 if platform == "cpu" else 16_384
 
 
-def check_trainable(config: Config) -> None:
-    """Raises InputError unless the parameters are float32, to be trained."""
-    if config.model.dtype != "float32":
-        raise InputError(
-            f"config.model.dtype = {config.model.dtype!r}: a step of 1e-6 is lost in a weight of "
-            "0.02; leave it float32 and set config.model.compute_dtype=bfloat16, which computes "
-            "products in bfloat16 over float32 parameters"
-        )
-
-
-def executed(sizes: DecoderConfig, config: Config, platform: str = "") -> DecoderConfig:
-    """A decoder's sizes and the way that the config wants it run; platform as of `make_learner`."""
-    model, memory = config.model, config.memory
-    dtype = model.compute_dtype or model.dtype
-    suited = attention.chosen(platform or jax.default_backend(), dtype)
-    execution = Execution(
-        param_dtype=model.dtype,
-        scan_layers=memory.scan_layers,
-        remat=memory.remat,
-        attention=suited if model.attention == "auto" else model.attention,
-        logit_slots=memory.logit_slots,
-        logit_entries=memory.logit_entries,
-    )
-    return dataclasses.replace(sizes, dtype=dtype, execution=execution)
-
-
 def init_state(learner: Learner, params: dict, seed: int) -> TrainState:
     """The state before the first step. `params` are kept; anchors and critic are copies.
 
     The critic is the policy's body under a value head of zeros: the first value of any state is 0.
+    Adapters that `params` do not have begin as `lora.init` says.
     """
-    s = learner.static
+    s, adapters = learner.static, learner.policy.config.lora
+    frozen, whole = None, params
+    if adapters:
+        frozen, params = lora.split(params)
+        if not params:
+            params = lora.init(abstract_params(learner.policy), streams.key(seed, "adapters"))
+        whole = lora.joined(frozen, params)
     critic_params = critic_opt_state = None
     if learner.critic:
-        scale = params["final_norm"]["scale"]  # [D]
-        head = {"kernel": jnp.zeros_like(scale)[:, None], "bias": jnp.zeros((1,), scale.dtype)}
-        body = {name: leaf for name, leaf in params.items() if name != "lm_head"}
+        width = learner.policy.config.width
+        head = {"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros((1,))}
+        body = params
+        if not learner.critic.config.lora:
+            body = lora.merged(adapters, whole, "float32")
+            body = {name: leaf for name, leaf in body.items() if name != "lm_head"}
         critic_params = {**copy(body), "value_head": head}
         critic_opt_state = learner.critic_optimizer.init(critic_params)
     sizes = (s.group_size, s.prompt_slots, s.response_slots)
@@ -240,6 +238,7 @@ def init_state(learner: Learner, params: dict, seed: int) -> TrainState:
         key=streams.key(seed, "learning"),
         step=jnp.zeros((), jnp.int32),
         fault_F=jnp.zeros((len(fault_names(params, critic_params)),), bool),
+        frozen=frozen,
     )
 
 

@@ -43,8 +43,8 @@ def step_inputs(config: Config, step: int) -> StepInputs:
     """Of a step (from 1) of a run, on the host."""
     replayed = np.asarray(config.batch_groups - fresh_groups(config, step), np.int32)
     rate, critic_rate = (
-        np.float32(schedules.learning_rate(step, config.steps, o.learning_rate, o.warmup, o.decay))
-        for o in (config.optimizer, config.critic.optimizer)
+        np.float32(schedules.learning_rate(step, config.steps, rate, o.warmup, o.decay))
+        for o, rate in zip((config.optimizer, config.critic.optimizer), config.rates, strict=True)
     )
     o, passes = config.objective, stages(config)[stage_at(config, step)].passes
     numbers = (o.method_param, o.clip, step, config.steps, passes)
@@ -87,10 +87,12 @@ def learn(
     ring, batch, found = batches.with_advantages(learner, ring, batch, first_param)
     # Small, and read at random by every mini-batch: whole on each device of a mesh.
     batch = jax.tree.map(sharding.constrain, batch)
-    update = functools.partial(_update, learner, stage, batch, inputs, kl_weight)
-    begin = (state.replace(replay=ring, step=step), jnp.ones_like(ring.rows.reward_B))
+    update = functools.partial(_update, learner, stage, batch, inputs, kl_weight, state.whole)
+    begin = state.replace(replay=ring, step=step, frozen=None)
     drawn = _mini_batches(s, stage, key_shuffle, inputs.method_param_M)
-    (new, row_ratio_R), sums = jax.lax.scan(update, begin, drawn)
+    carried = begin, jnp.ones_like(ring.rows.reward_B)
+    (new, row_ratio_R), sums = jax.lax.scan(update, carried, drawn)
+    new = new.replace(frozen=state.frozen)
 
     own_B = batch.valid_B & ~batch.expert_B
     of_fresh = row_ratio_R[fresh_slots].reshape(-1, s.group_size)
@@ -104,7 +106,7 @@ def learn(
     if expert is not None:
         found["n_expert"] = (batch.valid_B & batch.expert_B).sum()
     if fresh is not None:
-        found |= batches.sampler_gap(learner, state.params, fresh)
+        found |= batches.sampler_gap(learner, state.whole(state.params), fresh)
     if s.has_precedent:
         new = new.replace(prev_params=optax.tree.cast(state.params, s.anchors_dtype or None))
     return sharding.by_rules(new), jax.tree.map(sharding.constrain, found)
@@ -125,26 +127,30 @@ def _mini_batches(static: Static, stage: Stage, key, method_param_M):
     return index, keys, jnp.repeat(method_param_M, index.shape[0] // stage.passes)
 
 
-def _update(learner: Learner, stage: Stage, batch: Batch, inputs, kl_weight, carry, drawn):
+def _update(learner: Learner, stage: Stage, batch: Batch, inputs, kl_weight, whole, carry, drawn):
     """One mini-batch: gradients of its passes added up, then one step of each optimizer.
 
-    Carried are the state, and the mean ratio of each row of the ring in its last pass.
+    Carried are the state, but for its frozen weights, which `whole` adds; and the mean ratio of
+    each row of the ring in its last pass.
     """
     (state, row_ratio_R), (index, key, method_param) = carry, drawn
     s = learner.static
     mini = jax.tree.map(lambda x: x[index], batch)
     count = jnp.maximum(masked.count(mini.mask_BT, s.aggregation), 1.0)
-    terms, mini = losses.minibatch_terms(learner, state.params, mini, method_param)
+    terms, mini = losses.minibatch_terms(learner, whole(state.params), mini, method_param)
     ages = s.window + 1 if stage.replay_groups > 0 else 1
+
+    def of_whole(loss):
+        return lambda params, *given: loss(whole(params), *given)
 
     def backward(held, rows: Batch):
         rows = off_policy.zero_unknown(rows)
-        grads, sums = jax.grad(losses.policy_loss, has_aux=True)(
+        grads, sums = jax.grad(of_whole(losses.policy_loss), has_aux=True)(
             state.params, learner, held, rows, terms, kl_weight, count, ages
         )
         critic_grads = None
         if learner.critic:
-            sums["loss_value"], critic_grads = jax.value_and_grad(losses.critic_loss)(
+            sums["loss_value"], critic_grads = jax.value_and_grad(of_whole(losses.critic_loss))(
                 state.critic_params, learner, held, rows, count
             )
         return (grads, critic_grads), sums
@@ -152,7 +158,7 @@ def _update(learner: Learner, stage: Stage, batch: Batch, inputs, kl_weight, car
     grads, sums = _accumulate(learner, backward, mini)
     row_ratio_B = sums.pop("row_ratio_B")
     if s.imitation_weight > 0:
-        imitation, sums["loss_imitation"] = _imitate(learner, state, key)
+        imitation, sums["loss_imitation"] = _imitate(learner, state, of_whole, key)
         grads = (jax.tree.map(jnp.add, grads[0], imitation), grads[1])
     state, norms = _apply(learner, inputs, state, grads, sums)
     trained_B = mini.valid_B & ~state.fault_F.any()
@@ -163,7 +169,7 @@ def _update(learner: Learner, stage: Stage, batch: Batch, inputs, kl_weight, car
     return (state.replace(replay=ring), row_ratio_R), sums | norms
 
 
-def _imitate(learner: Learner, state: TrainState, key):
+def _imitate(learner: Learner, state: TrainState, of_whole, key):
     """Gradient and value of the imitation loss on a mini-batch of successes; zeros without one."""
     s, ring, n = learner.static, state.replay, learner.static.mini_batch_size
     slots_B, found = replay.draw_successes(ring, key, state.step, s.imitation_window, n)
@@ -172,7 +178,7 @@ def _imitate(learner: Learner, state: TrainState, key):
     count = jnp.maximum(masked.count(rows.mask_BT, s.aggregation), 1.0)
 
     def backward(held, rows):
-        value_and_grad = jax.value_and_grad(losses.imitation_loss)
+        value_and_grad = jax.value_and_grad(of_whole(losses.imitation_loss))
         loss, grads = value_and_grad(state.params, learner, held, rows, count)
         return grads, {"loss": loss}
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from remix_jax.models import attention
+from remix_jax.models.lora import INT8, LEAVES, Lora
 from remix_jax.models.products import lookup, matmul
 from remix_jax.sharding import ROWS, STREAM, Places, by_rules, constrain, places
 
@@ -30,6 +31,7 @@ class Execution:
     """How a decoder is run: results agree up to rounding. The defaults suit small models."""
 
     param_dtype: str = ""  # of the parameters; empty: that of the operands of products
+    frozen_dtype: str = ""  # of the layers' matrices under adapters: "int8"; empty: as the others
     scan_layers: bool = False  # one layer compiled and looped over, in place of all unrolled
     remat: bool = False  # a layer keeps its input alone and runs again in the backward pass
     attention: str = "plain"  # kernel of rows and caches of `attention.LONG` slots or more
@@ -70,6 +72,7 @@ class DecoderConfig:
     qk_norm: bool
     max_positions: int
     dtype: str = "float32"
+    lora: Lora | None = None  # None: no adapters
     execution: Execution = Execution()
 
 
@@ -106,21 +109,40 @@ class Norm(nn.Module):
 
 
 class Linear(nn.Module):
-    """x @ kernel (+ bias), operands in `dtype`, sums and result float32."""
+    """x @ kernel (+ bias) (+ adapter), operands in `dtype`, sums and result float32."""
 
     outputs: int
     dtype: str
     use_bias: bool = False
     initializer: nn.initializers.Initializer = nn.initializers.normal(0.02)
+    lora: Lora | None = None
+    kernel_dtype: str = ""  # "int8", with a scale a column
 
     @nn.compact
     def __call__(self, x_ND: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.initializer, (x_ND.shape[1], self.outputs))
-        y_NF = matmul(x_ND, kernel, self.dtype, places((*self.path, "kernel"), kernel.shape))
-        if not self.use_bias:
-            return y_NF
-        bias = self.param("bias", nn.initializers.zeros, (self.outputs,))
-        return y_NF + bias.astype(jnp.float32)[None]
+        ints, zeros = self.kernel_dtype == INT8, nn.initializers.zeros
+        given = (zeros, jnp.int8) if ints else (self.initializer, jnp.float32)
+        y_NF = self._times(x_ND, "kernel", (x_ND.shape[1], self.outputs), *given)
+        if ints:
+            y_NF *= self.param("kernel_scale", zeros, (self.outputs,))[None]
+        if self.use_bias:
+            bias = self.param("bias", zeros, (self.outputs,))
+            y_NF += bias.astype(jnp.float32)[None]
+        if self.lora is not None and self._adapted(self.lora):
+            shapes = (x_ND.shape[1], self.lora.rank), (self.lora.rank, self.outputs)
+            for name, shape in zip(LEAVES, shapes, strict=True):
+                x_ND = self._times(x_ND, name, shape, zeros)
+            y_NF += self.lora.scale * x_ND
+        return y_NF
+
+    def _times(self, x_ND, name, shape, initializer, dtype=jnp.float32):
+        matrix = self.param(name, initializer, shape, dtype)
+        return matmul(x_ND, matrix, self.dtype, places((*self.path, name), shape))
+
+    def _adapted(self, lora: Lora) -> bool:
+        # Of a layer that is applied alone the path is not the whole one.
+        initializing = self.is_initializing()
+        return lora.adapts(self.path) if initializing else self.has_variable("params", LEAVES[0])
 
 
 class Embedding(nn.Module):
@@ -153,15 +175,17 @@ class Layer(nn.Module):
     def setup(self):
         """Flax's hook: attributes name the parameters."""
         c = self.config
+        how = {"lora": c.lora, "kernel_dtype": c.execution.frozen_dtype}
+        linear = functools.partial(Linear, dtype=c.dtype, **how)
         self.attn_norm, self.mlp_norm = Norm(c.norm_eps), Norm(c.norm_eps)
-        self.q = Linear(c.heads * c.head_dim, c.dtype, c.qkv_bias)
-        self.k = Linear(c.kv_heads * c.head_dim, c.dtype, c.qkv_bias)
-        self.v = Linear(c.kv_heads * c.head_dim, c.dtype, c.qkv_bias)
-        self.o = Linear(c.width, c.dtype)
+        self.q = linear(c.heads * c.head_dim, use_bias=c.qkv_bias)
+        self.k = linear(c.kv_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.v = linear(c.kv_heads * c.head_dim, use_bias=c.qkv_bias)
+        self.o = linear(c.width)
         if c.qk_norm:
             self.q_norm, self.k_norm = Norm(c.norm_eps), Norm(c.norm_eps)
-        self.gate, self.up = Linear(c.ffn_width, c.dtype), Linear(c.ffn_width, c.dtype)
-        self.down = Linear(c.width, c.dtype)
+        self.gate, self.up = linear(c.ffn_width), linear(c.ffn_width)
+        self.down = linear(c.width)
 
     def __call__(self, x_BSD, visible, rope, kind: str, first: int, T: int):
         """The output at T slots from `first` on [B, T, D]; keys and values [B, K, S, E] of all.
@@ -374,4 +398,9 @@ def abstract_params(model: Decoder) -> dict:
     slot = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     tree = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x), slot, slot, slot)["params"]
     dtype = jnp.dtype(model.config.execution.param_dtype or model.config.dtype)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), tree)
+
+    def held(path, x):
+        own = x.dtype == jnp.int8 or path[-1].key in (*LEAVES, "kernel_scale")
+        return jax.ShapeDtypeStruct(x.shape, x.dtype if own else dtype)
+
+    return jax.tree_util.tree_map_with_path(held, tree)

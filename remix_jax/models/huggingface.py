@@ -3,6 +3,7 @@
 Weights travel one tensor at a time, so that host memory never holds a second copy of the model.
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import hashlib
@@ -10,6 +11,7 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import flax.traverse_util
@@ -33,6 +35,7 @@ from remix_jax.models.hf_config import (
     unreadable,
 )
 from remix_jax.models.hf_tokenizer import TOKENIZER_FILES
+from remix_jax.models.lora import LEAVES
 from remix_jax.sharding import spec_of
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -59,7 +62,7 @@ def _parameter_shapes(model: Decoder) -> dict[ParamPath, Shape]:
     return {path: x.shape for path, x in leaves.items()}
 
 
-def _tensor_name(path: ParamPath) -> str:
+def tensor_name(path: ParamPath) -> str:
     """Torch's name: ("layers_0", "q", "bias") is model.layers.0.self_attn.q_proj.bias."""
     *layer, module, kind = path
     prefix = f"model.layers.{layer[0].removeprefix('layers_')}." if layer else ""
@@ -68,7 +71,7 @@ def _tensor_name(path: ParamPath) -> str:
 
 def _torch_order(path: ParamPath, axes: tuple) -> tuple:
     """A shape or an index in torch's order of axes: a linear map is [outputs, inputs] there."""
-    return axes[::-1] if path[-1] == "kernel" else axes
+    return axes[::-1] if path[-1] in ("kernel", *LEAVES) else axes
 
 
 def load(
@@ -95,7 +98,7 @@ def load(
     root = existing_directory(directory)
     model = Decoder(dataclasses.replace(read_config(root), dtype=dtype))
     shapes = _parameter_shapes(model)
-    wanted = {_tensor_name(path): _torch_order(path, shape) for path, shape in shapes.items()}
+    wanted = {tensor_name(path): _torch_order(path, shape) for path, shape in shapes.items()}
     tied = model.config.tied_embeddings
     files = _checked_tensors(root, wanted, tied)
     if tied and "lm_head.weight" in files:  # stored twice: it must be the same matrix
@@ -111,7 +114,7 @@ def load(
         """A tensor on its device, or on each device of the mesh the slice that it holds."""
 
         def read(index: Any) -> np.ndarray:
-            name = _tensor_name(path)
+            name = tensor_name(path)
             value = _read(files[name], name, _torch_order(path, index))
             with np.errstate(all="ignore"):
                 if not np.isfinite(np.sum(value, dtype=np.float64)):
@@ -227,21 +230,15 @@ def save(
     config = config_json(model.config, dtype, like)
     if jax.process_index() > 0:
         for path in shapes:  # its part of each gathering
-            _fetch(path, arrays[path])
+            fetch(path, arrays[path])
         return
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
-        _write_json(scratch / CONFIG, config)
+    with replacing(target) as scratch:
+        write_json(scratch / CONFIG, config)
         _write_weights(scratch, {path: arrays[path] for path in shapes}, dtype)
         if like is not None:
             sources = (pathlib.Path(like).expanduser() / name for name in TOKENIZER_FILES)
             for source in filter(pathlib.Path.is_file, sources):
                 shutil.copyfile(source, scratch / source.name)
-        _swap(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_target(directory: str | os.PathLike) -> pathlib.Path:
@@ -265,7 +262,7 @@ def check_target(directory: str | os.PathLike) -> pathlib.Path:
 
 
 def _write_weights(folder: pathlib.Path, arrays: dict[ParamPath, jax.Array], dtype: str) -> None:
-    tensors = {_tensor_name(path): (path, x) for path, x in arrays.items()}
+    tensors = {tensor_name(path): (path, x) for path, x in arrays.items()}
     split = split_state_dict_into_shards_factory(
         tensors,
         get_storage_size=lambda tensor: tensor[1].size * jnp.dtype(dtype).itemsize,
@@ -273,49 +270,59 @@ def _write_weights(folder: pathlib.Path, arrays: dict[ParamPath, jax.Array], dty
         max_shard_size=SHARD_BYTES,
     )
     for file, names in split.filename_to_tensors.items():
-        values = {name: _fetch(*tensors[name]).astype(dtype, copy=False) for name in names}
+        values = {name: fetch(*tensors[name]).astype(dtype, copy=False) for name in names}
         # One key only: the order of several would differ between runs, and so would the bytes.
         safetensors.numpy.save_file(values, folder / file, metadata={"format": "pt"})
         shutil.copymode(folder / CONFIG, folder / file)  # safetensors writes for the owner alone
     if split.is_sharded:
         weight_map = dict(sorted(split.tensor_to_filename.items()))
-        _write_json(folder / WEIGHTS_INDEX, {"metadata": split.metadata, "weight_map": weight_map})
+        write_json(folder / WEIGHTS_INDEX, {"metadata": split.metadata, "weight_map": weight_map})
 
 
-def _fetch(path: ParamPath, x: jax.Array) -> np.ndarray:
+def fetch(path: ParamPath, x: jax.Array) -> np.ndarray:
+    """A tensor on the host, as torch has it; of several processes all must call it."""
     # A jax array keeps the host copy made of it; a passing copy on the device takes it away again.
-    passing = jnp.transpose(x) if path[-1] == "kernel" else jnp.copy(x)
+    passing = jnp.transpose(x, _torch_order(path, tuple(range(x.ndim)))).copy()
     if not passing.is_fully_addressable:
         passing = multihost_utils.process_allgather(passing, tiled=True)
     return np.ascontiguousarray(passing)
 
 
-def _write_json(path: pathlib.Path, content: dict) -> None:
+def write_json(path: pathlib.Path, content: dict) -> None:
+    """As transformers does, indented."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _swap(scratch: pathlib.Path, target: pathlib.Path) -> None:
-    """Renames `scratch` to `target`; what was there goes only once the new one is in its place."""
+@contextlib.contextmanager
+def replacing(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to fill, which then is `target`; what was there goes once the new one is there."""
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
     old = scratch.with_suffix(".old")
-    if target.exists():
-        target.rename(old)
     try:
-        scratch.rename(target)
-    except BaseException:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        yield scratch
+        if target.exists():
+            target.rename(old)
+        try:
+            scratch.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def model_digest(directory: str | os.PathLike) -> str:
+def model_digest(directory: str | os.PathLike, weights_only: bool = False) -> str:
     """Sixteen hex digits that tell two models apart, without reading gigabytes.
 
     Of weight files they take the size and both ends: training moves every tensor.
     """
     root, digest = existing_directory(directory), hashlib.sha256()
     for path in sorted(root.iterdir()):
-        if path.name in (CONFIG, *TOKENIZER_FILES):
+        if path.name in (CONFIG, *TOKENIZER_FILES) and not weights_only:
             digest.update(path.name.encode() + path.read_bytes())
         elif path.suffix == ".safetensors":
             size = path.stat().st_size

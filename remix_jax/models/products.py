@@ -35,14 +35,17 @@ def einsum(subscripts: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array
 def matmul(x_ND: jax.Array, w_DF: jax.Array, dtype: str, places: Places | None = None) -> jax.Array:
     """x_ND @ w_DF, float32 in and out; `dtype` is that of the operands, also in the gradient.
 
-    The weights may have any dtype, which their gradient gets too. On a mesh they are gathered, as
-    `dtype`, for each use, and the gradient is scattered at once to where they are kept.
+    The weights may have any dtype, which their gradient gets too; whole numbers have none. On a
+    mesh they are gathered, as `dtype` (whole numbers as they are), for each use, and the gradient
+    is scattered at once to where they are kept.
     """
     return einsum("nd,df->nf", x_ND, _gathered(w_DF, dtype, places), dtype)
 
 
 def _gathered(w_DF, dtype, places):
-    return w_DF if places is None else constrain(w_DF.astype(dtype), *places.used)
+    if places is None:
+        return w_DF
+    return constrain(w_DF if w_DF.dtype == jnp.int8 else w_DF.astype(dtype), *places.used)
 
 
 def _matmul_forward(x_ND, w_DF, dtype, places):
@@ -53,6 +56,8 @@ def _matmul_forward(x_ND, w_DF, dtype, places):
 def _matmul_backward(dtype, places, residuals, dy_NF):
     x_ND, w_DF = residuals
     dx_ND = einsum("nf,df->nd", dy_NF, _gathered(w_DF, dtype, places), dtype)
+    if w_DF.dtype == jnp.int8:
+        return dx_ND, None
     plain = partial(einsum, "nd,nf->df", dtype=dtype)
 
     def of_copy(x_ND, dy_NF):

@@ -42,6 +42,8 @@ def token_logps(
     return jnp.pad(jnp.where(scored_BT, logp_BT, 0.0), ((0, 0), (1, 0)))
 
 
+# Jitted, as several models score rows in one program: traced once for all.
+@partial(jax.jit, static_argnums=(0, 3))
 def score_responses(model: Decoder, params: dict, held: Pass, temperature: float) -> TokenScores:
     """Log-probs and entropies of the response tokens, at the slots of buffers that predict them.
 
@@ -54,6 +56,7 @@ def score_responses(model: Decoder, params: dict, held: Pass, temperature: float
     return _scores(model, params, x_NTD, held.next_NT, temperature)
 
 
+@partial(jax.jit, static_argnums=0)
 def score_values(critic: Decoder, params: dict, held: Pass) -> jax.Array:
     """V(s_t), likewise: s_t is everything before response token t."""
     x_NTD = _states_before_tokens(critic, params, held)

@@ -99,7 +99,7 @@ def with_budget(
         width = jnp.dtype(sizes.dtype).itemsize
         slot = 2 * sizes.layers * sizes.kv_heads * sizes.head_dim * width // tensor
         params = jax.tree.leaves(abstract_params(policy))
-        weights = sum(x.size for x in params) * width // tensor
+        weights = sum(x.size * min(x.dtype.itemsize, width) for x in params) // tensor
         left = limit - limit // 8 - kept - weights - plan.prompts * task.prompt_slots * slot
         row = task.slots * slot + 4 * 4 * sizes.vocab_size // tensor
         budget = max(left // row, 1) * task.slots

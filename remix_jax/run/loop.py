@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,11 @@ from remix_jax.config import Config
 from remix_jax.cost import speeds, step_flops
 from remix_jax.device_memory import OutOfMemoryError
 from remix_jax.evaluation import held_out
+from remix_jax.learner.policy import plain
 from remix_jax.learner.state import TrainState, fault_names, move_anchors
 from remix_jax.learner.step import Programs, step_inputs
-from remix_jax.models import huggingface
+from remix_jax.models import huggingface, lora, peft
+from remix_jax.models.decoder import Decoder
 from remix_jax.rl import replay
 from remix_jax.rollout import in_flight
 from remix_jax.rollout.draws import draw_problems
@@ -42,7 +45,7 @@ from remix_jax.sinks import sink
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.metrics import Record, read_metrics
 
-EXPORT, TRACE = "export", "profile"  # directories of a run
+EXPORT, ADAPTER, TRACE = "export", "adapter", "profile"  # directories of a run
 
 
 class FaultError(RuntimeError):
@@ -121,9 +124,14 @@ def run(
         open_.enter_context(contextlib.closing(console))
         places, kept = root / resume.CHECKPOINTS, config.keep_checkpoints
         if processes.is_first():
-            check_room(places, tree_bytes(setup.state), tree_bytes(setup.state.params), kept)
+            saved, exported = (
+                setup.state.replace(frozen=None),
+                setup.state.whole(setup.state.params),
+            )
+            check_room(places, tree_bytes(saved), tree_bytes(exported), kept)
             if artifacts:
                 huggingface.check_target(mirror.local / EXPORT)
+                peft.check_target(mirror.local / ADAPTER)
         processes.wait_for_all("loaded")
         checkpoints = open_.enter_context(Checkpoints(places, kept, config.keep_every))
         stop = open_.enter_context(watch(console.event))
@@ -274,7 +282,8 @@ def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, An
         key = jax.random.fold_in(streams.key(config.seed, "sampling"), step)
         # The sampler is waited for, so that grading is not charged with sampling.
         with device_memory.phase("sampling"):
-            sampled = run.samplers.rollout[stage.name](run.state.params, prompts, key)
+            params = run.state.whole(run.state.params)
+            sampled = run.samplers.rollout[stage.name](params, prompts, key)
         if carry:
             how_many = wanted, stage, config, step
             flight = in_flight.landed(sampled, draw, prompts, held, *how_many)
@@ -301,7 +310,8 @@ def _evaluate(run: _Run) -> None:
     """Held-out figures of the state. On Preempted the step's figures travel in the checkpoint."""
     begin, s, held = time.perf_counter(), run.setup, run.held
     assert held is not None
-    given = run.state.params, s.suites, s.validation, s.vocabulary, s.config, s.scorer
+    params = run.state.whole(run.state.params)
+    given = params, s.suites, s.validation, s.vocabulary, s.config, s.scorer
     try:
         with device_memory.phase("evaluation"):
             found = held_out(run.samplers.evaluate, *given)
@@ -349,7 +359,7 @@ def _save(run: _Run) -> None:
         run.checkpoints.refuse(step, OSError(missing))
         return
     host = run.counters | {"step": step} | resume.identity(run.setup)
-    run.checkpoints.save(step, run.state, host)
+    run.checkpoints.save(step, run.state.replace(frozen=None), host)
 
 
 def _report(run: _Run, rewards: Mapping[str, str]) -> None:
@@ -382,7 +392,7 @@ def _finish(run: _Run, fault: str | None, artifacts: bool) -> Outcome:
         good = run.checkpoints.newest_step()
         kept = f"the checkpoint of step {good} is good" if good else "there is no checkpoint yet"
         of_critic = "value loss" in fault or "critic" in fault
-        rate = (config.critic.optimizer if of_critic else config.optimizer).learning_rate / 2
+        rate = config.rates[of_critic] / 2
         field = f"{'critic.' if of_critic else ''}optimizer.learning_rate"
         raise FaultError(f"{fault}; {kept}", f"{field}={rate:g}", good)
     if run.checkpoints.error:
@@ -404,8 +414,18 @@ def _leave(run: _Run, export: bool) -> None:
         run.console.print(report.final_table(read_metrics(workdir)))
         run.console.print(report.ledger_table(ledger))
     if export:
-        base, policy = run.setup.config.model, run.setup.learner.policy
-        dtype = base.export_dtype or None
-        huggingface.save(policy, run.state.params, workdir / EXPORT, like=base.path, dtype=dtype)
+        _export(run, workdir)
     what = "ledger.json and the policy (export) are" if export else "ledger.json is"
     run.console.event(f"{what} in {run.mirror.root}")
+
+
+def _export(run: _Run, workdir: pathlib.Path) -> None:
+    """Writes export/, and adapter/ where adapters were trained."""
+    base, policy, state = run.setup.config.model, run.setup.learner.policy, run.state
+    adapters, params = policy.config.lora, state.whole(state.params)
+    if adapters:
+        peft.save(adapters, state.params, workdir / ADAPTER, base.path)
+        policy = Decoder(plain(policy.config))
+        params = lora.merged(adapters, params, base.export_dtype)
+    dtype = base.export_dtype or None
+    huggingface.save(policy, params, workdir / EXPORT, like=base.path, dtype=dtype)

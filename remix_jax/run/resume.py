@@ -17,6 +17,7 @@ from remix_jax import files, processes
 from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.learner.state import TrainState, move_anchors
+from remix_jax.models.huggingface import model_digest
 from remix_jax.rollout.draws import check_continued, first_cursors
 from remix_jax.run.checkpoint import Checkpoints, digest
 from remix_jax.run.setup import Setup
@@ -73,11 +74,13 @@ def start(
     totals = {"tokens": 0, "flops": prefixes.flops if prefixes else 0.0, "seconds": 0.0}
     counters: dict[str, Any] = {"totals": totals, "step": 0, **first_cursors(config, prefixes)}
     if checkpoints.newest_step():
+        frozen, state = state.frozen, state.replace(frozen=None)
         like = abstract(state)
         for leaf in jax.tree.leaves(state):
             leaf.delete()
         check = functools.partial(_check, setup, log=log)
         state, counters = checkpoints.restore(like, check, log)
+        state = state.replace(frozen=frozen)
         log(f"continuing after step {counters['step']}")
     if processes.is_first():
         files.write_durably(workdir / CONFIG_FILE, configs.to_json(config))
@@ -101,7 +104,10 @@ def identity(setup: Setup) -> dict[str, Any]:
     # All that training prompts, their grading and an expert's rows depend on.
     content = [train.prompts, [p.answers for p in train.problems], setup.vocabulary.eos_ids]
     content += [list(setup.traces.values())] if setup.traces else []
+    path = setup.config.model.path
+    adapts = {"frozen": model_digest(path, weights_only=True)} if setup.config.lora.rank else {}
     return {
+        **adapts,
         "config": json.loads(configs.to_json(setup.config)),
         "problems": {"count": len(train.problems), "digest": digest(json.dumps(content))},
         "made_with": {
@@ -150,6 +156,11 @@ def _check(setup: Setup, step: int, saved: dict[str, Any], log: Callable[[str], 
     changed = changes(saved["config"], config, "the checkpoint")
     if config.steps < step:
         raise InputError(f"config.steps = {config.steps}: the run has done {step} steps already")
+    if saved.get("frozen") != now.get("frozen"):
+        raise InputError(
+            f"config.model.path = {config.model.path!r}: holds other weights than those that the "
+            "adapters of the checkpoint belong to: continue with those"
+        )
     if saved["problems"] != now["problems"]:
         raise InputError(
             f"{config.data.train}: these are not the {saved['problems']['count']:,} training "

@@ -14,12 +14,12 @@ from remix_jax.data import tasks
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
 from remix_jax.evaluation.run import check_model
+from remix_jax.learner import policy as policies
 from remix_jax.learner import step as learning
 from remix_jax.learner.state import (
     Learner,
     TrainState,
     busy_slots,
-    check_trainable,
     make_learner,
     place_state,
     static_of,
@@ -27,6 +27,7 @@ from remix_jax.learner.state import (
 from remix_jax.models import attention, huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
+from remix_jax.models.sampling import merges
 from remix_jax.models.slots import Slots
 from remix_jax.rewards import Scorer
 from remix_jax.rl import family
@@ -62,7 +63,7 @@ def prepare(config: Config) -> Setup:
       InputError: anything that is wrong with them, in one line.
     """
     config = config_rules.validate(config)
-    check_trainable(config)
+    policies.check_trainable(config)
     kernel, platform = config.model.attention, jax.default_backend()
     dtype = config.model.compute_dtype or config.model.dtype
     if kernel not in ("auto", "plain", attention.chosen(platform, dtype)):
@@ -86,7 +87,7 @@ def prepare(config: Config) -> Setup:
     validation = [load(spec) for spec in (data.validation,) if spec]
     mesh = sharding.make_mesh(config.mesh.sizes)
     check_sizes(config, huggingface.read_config(config.model.path), mesh)
-    policy, params = huggingface.load(config.model.path, dtype=config.model.dtype, mesh=mesh)
+    policy, params = policies.load(config, mesh)
     learner = make_learner(config, policy)
     state = place_state(learner, params, config.seed, mesh)
     sets = train, prefixes, suites, validation
@@ -145,13 +146,13 @@ def plan(setup: Setup) -> dict[str, object]:
         "training rows skipped": skipped and f"{len(skipped):,} malformed: {malformed}",
         "device": sharding.devices_text(setup.mesh),
     }
-    return config_plan(c, setup.state, setup.mesh) | {k: text for k, text in lines.items() if text}
+    return config_plan(c, setup.learner, setup.state) | {
+        k: text for k, text in lines.items() if text
+    }
 
 
-def config_plan(
-    c: Config, state: TrainState, mesh: Mesh | AbstractMesh | None
-) -> dict[str, object]:
-    """What the config, the shapes of the first state and the mesh say of a run."""
+def config_plan(c: Config, learner: Learner, state: TrainState) -> dict[str, object]:
+    """What the config, the models and the shapes of the first state say of a run."""
     o, share = c.objective, c.replay.share
     passes = c.passes / (1 - share)  # over a row of the mix stage, expected: m (1 + p / (1 - p))
     updates = c.batch_size // c.mini_batch_size
@@ -172,6 +173,10 @@ def config_plan(
             "the gradient: its ratios do not know of the truncation by top_k, top_p or min_p "
             "(sampling.correct_truncation corrects)"
         )
+    if learner.policy.config.lora:
+        once = "merged into the weights, once a sampling"
+        apart = "applied at every token: merged into such weights they would be rounded away"
+        more["adapters in decoding"] = once if merges(learner.policy.config) else apart
     return {
         "method": method,
         "steps": c.steps,
@@ -179,8 +184,17 @@ def config_plan(
         "rows a step": f"{c.batch_size} ({mixed if share > 0 else 'all fresh'})",
         "gradient passes a fresh row": trained if passes != 1 else "1",
         "optimizer steps a pass": f"{updates} of {c.mini_batch_size} rows",
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "parameters": _parameters(c, state),
     } | more
+
+
+def _parameters(c: Config, state: TrainState) -> object:
+    trained = sum(x.size for x in jax.tree.leaves(state.params))
+    if state.frozen is None:
+        return trained
+    frozen = sum(x.size for x in jax.tree.leaves(state.frozen))
+    critic = " for policy and critic each" if c.has_critic and c.lora.critic == "adapter" else ""
+    return f"{frozen:,} frozen, adapters of rank {c.lora.rank} with {trained:,}{critic}"
 
 
 def decoding(
@@ -210,6 +224,7 @@ def decoding(
 def state_bytes(state: TrainState, mesh: Mesh | AbstractMesh | None = None) -> dict[str, int]:
     """What stays on a device of the mesh, by part; the state may be abstract."""
     parts = {
+        "frozen weights": state.frozen,
         "policy": state.params,
         "policy's optimizer": state.opt_state,
         "critic and its optimizer": (state.critic_params, state.critic_opt_state),

@@ -16,7 +16,9 @@ from experiments.configs import (
     prefix_1p5b,
     remix_grpo_1p5b,
     remix_ppo_1p5b,
+    remix_ppo_1p5b_lora,
     remix_ppo_7b,
+    remix_ppo_7b_lora,
 )
 from launch import dry_run
 from remix_jax import schedule
@@ -39,10 +41,31 @@ PLANNED = {
 }
 
 
+ADAPTED = {  # frozen, trained of policy and critic each; GiB of the state
+    remix_ppo_1p5b_lora: (1_777_088_000, 36_929_536, 4.5),
+    remix_ppo_7b_lora: (7_615_616_512, 80_740_352, 16.7),
+}
+
+
 def planned(config, architectures=ARCHITECTURES):
     file = io.StringIO()
     dry_run.print_plans(config, Console(config.steps, file=file, terminal=False), architectures)
     return " ".join(file.getvalue().split())
+
+
+@pytest.mark.parametrize("preset", ADAPTED, ids=lambda p: p.__name__.rpartition(".")[2])
+def test_adapters_make_the_state_that_of_the_frozen_weights(preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frozen, trained, size = ADAPTED[preset]
+    config = preset.get_config()
+    config.mesh.fsdp = 1
+    text = planned(config)
+    assert f"{frozen:,} frozen, adapters of rank 32 with {trained:,} for policy and critic" in text
+    assert "applied at every token" in text
+    assert f"frozen weights {2 * frozen / 2**30:,.1f} GiB" in text
+    _, learner, state = dry_run.described_run(config, ARCHITECTURES)
+    assert sum(state_bytes(state).values()) / 2**30 == pytest.approx(size, rel=0.05)
+    assert learner.critic.config.lora == learner.policy.config.lora
 
 
 @pytest.mark.parametrize("preset", PLANNED, ids=lambda p: p.__name__.rpartition(".")[2])
@@ -72,7 +95,7 @@ def test_prefix_rl_is_planned_with_the_papers_numbers(tmp_path, monkeypatch):
     assert (config.prefix.share, config.prefix.cuts) == (0.75, 3)
     assert (config.prefix.low, config.prefix.high) == (0.4, 0.8)
     assert config.prefix.tokens >= config.prefix.high * config.data.response_tokens
-    assert config.optimizer.learning_rate == 1e-6
+    assert config.rates[0] == 1e-6
 
 
 def test_the_papers_hyper_parameters():
@@ -81,7 +104,7 @@ def test_the_papers_hyper_parameters():
     for config in (ppo, large, grpo):
         assert (config.replay.share, config.replay.window, config.passes) == (0.4, 2, 2)
         assert (config.data.prompt_tokens, config.data.response_tokens) == (766, 8192)
-        assert (config.optimizer.learning_rate, config.optimizer.grad_clip) == (1e-6, 1.0)
+        assert (config.rates[0], config.optimizer.grad_clip) == (1e-6, 1.0)
         assert (config.kl.start, config.kl.every, config.kl.floor) == (50, 10, 0.5)
         assert [parse(p).name for p in config.data.suites] == list(remix_ppo_1p5b.SUITES)
     assert (ppo.batch_size, ppo.steps, ppo.reincarnation_step) == (256, 350, 100)
@@ -98,8 +121,7 @@ def test_verls_public_log_and_its_twin(shared):
     for c in (ppo, remix):
         assert (c.batch_size, c.mini_batch_size) == (was["batch"], was["mini_batch"])
         assert (c.objective.clip, c.objective.entropy_coef) == (was["clip"], was["entropy_coef"])
-        assert c.optimizer.learning_rate == was["policy_lr"]
-        assert c.critic.optimizer.learning_rate == was["critic_lr"]
+        assert c.rates == (was["policy_lr"], was["critic_lr"])
         assert c.optimizer.grad_clip == was["grad_clip"]
         assert c.sampling.temperature == was["temperature"]
         assert c.data.response_tokens == was["response_tokens"]

@@ -31,7 +31,9 @@ SLOW |= {"score_batch_size": 4}
 PACKED = {"micro_batch_size": 4}  # the one device trains each row in a buffer of its own
 METHODS = {"ppo": make_config, "grpo": grouped}
 CUT = {"grpo, cut and run again": functools.partial(grouped, **SMALLER)}
+ADAPTERS = {"ppo, adapters": functools.partial(make_config, lora__rank=2, lora__alpha=4.0)}
 CASES = [
+    *(("ppo, adapters", mesh) for mesh in ((1, 8, 1), (1, 1, 8), (2, 2, 2))),
     ("ppo", (2, 2, 2)),
     ("grpo", (4, 1, 2)),
     ("grpo, cut and run again", (2, 2, 2)),
@@ -46,12 +48,13 @@ def learned(config, wanted):
     """State and metrics after three steps, with the programs that a run on that mesh uses."""
     learner, first = start(config, policy=DEEPER)
     mesh = sharding.make_mesh(wanted)
-    params, critic = (spread(x, mesh) for x in (first.params, first.critic_params))
+    whole = first.whole(first.params)
+    params, critic = (spread(x, mesh) for x in (whole, first.critic_params))
     state = place_state(learner, params, config.seed, mesh)
     state = state.replace(critic_params=critic)  # its value head is not zero
     _, rows_from = start(config, policy=DEEPER)
     every = []
-    for step in (1, 2, 3):
+    for step in (1, 2) if config.lora.rank else (1, 2, 3):
         program = compile_learn(learner, stage_of(config, step), mesh)
         rows = fresh_rows(config, rows_from, step, policy=DEEPER)
         shift_BT = 0.3 * np.sin(np.arange(rows.behav_logp_BT.size)).reshape(rows.loss_mask_BT.shape)
@@ -71,14 +74,15 @@ def moments(state):
 @pytest.fixture(scope="module")
 def alone():
     """What one device makes of each method."""
-    return {name: learned(make(**SLOW), (1, 1, 1)) for name, make in METHODS.items()}
+    methods = METHODS | ADAPTERS
+    return {name: learned(make(**SLOW), (1, 1, 1)) for name, make in methods.items()}
 
 
 @pytest.mark.parametrize(("method", "wanted"), CASES)
 def test_learning_on_eight_devices_is_learning_on_one(method, wanted, alone):
-    config = (METHODS | CUT)[method](**SLOW | PACKED)
+    config = (METHODS | CUT | ADAPTERS)[method](**SLOW | PACKED)
     state, metrics = learned(config, wanted)
-    expected, expected_metrics = alone[method.partition(",")[0]]
+    expected, expected_metrics = alone[method.removesuffix(", cut and run again")]
     assert int(metrics[-1]["n_replayed"]) >= 2, "replayed rows are part of it"
     for now, then in zip(moments(state), moments(expected), strict=True):
         np.testing.assert_allclose(now, then, rtol=1e-3, atol=1e-5 * abs(then).max())

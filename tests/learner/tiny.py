@@ -7,13 +7,15 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from remix_jax import types
 from remix_jax.config import Config
+from remix_jax.learner.policy import executed
 from remix_jax.learner.state import Learner, TrainState, init_state, make_learner
 from remix_jax.learner.step import learn, step_inputs
-from remix_jax.models import packing, scoring
-from remix_jax.models.decoder import Decoder, DecoderConfig
+from remix_jax.models import lora, packing, scoring
+from remix_jax.models.decoder import Decoder, DecoderConfig, abstract_params
 from remix_jax.schedule import Stage, fresh_groups, stage_at, stages
 
 P, T, V = 5, 6, 11
@@ -76,6 +78,8 @@ def start(
     noise = [scale * jax.random.normal(k, x.shape) for k, x in zip(keys, flat, strict=True)]
     params = tree.unflatten([x + n for x, n in zip(flat, noise, strict=True)])
     learner = make_learner(config, policy)
+    if config.lora.rank:
+        params = lora.joined(params, adapters(learner.policy))
     state = init_state(learner, params, config.seed)
     if state.critic_params is not None:
         head = jax.random.normal(
@@ -84,6 +88,15 @@ def start(
         critic = state.critic_params | {"value_head": {"kernel": 0.3 * head, "bias": jnp.ones(1)}}
         state = state.replace(critic_params=critic)
     return learner, state
+
+
+def adapters(policy: Decoder, scale: float = 0.1) -> dict:
+    """Adapters of a model that change something: B is noise."""
+    flat = flatten_dict(lora.init(abstract_params(policy), jax.random.key(1)))
+    for i, (path, x) in enumerate(sorted(flat.items())):
+        if path[-1] == "lora_b":
+            flat[path] = scale * jax.random.normal(jax.random.key(100 + i), x.shape)
+    return unflatten_dict(flat)
 
 
 def fresh_rows(
@@ -111,7 +124,8 @@ def fresh_rows(
         group_B=jnp.asarray(100 * step + np.arange(n) // config.group_size, jnp.int32),
         valid_B=jnp.asarray(np.arange(n) < real),
     )
-    logp_BT = score(policy, state.params, rows, config.sampling.temperature)
+    policy = Decoder(executed(policy.config, config))
+    logp_BT = score(policy, state.whole(state.params), rows, config.sampling.temperature)
     logp_BT = jnp.where(rows.mask_BT > 0, logp_BT, 0.0)
     return rows.replace(behav_logp_BT=logp_BT, sampled_logp_BT=logp_BT - 0.01)
 

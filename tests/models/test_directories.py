@@ -226,7 +226,7 @@ def test_interrupted_save_leaves_the_old_one(exported, tmp_path, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    for step in ("_write_json", "_swap"):
+    for step in ("write_json", "fetch"):
         monkeypatch.setattr(huggingface, step, interrupt)
         with pytest.raises(KeyboardInterrupt):
             huggingface.save(model, jax.tree.map(jnp.zeros_like, params), tmp_path / "out")

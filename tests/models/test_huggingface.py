@@ -270,7 +270,7 @@ def test_load_onto_a_mesh_reads_slices_and_save_puts_them_together(
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         of_tree = functools.reduce(lambda node, key: node[key.key], path, wanted)
         assert x.sharding == of_tree
-        name = huggingface._tensor_name(tuple(key.key for key in path))
+        name = huggingface.tensor_name(tuple(key.key for key in path))
         assert biggest[name] == x.addressable_shards[0].data.size
     gate = params["layers_0"]["gate"]["kernel"]
     assert gate.addressable_shards[0].data.size * 8 == gate.size

@@ -1,0 +1,153 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685): y = x W + (alpha / r) (x A) B.
+
+A [D, r] and B [r, F] are leaves `lora_a` and `lora_b` beside a `kernel` W [D, F]. A model's tree is
+in two parts then: what is trained, which is all that changes, is saved and is copied into anchors;
+and the weights that it adapts, frozen, which policy, critic and both anchors share. `joined`, the
+two are an ordinary tree of parameters.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from remix_jax.errors import InputError
+
+ALL_LINEAR = "all-linear"
+LEAVES = ("lora_a", "lora_b")
+INT8 = "int8"
+
+Path = tuple[str, ...]  # ("layers_0", "q", "kernel")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Which matrices of the layers have adapters, and of which kind."""
+
+    rank: int
+    alpha: float
+    targets: str = ALL_LINEAR  # or a regular expression, searched in "layers_0/q", "layers_0/up"
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return self.alpha / self.rank
+
+    def adapts(self, module: Sequence[str]) -> bool:
+        """Whether the matrix of a module, ("layers_0", "q"), has an adapter."""
+        return self.targets == ALL_LINEAR or bool(re.search(self.targets, "/".join(module)))
+
+    def check(self, params: dict) -> None:
+        """Whether a model of such parameters, or of such shapes, can have these adapters.
+
+        Raises:
+          InputError: `targets` match no matrix of it, or the rank is above a dimension of one.
+        """
+        shapes = {path[:-1]: x.shape for path, x in _flat(params).items() if _of_layer(path)}
+        found = {module: shape for module, shape in shapes.items() if self.adapts(module)}
+        if not found:
+            some = ", ".join("/".join(module) for module in [*shapes][:7])
+            raise InputError(
+                f"config.lora.targets = {self.targets!r}: matches no matrix of the model; there "
+                f"are {some}, .. ({ALL_LINEAR}: all of them)"
+            )
+        module, shape = min(found.items(), key=lambda each: min(each[1]))
+        if self.rank > min(shape):
+            raise InputError(
+                f"config.lora.rank = {self.rank}: {'/'.join(module)} is a matrix of "
+                f"{shape[0]} x {shape[1]}: must be {min(shape)} or less"
+            )
+
+
+def _flat(tree: dict) -> dict[Path, Any]:
+    return flax.traverse_util.flatten_dict(tree)
+
+
+def _of_layer(path: Path) -> bool:
+    return path[0].startswith("layers_") and path[-1] == "kernel"
+
+
+def _trained(path: Path) -> bool:
+    return path[-1] in LEAVES or path[0] == "value_head"
+
+
+def split(params: dict) -> tuple[dict, dict]:
+    """Of a tree with adapters: what is frozen, and what is trained (a value head is, too)."""
+    flat = _flat(params)
+    parts = ({p: x for p, x in flat.items() if _trained(p) is of} for of in (False, True))
+    frozen, trained = map(flax.traverse_util.unflatten_dict, parts)
+    return frozen, trained
+
+
+def joined(frozen: dict | None, trained: dict) -> dict:
+    """The inverse of `split`; parameters that are trained whole have nothing frozen."""
+    if frozen is None or "embed" in trained:
+        return trained
+    return flax.traverse_util.unflatten_dict(_flat(frozen) | _flat(trained))
+
+
+def init(shapes: dict, key: jax.Array) -> dict:
+    """Adapters that change nothing: A uniform in +-1 / sqrt(D), as torch's Linear begins; B zero.
+
+    Args:
+      shapes: of a model with adapters.
+    """
+
+    def made(number: int, path: Path, shape: tuple[int, ...]) -> jax.Array:
+        if path[-1] == "lora_b":
+            return jnp.zeros(shape)
+        bound = shape[0] ** -0.5
+        return jax.random.uniform(jax.random.fold_in(key, number), shape, minval=-1) * bound
+
+    adapters = sorted((path, x.shape) for path, x in _flat(shapes).items() if path[-1] in LEAVES)
+    leaves = {path: made(i, path, shape) for i, (path, shape) in enumerate(adapters)}
+    return flax.traverse_util.unflatten_dict(leaves)
+
+
+def adapted(params: dict) -> Iterator[Path]:
+    """The modules of a tree that have adapters, in order."""
+    return (path[:-1] for path in _flat(params) if path[-1] == "lora_a")
+
+
+def merged(lora: Lora | None, params: dict, dtype: str = "") -> dict:
+    """The tree of the plain model that computes the same: W + (alpha / r) A B in place of W.
+
+    Sums are float32. Rounded to bfloat16, as its weights are without `dtype`, it is not the same:
+    a change of less than half a step of W's is lost.
+    """
+    flat = _flat(params)
+    plain = {path: x for path, x in flat.items() if path[-1] not in (*LEAVES, "kernel_scale")}
+    for path, x in plain.items():
+        a, b, scale = (flat.get((*path[:-1], name)) for name in (*LEAVES, "kernel_scale"))
+        out = dtype or (x.dtype if scale is None else jnp.float32)
+        if path[-1] == "kernel" and scale is not None:
+            x = x.astype(jnp.float32) * scale[None]
+        if path[-1] == "kernel" and a is not None and b is not None:
+            assert lora is not None, "the tree has adapters"
+            change = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+            x = x.astype(jnp.float32) + lora.scale * change
+        plain[path] = x.astype(out)
+    return flax.traverse_util.unflatten_dict(plain)
+
+
+def quantized(params: dict) -> dict:
+    """The layers' matrices in int8, W = kernel * kernel_scale by columns; consumes the tree.
+
+    scale_F = max_D |W_DF| / 127,   kernel_DF = round(W_DF / scale_F)
+    """
+    flat = dict(_flat(params))
+    for path in [path for path in flat if _of_layer(path)]:
+        kernel, scale = _int8(flat.pop(path))
+        flat |= {path: kernel, (*path[:-1], "kernel_scale"): scale}
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+@jax.jit
+def _int8(w_DF: jax.Array) -> tuple[jax.Array, jax.Array]:
+    w_DF = w_DF.astype(jnp.float32)
+    scale_F = jnp.maximum(jnp.abs(w_DF).max(axis=0), 1e-12) / 127
+    return jnp.round(w_DF / scale_F[None]).astype(jnp.int8), scale_F
