@@ -107,6 +107,26 @@ def _methods(base: str, parts: dict[str, tuple[str, dict[str, Any]]]) -> dict[st
     }
 
 
-METHODS: dict[str, Method] = _methods("ppo", _PAPER | _PLUS) | _methods("grpo", _PAPER | _PLUS)
+def _adapted(methods: dict[str, Method]) -> dict[str, Method]:
+    """Each by adapters of some ranks, to be compared with itself trained whole."""
+
+    def change(method: Method, rank: int, config: Config) -> Config:
+        return dataclasses.replace(
+            method.change(config), lora=dataclasses.replace(config.lora, rank=rank)
+        )
+
+    return {
+        f"{name}-rank{rank}": Method(
+            f"{method.label}, rank {rank}", name, functools.partial(change, method, rank)
+        )
+        for name, method in methods.items()
+        if name.removesuffix(f"-{method.reference}") in ("ppo", "grpo", "remix", "remix-plus")
+        for rank in RANKS
+    }
+
+
+RANKS = (1, 8, 32)
+_WHOLE = _methods("ppo", _PAPER | _PLUS) | _methods("grpo", _PAPER | _PLUS)
+METHODS: dict[str, Method] = _WHOLE | _adapted(_WHOLE)
 COMPARED: tuple[str, ...] = (*_methods("ppo", _PAPER), *_methods("grpo", _PAPER))
 """What a comparison compares unless told otherwise: the paper's method, its bases, its parts."""
