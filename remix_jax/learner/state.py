@@ -179,7 +179,8 @@ def make_learner(config: Config, policy: Decoder, platform: str = "") -> Learner
     check_trainable(config)
     policy = Decoder(executed(policy.config, config, platform))
     if policy.config.lora:
-        policy.config.lora.check(abstract_params(Decoder(plain(policy.config))))
+        shapes = abstract_params(Decoder(plain(policy.config)))
+        policy.config.lora.check(shapes, policy.config.execution.scan_layers)
     critic = None
     if config.has_critic:
         whole = policy.config.lora is None or config.lora.critic == "full"

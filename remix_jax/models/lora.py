@@ -41,11 +41,12 @@ class Lora:
         """Whether the matrix of a module, ("layers_0", "q"), has an adapter."""
         return self.targets == ALL_LINEAR or bool(re.search(self.targets, "/".join(module)))
 
-    def check(self, params: dict) -> None:
+    def check(self, params: dict, scanned: bool = False) -> None:
         """Whether a model of such parameters, or of such shapes, can have these adapters.
 
         Raises:
-          InputError: `targets` match no matrix of it, or the rank is above a dimension of one.
+          InputError: `targets` match no matrix of it, or other ones in some layers though they are
+            scanned; or the rank is above a dimension of one.
         """
         shapes = {path[:-1]: x.shape for path, x in _flat(params).items() if _of_layer(path)}
         found = {module: shape for module, shape in shapes.items() if self.adapts(module)}
@@ -54,6 +55,14 @@ class Lora:
             raise InputError(
                 f"config.lora.targets = {self.targets!r}: matches no matrix of the model; there "
                 f"are {some}, .. ({ALL_LINEAR}: all of them)"
+            )
+        layers = [
+            {name for layer, name in found if layer == this} for this in {m[0] for m in shapes}
+        ]
+        if scanned and any(names != layers[0] for names in layers):
+            raise InputError(
+                f"config.lora.targets = {self.targets!r}: matches other matrices in some layers; "
+                "with config.memory.scan_layers all must be alike"
             )
         module, shape = min(found.items(), key=lambda each: min(each[1]))
         if self.rank > min(shape):

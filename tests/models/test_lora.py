@@ -109,6 +109,14 @@ def test_targets_are_a_pattern_of_tree_paths():
     )
 
 
+def test_scanned_layers_are_alike():
+    shapes = abstract_params(Decoder(decoder_config()))
+    Lora(2, 4.0, "/(q|v)$").check(shapes, scanned=True)
+    Lora(2, 4.0, "layers_1").check(shapes)
+    with pytest.raises(InputError, match="matches other matrices in some layers; with config.mem"):
+        Lora(2, 4.0, "layers_1").check(shapes, scanned=True)
+
+
 @pytest.mark.parametrize(
     ("adapters", "words"),
     [
