@@ -144,7 +144,7 @@ def test_learning_phase_is_the_equations(make):
 
 def test_imitation_adds_the_log_likelihood_of_successes():
     """With one success in the replay every draw is that row, and the loss is known."""
-    config = make_config(
+    config = grouped(
         passes=1, mini_batch_size=8, micro_batch_size=2, reincarnation_step=0,
         replay__share=0.0, imitation__weight=0.7,
     )  # fmt: skip
@@ -166,7 +166,7 @@ def test_imitation_adds_the_log_likelihood_of_successes():
 def test_imitation_without_a_success_changes_nothing():
     results = []
     for weight in (0.0, 1.0):
-        config = make_config(imitation__weight=weight, imitation__window=1)
+        config = grouped(imitation__weight=weight, imitation__window=1, kl__coef=0.0)
         learner, state = start(config)
         rows = fresh_rows(config, state, 1)
         state, _ = advance(
