@@ -121,6 +121,10 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x_ND: jax.Array) -> jax.Array:
         ints, zeros = self.kernel_dtype == INT8, nn.initializers.zeros
+        has_a, has_b = (self.has_variable("params", name) for name in LEAVES)
+        if has_a and not has_b:  # it lies under the kernel (`lora.under`)
+            low_NR = matmul(x_ND, self.get_variable("params", LEAVES[0]), self.dtype)
+            x_ND = jnp.concatenate([x_ND, low_NR], axis=1)
         given = (zeros, jnp.int8) if ints else (self.initializer, jnp.float32)
         y_NF = self._times(x_ND, "kernel", (x_ND.shape[1], self.outputs), *given)
         if ints:
@@ -128,7 +132,8 @@ class Linear(nn.Module):
         if self.use_bias:
             bias = self.param("bias", zeros, (self.outputs,))
             y_NF += bias.astype(jnp.float32)[None]
-        if self.lora is not None and self._adapted(self.lora):
+        # Of a layer that is applied alone the path is not the whole one.
+        if self.lora and (self.lora.adapts(self.path) if self.is_initializing() else has_b):
             shapes = (x_ND.shape[1], self.lora.rank), (self.lora.rank, self.outputs)
             for name, shape in zip(LEAVES, shapes, strict=True):
                 x_ND = self._times(x_ND, name, shape, zeros)
@@ -138,11 +143,6 @@ class Linear(nn.Module):
     def _times(self, x_ND, name, shape, initializer, dtype=jnp.float32):
         matrix = self.param(name, initializer, shape, dtype)
         return matmul(x_ND, matrix, self.dtype, places((*self.path, name), shape))
-
-    def _adapted(self, lora: Lora) -> bool:
-        # Of a layer that is applied alone the path is not the whole one.
-        initializing = self.is_initializing()
-        return lora.adapts(self.path) if initializing else self.has_variable("params", LEAVES[0])
 
 
 class Embedding(nn.Module):

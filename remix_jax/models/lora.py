@@ -20,6 +20,7 @@ from remix_jax.errors import InputError
 ALL_LINEAR = "all-linear"
 LEAVES = ("lora_a", "lora_b")
 INT8 = "int8"
+_READ_TOGETHER = ("q", "k", "v"), ("o",), ("gate", "up"), ("down",)
 
 Path = tuple[str, ...]  # ("layers_0", "q", "kernel")
 
@@ -141,6 +142,34 @@ def merged(lora: Lora | None, params: dict, dtype: str = "") -> dict:
             x = x.astype(jnp.float32) + lora.scale * change
         plain[path] = x.astype(out)
     return flax.traverse_util.unflatten_dict(plain)
+
+
+def under(lora: Lora, params: dict) -> dict:
+    """The tree of the plain model whose matrices have B under W: y = [x, x A] [W; (alpha / r) B].
+
+    Modules that read the same x get the A of all of them, side by side, and rows of zeros under
+    the others' B: two products for all, as XLA joins those of one operand.
+    """
+    layers = {}
+    for name, layer in params.items():
+        layers[name] = layer
+        for group in _READ_TOGETHER if name.startswith("layers_") else ():
+            found = [module for module in group if LEAVES[0] in layer[module]]
+            wide = [layer[module][LEAVES[0]] for module in found]
+            for module in found:
+                own = layer[module]
+                rows = [
+                    lora.scale * own[LEAVES[1]]
+                    if other == module
+                    else jnp.zeros((a.shape[1], own["kernel"].shape[1]))
+                    for other, a in zip(found, wide, strict=True)
+                ]
+                low = jnp.concatenate(rows).astype(own["kernel"].dtype)
+                kernel = jnp.concatenate([own["kernel"], low])
+                held = {LEAVES[0]: jnp.concatenate(wide, axis=1), "kernel": kernel}
+                kept = {k: x for k, x in own.items() if k not in LEAVES}
+                layers[name] = layers[name] | {module: kept | held}
+    return layers
 
 
 def quantized(params: dict) -> dict:

@@ -171,10 +171,13 @@ def _for_decoding(model: Decoder, params: dict) -> tuple[Decoder, dict]:
     """Matrices in the dtype of their products, gathered over fsdp: once and not at every token.
 
     So is a tied head, which becomes one of its own: an embedding's rows keep their dtype. Adapters
-    are merged with what they adapt where that `merges`.
+    are merged with what they adapt where that `merges`, or else lie under it where both can.
     """
-    if merges(model.config):
-        params = lora.merged(model.config.lora, params)
+    adapters, whole = model.config.lora, not model.config.execution.frozen_dtype
+    if adapters and (merges(model.config) or (whole and in_use() is None)):
+        joined = lora.merged if merges(model.config) else lora.under
+        params = joined(adapters, params)
+        model = dataclasses.replace(model, config=dataclasses.replace(model.config, lora=None))
     if model.config.tied_embeddings:
         untied = dataclasses.replace(model.config, tied_embeddings=False)
         model = dataclasses.replace(model, config=untied)

@@ -201,3 +201,14 @@ def test_the_backward_pass_makes_no_gradient_of_frozen_weights():
     full = cost(base, lambda own: own, params)
     of_adapters = cost(model, lambda own: lora.joined(frozen, own), trained)
     assert of_adapters < 0.78 * full
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "/(q|v|up)$", "layers_1/down"])
+def test_adapters_under_the_matrices_are_the_same_model(targets):
+    """As bfloat16 decodes: B under W, A of modules that read the same side by side."""
+    _, params = random_decoder(decoder_config())
+    adapters = Lora(3, 6.0, targets)
+    model, whole = adapted(params, adapters)
+    base = Decoder(decoder_config())
+    found = logits(base, lora.under(adapters, whole))
+    np.testing.assert_allclose(found, logits(model, whole), rtol=1e-4, atol=2e-5)
