@@ -71,7 +71,7 @@ def load_problems(
     """
     path = pathlib.Path(path).expanduser()
     try:
-        rows = list(_rows(path))
+        rows = list(read_rows(path))
     except (OSError, ValueError, pyarrow.ArrowException) as error:  # InputError is a ValueError
         kind = "parquet" if path.suffix == ".parquet" else "UTF-8"
         damaged = f"not a readable {kind} file ({one_line(error)})"
@@ -95,7 +95,7 @@ def asked_form(text: str) -> str:
     return next((form for form, (_, _, mark) in FORMS.items() if mark in text), "")
 
 
-def _rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+def read_rows(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     """(place, row) of every row: plain Python data, or the InputError of one that is no JSON."""
     if path.suffix in SUFFIXES and not path.exists():
         raise InputError("no such problem file")
