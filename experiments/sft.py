@@ -5,11 +5,12 @@
 A row has `prompt` and `completion` (texts, or chat messages) or `messages` that end with the
 assistant's; files are .jsonl, .json or .parquet. Prompts go through the model's chat template with
 the instruction that RL appends too, so that what is learned here is what RL asks for. The loss is
-the mean -log p over the tokens of completions, their end token among them. It is a run like any
-other: the same learner, checkpoints, metrics and export/; the same command continues it, and any
-field can be set (--config.optimizer.learning_rate=1e-5, --config.lora.rank=16).
+the mean -log p over the tokens of completions, their end token among them. It is a run like
+any other: the same learner, checkpoints, metrics and export/; the same command continues it, and
+any field can be set (--config.optimizer.learning_rate=1e-5, --config.lora.rank=16). The rows as
+the run reads them lie beside it, in runs/sft_data.
 
-The rows as the run reads them lie beside it, in runs/sft_data. The last ones are held out: their loss is printed before and after. Those of them that end in a
+The last rows are held out: their loss is printed before and after. Those of them that end in a
 \\boxed{} answer are the held-out problems of the run unless --suites names others.
 """
 
