@@ -29,7 +29,7 @@ from remix_jax.learner.state import Learner, TrainState, abstract_state, make_le
 from remix_jax.models import huggingface, packing
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.hf_tokenizer import load_vocabulary
-from remix_jax.models.lora import joined
+from remix_jax.models.lora import by_layer, joined
 from remix_jax.rewards import Scorer
 from remix_jax.run.setup import check_sizes, config_plan, decoding, state_bytes
 from remix_jax.sinks.console import Console
@@ -185,7 +185,7 @@ def backward_bytes(learner: Learner, state: TrainState, micro: int) -> int:
         return jax.vjp(loss, params, has_aux=True)[1]
 
     shapes = jax.eval_shape(kept, state.frozen, state.params, batch, one, one)
-    residuals, every = jax.tree.leaves(shapes), state.whole(state.params)
+    residuals, every = jax.tree.leaves(shapes), jax.eval_shape(by_layer, state.whole(state.params))
     of_params = collections.Counter((x.shape, x.dtype) for x in jax.tree.leaves(every))
     found = collections.Counter((x.shape, x.dtype) for x in residuals)
     layers = learner.policy.config.layers

@@ -26,7 +26,7 @@ def load(config: Config, mesh: Mesh | None = None) -> tuple[Decoder, dict]:
     if config.model.adapter:
         adapters = peft.load(policy, config.model.adapter, config.model.path, mesh)
         params = lora.joined(params, adapters)
-    return policy, params
+    return policy, lora.held(policy.config, params)
 
 
 def as_saved(config: Config) -> Config:

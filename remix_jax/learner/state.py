@@ -256,8 +256,9 @@ def nothing_in_flight(rows: int, slots: int) -> tuple[Begun, jax.Array]:
 
 def abstract_state(learner: Learner) -> TrainState:
     """Shapes and dtypes of the first state; nothing is allocated."""
-    init = functools.partial(init_state, learner, seed=0)
-    return jax.eval_shape(init, abstract_params(learner.policy))
+    held = functools.partial(lora.held, learner.policy.config)
+    params = jax.eval_shape(held, abstract_params(learner.policy))
+    return jax.eval_shape(functools.partial(init_state, learner, seed=0), params)
 
 
 def place_state(learner: Learner, params: dict, seed: int, mesh: Mesh | None) -> TrainState:

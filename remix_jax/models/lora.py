@@ -14,6 +14,7 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from remix_jax.errors import InputError
 
@@ -100,6 +101,37 @@ def joined(frozen: dict | None, trained: dict) -> dict:
     return flax.traverse_util.unflatten_dict(_flat(frozen) | _flat(trained))
 
 
+def held(config: Any, params: dict) -> dict:
+    """A tree as programs of a `DecoderConfig` take it; consumes it.
+
+    Under adapters, with layers that are scanned, the layers' frozen arrays lie in one along a first
+    axis, under "layers": once in memory, where stacking them in every program would double them.
+    """
+    if config.lora is None or not config.execution.scan_layers:
+        return params
+    flat = dict(_flat(params))
+    names = sorted({path[0] for path in flat if path[0].startswith("layers_")}, key=_number)
+    for rest in [path[1:] for path in flat if path[0] == names[0] and not _trained(path)]:
+        flat["layers", *rest] = jnp.stack([flat.pop((name, *rest)) for name in names])
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+def by_layer(params: dict) -> dict:
+    """The inverse of `held`; other trees as they are."""
+    flat = {}
+    for path, x in _flat(params).items():
+        if path[0] != "layers":
+            flat[path] = x
+            continue
+        for i in range(x.shape[0]):
+            flat[f"layers_{i}", *path[1:]] = lax.index_in_dim(x, i, keepdims=False)
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("layers_"))
+
+
 def init(shapes: dict, key: jax.Array) -> dict:
     """Adapters that change nothing: A uniform in +-1 / sqrt(D), as torch's Linear begins; B zero.
 
@@ -129,7 +161,7 @@ def merged(lora: Lora | None, params: dict, dtype: str = "") -> dict:
     Sums are float32. Rounded to bfloat16, as its weights are without `dtype`, it is not the same:
     a change of less than half a step of W's is lost.
     """
-    flat = _flat(params)
+    flat = _flat(by_layer(params))
     plain = {path: x for path, x in flat.items() if path[-1] not in (*LEAVES, "kernel_scale")}
     for path, x in plain.items():
         a, b, scale = (flat.get((*path[:-1], name)) for name in (*LEAVES, "kernel_scale"))

@@ -173,6 +173,7 @@ def _for_decoding(model: Decoder, params: dict) -> tuple[Decoder, dict]:
     So is a tied head, which becomes one of its own: an embedding's rows keep their dtype. Adapters
     are merged with what they adapt where that `merges`, or else lie under it where both can.
     """
+    params = lora.by_layer(params)
     adapters, whole = model.config.lora, not model.config.execution.frozen_dtype
     if adapters and (merges(model.config) or (whole and in_use() is None)):
         joined = lora.merged if merges(model.config) else lora.under

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from remix_jax.models.decoder import Decoder
+from remix_jax.models.lora import by_layer
 from remix_jax.models.packing import Pass
 from remix_jax.models.products import einsum
 from remix_jax.sharding import ROWS, constrain, in_use
@@ -65,6 +66,7 @@ def score_values(critic: Decoder, params: dict, held: Pass) -> jax.Array:
 
 def _states_before_tokens(model, params, held: Pass):
     """Final hidden states [N, T, D] at the last T slots."""
+    params = by_layer(params)
     inputs = (held.tokens_NS, held.positions_NS, held.segments_NS)
     return model.apply({"params": params}, *inputs, method="hidden", last=held.next_NT.shape[1])
 

@@ -17,6 +17,7 @@ from remix_jax.config import Config
 from remix_jax.errors import InputError
 from remix_jax.models import sampling
 from remix_jax.models.decoder import Decoder, abstract_params
+from remix_jax.models.lora import held
 from remix_jax.models.sampling import Begun, Prompts, Sampled, SamplerSettings, Task
 from remix_jax.schedule import Stage
 
@@ -174,9 +175,10 @@ def trace(policy: Decoder, task: Task, mesh: Mesh | None = None) -> jax.stages.T
         prompts = prompts._replace(begun=begun, groups=jax.ShapeDtypeStruct((), whole))
     inputs = prompts, jax.eval_shape(lambda: jax.random.key(0))
     with sharding.over(mesh):
+        params = jax.eval_shape(functools.partial(held, policy.config), abstract_params(policy))
         return sampling.sample.trace(
             policy,
-            sharding.abstract(abstract_params(policy), mesh),
+            sharding.abstract(params, mesh),
             *sharding.abstract(inputs, mesh, by_rule=False),
             task=task,
         )

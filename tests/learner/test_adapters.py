@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from remix_jax.errors import InputError
 from remix_jax.learner import batch as batches
-from remix_jax.learner.state import init_state, make_learner, reincarnate
+from remix_jax.learner.state import abstract_state, init_state, make_learner, reincarnate
 from remix_jax.models import lora, packing, scoring
 from remix_jax.models.decoder import Decoder
 from remix_jax.models.lora import Lora
@@ -17,9 +18,12 @@ from remix_jax.rl import family
 from remix_jax.types import batch_of, kept_rows
 from tests.learner.test_family_step import config_of, expert_of
 from tests.learner.tiny import (
+    DEEPER,
     POLICY,
     advance,
+    assert_learned_alike,
     fresh_rows,
+    grouped,
     host,
     make_config,
     score,
@@ -85,6 +89,29 @@ def test_the_precedent_is_the_model_of_the_step_before():
 
 def flat(tree):
     return [tuple(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def test_frozen_layers_that_lie_in_one_array_are_the_same_model():
+    """As scanned layers take them: state, metrics and what merges."""
+    found = []
+    for scanned in (False, True):
+        config = grouped(**FIELDS, memory__scan_layers=scanned, kl__convex=False)
+        learner, state = start(config, policy=DEEPER)
+        if scanned:
+            params = lora.held(learner.policy.config, state.whole(state.params))
+            state = init_state(learner, params, config.seed)
+            assert set(state.frozen) == {"layers", "embed", "final_norm"}
+            shapes = jax.tree.map(lambda x: x.shape, (state.frozen, state.params))
+            planned = abstract_state(learner)
+            assert shapes == jax.tree.map(lambda x: x.shape, (planned.frozen, planned.params))
+        rows = fresh_rows(config, state, 1, policy=DEEPER)
+        state, metrics = advance(learner, state, config, 1, rows)
+        merged = lora.merged(Lora(2, 4.0), state.whole(state.params))
+        found.append((host(state.params), host(merged), host(metrics)))
+    apart, together = found
+    for one, other in zip(apart[:2], together[:2], strict=True):
+        assert_learned_alike(other, one, atol=1e-4)
+    chex.assert_trees_all_close(together[2], apart[2], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", family.METHODS)

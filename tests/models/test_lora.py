@@ -156,19 +156,22 @@ def rows():
     return TOKENS_BS, POSITIONS_BS, ONES_BS
 
 
-@pytest.mark.parametrize("frozen_dtype", ["", "int8"])
-def test_the_sampler_s_log_probs_are_the_trainer_s(frozen_dtype):
-    """Merged (float32), and applied at every token (int8)."""
+@pytest.mark.parametrize(("frozen_dtype", "scanned"), [("", False), ("int8", True)])
+def test_the_sampler_s_log_probs_are_the_trainer_s(frozen_dtype, scanned):
+    """Merged (float32), and applied at every token (int8), the layers' frozen arrays in one."""
     _, params = random_decoder(decoder_config())
     params = lora.quantized(params) if frozen_dtype else params
-    model, whole = adapted(params, b_scale=0.1, execution=Execution(frozen_dtype=frozen_dtype))
+    execution = Execution(frozen_dtype=frozen_dtype, scan_layers=scanned)
+    model, whole = adapted(params, b_scale=0.1, execution=execution)
     assert merges(model.config) == (not frozen_dtype)
     task = Task(3, 4, 2, 6, SamplerSettings(temperature=0.8), eos_ids=(2,), pad_id=0)
     prompts = np.random.default_rng(4).integers(4, ROWS, (3, 4)).astype(np.int32)
     given = Prompts(
         prompts, np.full(3, 4, np.int32), np.arange(6, dtype=np.int32), np.ones(6, bool)
     )
-    drawn = sampler.compiled(model, task)(whole, given, jax.random.key(5))
+    held = lora.held(model.config, dict(whole))
+    assert ("layers" in held) == scanned
+    drawn = sampler.compiled(model, task)(held, given, jax.random.key(5))
     tokens_BS = np.asarray(drawn.tokens_BS)
     positions_BS = np.arange(10, dtype=np.int32)[None].repeat(6, axis=0)
     all_BSV = model.apply({"params": whole}, tokens_BS, positions_BS, np.ones_like(tokens_BS))
