@@ -21,6 +21,7 @@ from remix_jax.errors import InputError
 ALL_LINEAR = "all-linear"
 LEAVES = ("lora_a", "lora_b")
 INT8 = "int8"
+_GPU_TILE = 128
 _READ_TOGETHER = ("q", "k", "v"), ("o",), ("gate", "up"), ("down",)
 
 Path = tuple[str, ...]  # ("layers_0", "q", "kernel")
@@ -188,13 +189,16 @@ def under(lora: Lora, params: dict) -> dict:
         for group in _READ_TOGETHER if name.startswith("layers_") else ():
             found = [module for module in group if LEAVES[0] in layer[module]]
             wide = [layer[module][LEAVES[0]] for module in found]
+            if wide:  # to a length that a GPU's products need not pad at every token
+                length = sum(a.shape[1] for a in wide) + wide[0].shape[0]
+                wide.append(jnp.zeros((wide[0].shape[0], -length % _GPU_TILE)))
             for module in found:
                 own = layer[module]
                 rows = [
                     lora.scale * own[LEAVES[1]]
                     if other == module
                     else jnp.zeros((a.shape[1], own["kernel"].shape[1]))
-                    for other, a in zip(found, wide, strict=True)
+                    for other, a in zip([*found, None], wide, strict=True)
                 ]
                 low = jnp.concatenate(rows).astype(own["kernel"].dtype)
                 kernel = jnp.concatenate([own["kernel"], low])
