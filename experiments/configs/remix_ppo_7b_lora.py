@@ -1,6 +1,6 @@
 """ReMix-PPO on DeepSeek-R1-Distill-Qwen-7B by adapters, on one card of 80 GB or on a v5e-8.
 
-On eight chips of 16 GB: --config.mesh.fsdp=8.
+On eight chips of 16 GB: --config.mesh.fsdp=2 --config.mesh.tensor=4.
 """
 
 from experiments.configs import remix_ppo_1p5b_lora, remix_ppo_7b
