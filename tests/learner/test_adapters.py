@@ -1,22 +1,26 @@
 """Adapters in the learner: what moves, what the anchors are, every method, a start from float32."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from remix_jax.errors import InputError
 from remix_jax.learner import batch as batches
+from remix_jax.learner import losses
 from remix_jax.learner.state import abstract_state, init_state, make_learner, reincarnate
 from remix_jax.models import lora, packing, scoring
 from remix_jax.models.decoder import Decoder
 from remix_jax.models.lora import Lora
-from remix_jax.rl import family
+from remix_jax.rl import family, off_policy
 from remix_jax.types import batch_of, kept_rows
-from tests.learner.test_family_step import config_of, expert_of
+from tests.learner.test_family_step import config_of
+from tests.learner.test_packed import drawn_rows
 from tests.learner.tiny import (
     DEEPER,
     POLICY,
@@ -115,25 +119,33 @@ def test_frozen_layers_that_lie_in_one_array_are_the_same_model():
 
 
 @pytest.mark.parametrize("name", family.METHODS)
-def test_every_method_trains_adapters(name):
-    config = config_of(name, **FIELDS, lora__targets="/(q|down)$", replay__share=0.0)
+def test_every_method_has_a_gradient_of_adapters(name):
+    """Of rows of all ages, an expert's where it takes them; every A and B gets a finite one."""
+    config = config_of(name, **FIELDS, lora__targets="/(q|down)$")
     learner, state = start(config)
-    begin, rows, expert = host(state.params), None, None
-    if config.own_rows:
-        rows = fresh_rows(config, state, 1)
-    if config.expert_rows:
-        expert = expert_of(config, 1)
-        if rows is not None:
-            keep = rows.valid_B.shape[0] // config.group_size
-            rows = jax.tree.map(lambda x: x[:keep], rows).replace(group_B=100 + jnp.arange(keep))
-    if rows is not None:  # ratios off 1
-        shift_BT = 0.3 * np.sin(np.arange(rows.behav_logp_BT.size)).reshape(rows.mask_BT.shape)
-        rows = rows.replace(behav_logp_BT=rows.behav_logp_BT + shift_BT)
-    state, metrics = advance(learner, state, config, 1, rows, expert)
-    assert not state.fault_F.any()
-    assert all(np.isfinite(value).all() for value in host(metrics).values())
-    moved = jax.tree.map(lambda x, y: np.any(x != y), host(state.params), begin)
-    assert all(jax.tree.leaves(moved))
+    fresh, rng = drawn_rows(2), np.random.default_rng(2)
+
+    def noise(scale=0.3):
+        return jnp.asarray(scale * rng.normal(size=fresh.mask_BT.shape), jnp.float32)
+
+    expert_B = jnp.arange(8) % 2 == 1 if config.expert_rows else jnp.zeros(8, bool)
+    drawn_BT = jnp.where(expert_B[:, None], jnp.nan, noise() - 2)
+    fresh = fresh.replace(behav_logp_BT=drawn_BT, sampled_logp_BT=drawn_BT)
+    known = {"prox_logp_BT": noise() - 2, "prev_logp_BT": noise() - 2, "adv_BT": noise(1)}
+    known |= {"value_BT": noise(), "return_BT": noise(), "age_B": jnp.arange(8) % 3}
+    rows = kept_rows(fresh, expert_B=expert_B, base_logp_BT=noise() - 2)
+    batch = off_policy.zero_unknown(batch_of(rows, **known))
+
+    @jax.jit
+    def gradient(adapters, frozen):
+        whole = functools.partial(lora.joined, frozen)
+        terms, mini = losses.minibatch_terms(learner, whole(adapters), batch, 0.5)
+        given = learner, packing.alone(mini), mini, terms, 1.0, 8.0, 4
+        return jax.grad(lambda own: losses.policy_loss(whole(own), *given)[0])(adapters)
+
+    for path, grad in flatten_dict(gradient(state.params, state.frozen)).items():
+        assert np.isfinite(grad).all(), path
+        assert abs(grad).max() > 0, path
 
 
 def test_frozen_weights_may_be_bfloat16_or_int8_and_adapters_are_float32():
