@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 EXPERIMENTS = ["pandas>=2.2"]  # the reports of experiments/, which are run from a checkout
 TASKS = ["reasoning-gym>=0.1.20"]
+GGUF = ["gguf>=0.17"]  # experiments.smollm2.prepare
 TRACKERS = ["wandb>=0.19", "trackio>=0.5", "mlflow-skinny>=2.18"]
 
 
@@ -30,10 +31,12 @@ setup(
     extras_require={
         "experiments": EXPERIMENTS,
         "tasks": TASKS,
+        "gguf": GGUF,
         "trackers": TRACKERS,
         "test": [
             *EXPERIMENTS,
             *TASKS,
+            *GGUF,
             "pytest>=8",
             "hypothesis>=6.100",
             "pytest-xdist>=3.6",
