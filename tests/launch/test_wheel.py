@@ -60,5 +60,6 @@ def test_a_wheel_says_what_it_needs(wheel):
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     wanted = [line for line in lines if line and not line.startswith("#")]
     assert set(map(Requirement, needs)) == set(map(Requirement, wanted))
-    assert set(said.get_all("Provides-Extra")) == {"experiments", "tasks", "trackers", "test"}
+    extras = {"experiments", "tasks", "gguf", "trackers", "test"}
+    assert set(said.get_all("Provides-Extra")) == extras
     assert said.get_payload().startswith("# ")
