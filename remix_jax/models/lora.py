@@ -8,7 +8,7 @@ two are an ordinary tree of parameters.
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -111,6 +111,7 @@ def held(config: Any, params: dict) -> dict:
     if config.lora is None or not config.execution.scan_layers:
         return params
     flat = dict(_flat(params))
+    params.clear()  # so that each array is freed once it is in its stack
     names = sorted({path[0] for path in flat if path[0].startswith("layers_")}, key=_number)
     for rest in [path[1:] for path in flat if path[0] == names[0] and not _trained(path)]:
         flat["layers", *rest] = jnp.stack([flat.pop((name, *rest)) for name in names])
@@ -149,11 +150,6 @@ def init(shapes: dict, key: jax.Array) -> dict:
     adapters = sorted((path, x.shape) for path, x in _flat(shapes).items() if path[-1] in LEAVES)
     leaves = {path: made(i, path, shape) for i, (path, shape) in enumerate(adapters)}
     return flax.traverse_util.unflatten_dict(leaves)
-
-
-def adapted(params: dict) -> Iterator[Path]:
-    """The modules of a tree that have adapters, in order."""
-    return (path[:-1] for path in _flat(params) if path[-1] == "lora_a")
 
 
 def merged(lora: Lora | None, params: dict, dtype: str = "") -> dict:
@@ -214,6 +210,7 @@ def quantized(params: dict) -> dict:
     scale_F = max_D |W_DF| / 127,   kernel_DF = round(W_DF / scale_F)
     """
     flat = dict(_flat(params))
+    params.clear()  # as above
     for path in [path for path in flat if _of_layer(path)]:
         kernel, scale = _int8(flat.pop(path))
         flat |= {path: kernel, (*path[:-1], "kernel_scale"): scale}

@@ -124,14 +124,7 @@ def run(
         open_.enter_context(contextlib.closing(console))
         places, kept = root / resume.CHECKPOINTS, config.keep_checkpoints
         if processes.is_first():
-            saved, exported = (
-                setup.state.replace(frozen=None),
-                setup.state.whole(setup.state.params),
-            )
-            check_room(places, tree_bytes(saved), tree_bytes(exported), kept)
-            if artifacts:
-                huggingface.check_target(mirror.local / EXPORT)
-                peft.check_target(mirror.local / ADAPTER)
+            _check_places(setup, places, mirror, artifacts)
         processes.wait_for_all("loaded")
         checkpoints = open_.enter_context(Checkpoints(places, kept, config.keep_every))
         stop = open_.enter_context(watch(console.event))
@@ -160,6 +153,17 @@ def run(
                 _save(running)
             raise
         return _finish(running, fault, artifacts)
+
+
+def _check_places(setup: Setup, places: files.Path, mirror: files.Mirror, artifacts: bool) -> None:
+    """Raises InputError where what a run saves and leaves has no room or would lose something."""
+    state, config = setup.state, setup.config
+    saved, exported = state.replace(frozen=None), state.whole(state.params)
+    check_room(places, tree_bytes(saved), tree_bytes(exported), config.keep_checkpoints)
+    if artifacts:
+        huggingface.check_target(mirror.local / EXPORT)
+        if config.lora.rank:
+            peft.check_target(mirror.local / ADAPTER)
 
 
 def _open_sinks(

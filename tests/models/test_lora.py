@@ -39,6 +39,11 @@ def adapted(params, adapters=ADAPTERS, b_scale=0.3, execution=PLAIN, **changes):
     return model, lora.joined(params, flax.traverse_util.unflatten_dict(own))
 
 
+def adapted_modules(params):
+    """Those that have an adapter, in order."""
+    return [p[:-1] for p in flax.traverse_util.flatten_dict(params) if p[-1] == "lora_a"]
+
+
 def logits(model, params):
     return np.asarray(jax.jit(model.apply)({"params": params}, TOKENS_BS, POSITIONS_BS, ONES_BS))
 
@@ -55,7 +60,7 @@ def test_adapters_begin_as_nothing_and_are_what_their_merge_is(kind, scanned):
     found, merged = logits(model, whole), logits(base, lora.merged(ADAPTERS, whole))
     np.testing.assert_allclose(found, merged, rtol=1e-4, atol=2e-5)
     assert abs(found - logits(base, params)).max() > 0.1
-    assert len(list(lora.adapted(whole))) == 14, "seven matrices in each of two layers"
+    assert len(adapted_modules(whole)) == 14, "seven matrices in each of two layers"
 
 
 def test_a_begins_as_torch_s_linear_and_b_at_zero():
@@ -100,7 +105,7 @@ def test_gradients_are_those_that_the_full_gradient_gives(execution):
 def test_targets_are_a_pattern_of_tree_paths():
     _, params = random_decoder(decoder_config())
     model, whole = adapted(params, Lora(2, 4.0, r"layers_1/(q|v)$"))
-    assert list(lora.adapted(whole)) == [("layers_1", "q"), ("layers_1", "v")]
+    assert adapted_modules(whole) == [("layers_1", "q"), ("layers_1", "v")]
     base = Decoder(decoder_config())
     merged = lora.merged(model.config.lora, whole)
     np.testing.assert_allclose(logits(model, whole), logits(base, merged), rtol=1e-4, atol=2e-5)
