@@ -2,6 +2,7 @@
 
 Exit code 2: wrong input (a flag, a config value, a directory, a data row), said in one line.
 Exit code 1: the run itself failed, for example a loss that is not finite, or a disk that is full.
+Exit code 3: --strict, and a rule of health held (docs/metrics.md); what was done is saved.
 Exit code 75: SIGTERM came, the state is saved; the same command continues.
 """
 
@@ -19,7 +20,7 @@ from experiments import config_flag, multiprocess
 from remix_jax.device_memory import OutOfMemoryError
 from remix_jax.errors import InputError
 from remix_jax.run.checkpoint import SaveError
-from remix_jax.run.loop import FaultError, Outcome
+from remix_jax.run.loop import FaultError, Outcome, UnhealthyError
 from remix_jax.text import one_line
 
 
@@ -72,6 +73,8 @@ def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
             arguments = *sys.argv[1:], f"--config.{error.override}"
             again = shlex.join(["python", "-m", module, *arguments])
             _end(f"failed: {error}; to go on from there with a lower rate: {again}", 1)
+        except UnhealthyError as error:
+            _end(f"{error}; without --strict the same command continues", 3)
         except (OutOfMemoryError, SaveError, OSError) as error:
             _end(f"failed: {one_line(error, 2000)}", 1)
         except Exception as error:

@@ -3,6 +3,7 @@
 Any field of the config can be overridden: --config.replay.share=0.3 --config.seed=1
 With --dry_run the config is checked and its plan printed, with --show_sharding where every array
 lies; model and problems need not be there, nor the devices if config.mesh gives all sizes.
+With --strict it stops, with exit code 3, where a rule of docs/metrics.md holds.
 --trackers=tensorboard,wandb sends the figures there (docs/trackers.md).
 --profile=5,2 traces steps 5 and 6 into DIR/profile, for TensorBoard's profiler or Perfetto.
 """
@@ -26,6 +27,7 @@ TRACKERS = flags.DEFINE_list(
     [sink.DEFAULT],
     f"where figures go beside console and files: {', '.join(sink.TRACKERS)}, or file.py:function",
 )
+STRICT = flags.DEFINE_bool("strict", False, "stop where the run says that it is not well")
 PROFILE = flags.DEFINE_string("profile", None, "START,STEPS: trace these steps into the workdir")
 
 JOIN = main.define_processes()
@@ -47,8 +49,8 @@ def train() -> None:
         raise InputError("--workdir is required")
     JOIN()
     profile = main.profile_window(PROFILE.value, config.steps)
-    trackers = TRACKERS.value
-    main.leave(overview.run(config, WORKDIR.value, profile=profile, trackers=trackers))
+    how = {"profile": profile, "trackers": TRACKERS.value, "strict": STRICT.value}
+    main.leave(overview.run(config, WORKDIR.value, **how))
 
 
 if __name__ == "__main__":

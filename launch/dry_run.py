@@ -32,6 +32,7 @@ from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.models.lora import by_layer, joined
 from remix_jax.rewards import Scorer
 from remix_jax.run.setup import check_sizes, config_plan, decoding, state_bytes
+from remix_jax.sinks import health
 from remix_jax.sinks.console import Console
 from remix_jax.text import size_text
 from remix_jax.types import batch_of, empty_rows, kept_rows
@@ -106,6 +107,8 @@ def problem_plan(config: Config) -> dict[str, object]:
         scorer.check(found[data.train].problems)
         held_out = [found[spec] for spec in ready if spec != data.train]
         lines |= tasks.plan(held_out, tokenizer, found[data.train])
+        wrong = health.of_problems(found[data.train], held_out, scorer.needs_answers)
+        lines |= {f"WARNING: {finding.rule}": finding.text for finding in wrong}
     return lines
 
 

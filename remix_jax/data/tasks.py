@@ -207,9 +207,7 @@ def _encoded_alone(tokenizer: Any, i: int, messages: Chat, how: dict[str, Any]) 
 def plan(
     held_out: Sequence[ProblemSet], tokenizer: Any, train: ProblemSet | None = None
 ) -> dict[str, object]:
-    """How problems are asked, for people: form of the answer, instruction, the end of a prompt; and
-    a warning of held-out problems whose text is a training problem's.
-    """
+    """How problems are asked, for people: form of the answer, instruction, the end of a prompt."""
     sets = [*([train] if train else []), *held_out]
 
     def said(say: Callable[[ProblemSet], str]) -> str:
@@ -218,20 +216,11 @@ def plan(
             return by_set[sets[0].name]
         return "; ".join(f"{name}: {text}" for name, text in by_set.items())
 
-    def words(s: ProblemSet) -> list[str]:
-        return [" ".join(problem.problem.split()) for problem in s.problems]
-
-    lines: dict[str, object] = {
+    return {
         "answers": said(lambda s: FORMS[s.form][0]),
         "instruction": said(_instruction_text),
         "a prompt ends": repr(tokenizer.decode(sets[0].prompts[0])[-100:]),
     }
-    known = set(words(train)) if train else set()
-    counts = [(sum(text in known for text in words(s)), s) for s in held_out]
-    if shared := [f"{n:,} of {len(s.problems):,} of {s.name}" for n, s in counts if n]:
-        found = ", ".join(shared)
-        lines["WARNING"] = f"held-out problems that are training problems too: {found}"
-    return lines
 
 
 def _instruction_text(found: ProblemSet) -> str:

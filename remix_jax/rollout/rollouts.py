@@ -132,17 +132,17 @@ def grade_rollouts(
     scores = [score for _, score in said]
     reward_B = np.array([score.reward for score in scores], np.float32)
     prefix_B = [prefix for prefix in draw.prefixes for _ in range(group_size)]
+    # PPO compares the rewards of all rows: they are one group.
+    spread_Q = np.ptp(reward_B.reshape(-1, group_size if group_size > 1 else n), axis=1)
     metrics = rewards.metrics(scores) | {
         "reward": float(reward_B.mean()),  # in float32, as the learner has them
+        "zero_variance": float((spread_Q == 0).mean()),
         "truncated_rate": float(1 - ended_B.mean()),
         "response_length": sum(map(len, ids)) / n,
         "new_tokens": sum(map(len, ids)),
         "seconds/grade": seconds,
         **prefix_metrics(reward_B, prefix_B),
     }
-    if group_size > 1:
-        spread_Q = np.ptp(reward_B.reshape(-1, group_size), axis=1)
-        metrics["zero_variance"] = float((spread_Q == 0).mean())
     shown_B = zip(said[:shown], prefix_B, strict=False)
     samples = [_sample(vocabulary, *each, prefix) for each, prefix in shown_B]
     errors = {name: line for each in reversed(scores) for name, line in each.errors.items()}

@@ -7,7 +7,7 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,7 @@ from remix_jax.run.setup import Setup, compile_programs, plan, prepare
 from remix_jax.run.stop import Preempted, Stop, watch
 from remix_jax.schedule import Stage
 from remix_jax.sharding import put, tree_bytes, whole
-from remix_jax.sinks import sink
+from remix_jax.sinks import health, sink
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.metrics import Record, read_metrics
 
@@ -55,6 +55,13 @@ class FaultError(RuntimeError):
         super().__init__(message)
         self.override = override  # FIELD=VALUE of the config, with which the run may get further
         self.good_step = good_step  # of the newest checkpoint; 0: there is none
+
+
+class UnhealthyError(RuntimeError):
+    """Rules of `sinks.health` held in a run that was to be strict."""
+
+    def __init__(self, rules: Iterable[str]) -> None:
+        super().__init__(f"stopped, for it is strict: {', '.join(sorted(rules))}")
 
 
 class Outcome(NamedTuple):
@@ -80,6 +87,8 @@ class _Run:
     stop: Stop
     mirror: files.Mirror
     profile: tuple[int, int] | None
+    strict: bool
+    warned: set[str]  # rules of `health` that held, where this process writes
     held: dict[str, Any] | None = None  # figures of the newest step, written during the next one
     reported: set[str] = dataclasses.field(default_factory=set)  # what went wrong, and was said
 
@@ -91,6 +100,7 @@ def run(
     artifacts: bool = True,
     profile: tuple[int, int] | None = None,
     trackers: Sequence[str | sink.Tracker] = (sink.DEFAULT,),
+    strict: bool = False,
 ) -> Outcome:
     """Trains as the config says, or goes on from the newest good checkpoint in `workdir`.
 
@@ -104,12 +114,14 @@ def run(
       profile: the first step of a trace, for TensorBoard or Perfetto, and how many; in profile/.
       trackers: what takes the figures beside the console and the files: names as of `--trackers`,
         or functions of a `sink.Run` (docs/trackers.md).
+      strict: ends the run, saved, where a rule of `sinks.health` holds.
 
     Raises:
       InputError: before anything is compiled: config, model, problems, trackers or workdir.
       FaultError: a loss or gradient was not finite.
       OutOfMemoryError: a device has too little memory.
       SaveError: the run is done, but its last state is not on the disk.
+      UnhealthyError: a rule held, and `strict`.
     """
     root = files.resolve(workdir, "--workdir")
     made_from = sink.trackers(trackers)
@@ -131,7 +143,17 @@ def run(
         console.print_plan(plan(setup))
         state, counters = resume.start(setup, mirror.local, checkpoints, console.event)
         setup = setup._replace(state=resume.abstract(setup.state))
-        sinks = _open_sinks(config, mirror, made_from, console)
+        held_out, compared = [*setup.suites, *setup.validation], setup.scorer.needs_answers
+        findings = health.of_problems(setup.train, held_out, compared)
+        for finding in findings:
+            console.warning(finding.text)
+        if strict and findings:
+            raise UnhealthyError({finding.rule for finding in findings})
+        warned: set[str] = set()
+        sinks = _open_sinks(config, mirror, made_from, console, warned)
+        for record in sinks[:1] if counters["step"] == 0 else ():
+            for finding in findings:
+                record.warning(0, *finding)
         for each in sinks:
             open_.callback(each.close)
         try:
@@ -143,7 +165,7 @@ def run(
         # Sampling and evaluation, which change no state, end at SIGTERM.
         rollout = {name: stop.watched(sampler) for name, sampler in samplers.rollout.items()}
         samplers = Samplers(rollout, stop.watched(samplers.evaluate))
-        shared = sinks, checkpoints, console, stop, mirror, profile
+        shared = sinks, checkpoints, console, stop, mirror, profile, strict, warned
         running = _Run(setup, state, counters, programs, samplers, *shared)
         del state, counters  # `running` has them: nothing else keeps a state alive
         try:
@@ -167,14 +189,29 @@ def _check_places(setup: Setup, places: files.Path, mirror: files.Mirror, artifa
 
 
 def _open_sinks(
-    config: Config, mirror: files.Mirror, trackers: Mapping[str, sink.Tracker], console: Console
+    config: Config,
+    mirror: files.Mirror,
+    trackers: Mapping[str, sink.Tracker],
+    console: Console,
+    warned: set[str],
 ) -> tuple[Any, ...]:
     if not processes.is_first():
         return ()
     record, settings = Record(mirror.local), json.loads(configs.to_json(config))
     name = os.path.basename(os.path.abspath(str(mirror.root)))
     about = sink.Run(mirror.local, name, settings, read_metrics(mirror.local))
-    return record, sink.Sinks({"console": console}, trackers, about)
+
+    def tell(step: int, finding: health.Finding, is_new: bool) -> None:
+        warned.add(finding.rule)
+        record.warning(step, *finding)
+        if is_new:
+            console.warning(finding.text)
+
+    direct: dict[str, sink.Sink] = {
+        "console": console,
+        "health": health.Health(about.history, config.steps, tell),
+    }
+    return record, sink.Sinks(direct, trackers, about)
 
 
 def _steps(run: _Run) -> str | None:
@@ -218,6 +255,10 @@ def _steps(run: _Run) -> str | None:
             if saves and step % saves == 0:
                 _save(run)
             _report(run, {})
+            if run.strict:
+                _write(run)
+                if processes.from_first(bool(run.warned)):
+                    break
     return None
 
 
@@ -401,6 +442,8 @@ def _finish(run: _Run, fault: str | None, artifacts: bool) -> Outcome:
         raise FaultError(f"{fault}; {kept}", f"{field}={rate:g}", good)
     if run.checkpoints.error:
         raise SaveError(run.checkpoints.error)
+    if run.strict and (warned := processes.from_first(sorted(run.warned))):
+        raise UnhealthyError(warned)
     written = read_metrics(run.mirror.local) if processes.is_first() else []
     return Outcome(written, done < config.steps or preempted, preempted)
 

@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from remix_jax.sinks.health import is_red
 from remix_jax.text import MISSING, count, duration, number, percent
 
 PHASES = ("sample", "grade", "learn", "eval", "log")
@@ -43,9 +44,6 @@ FIGURES = (  # metric, label, format
     ("zero_variance", "zero variance", percent),
 )
 IN_LINE = FIGURES[:10]  # the others are in the panel alone
-# Beyond these, and where they are not finite, figures are red.
-LEAST = {"ess": 0.5}
-MOST = {"zero_variance": 0.9, "truncated_rate": 0.5, "clip_share": 0.3, "ratio_max": 1000.0}
 
 
 def ages(metrics: Mapping[str, object]) -> list[int]:
@@ -114,9 +112,13 @@ class Console:
         self._sample = rows[0] if rows else {}
 
     def event(self, text: str) -> None:
-        """Prints one line that stays: a warning, the reincarnation, a file saved."""
+        """Prints one line that stays: the reincarnation, a file saved."""
         style = "bold yellow" if self._terminal else ""
         self._rich.print(f"* {text}", style=style, soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        """Prints one line that stays: what is wrong with the run (`health`)."""
+        self._rich.print(f"! {text}", style="bold red" if self._terminal else "", soft_wrap=True)
 
     def print(self, renderable: RenderableType) -> None:
         """Prints a table or lines of text that stay, above the live panel if there is one."""
@@ -177,8 +179,8 @@ class Console:
         for key, label, form in FIGURES:
             shown, style = MISSING, "bold"
             if (value := latest.get(key)) is not None:
-                fine = LEAST.get(key, -math.inf) <= value <= MOST.get(key, math.inf)
-                shown, style = form(value), "bold" if fine and math.isfinite(value) else "bold red"
+                red = not math.isfinite(value) or is_red(key, value)
+                shown, style = form(value), "bold red" if red else "bold"
             cells.append(Text.assemble((f"{label} ", "dim"), (shown, style)))
         rows: list[RenderableType] = [top, Columns(cells, equal=True, expand=True)]
         if self._held_out:

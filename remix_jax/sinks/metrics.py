@@ -1,4 +1,4 @@
-"""The record of a run, metrics.jsonl and samples.jsonl: written as it goes, cut, and read back."""
+"""The record of a run, its .jsonl files: written as it goes, cut, and read back."""
 
 import contextlib
 import os
@@ -9,18 +9,21 @@ from typing import Any
 from remix_jax.errors import InputError
 from remix_jax.files import JsonLines, json_lines
 
-METRICS_FILE, SAMPLES_FILE = FILES = ("metrics.jsonl", "samples.jsonl")
+METRICS_FILE, SAMPLES_FILE, WARNINGS_FILE = FILES = (
+    *("metrics.jsonl", "samples.jsonl", "warnings.jsonl"),
+)
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")  # strings there: JSON has no word for these numbers
 
 Metrics = dict[str, Any]
 
 
 class Record(contextlib.ExitStack):
-    """The sink of both files. Lines that a full disk refuses wait in memory: see `JsonLines`."""
+    """The sink of these files. Lines that a full disk refuses wait in memory: see `JsonLines`."""
 
     def __init__(self, workdir: pathlib.Path) -> None:
         super().__init__()
-        self._metrics, self._samples = self._files = [JsonLines(workdir / name) for name in FILES]
+        self._files = [JsonLines(workdir / name) for name in FILES]
+        self._metrics, self._samples, self._warnings = self._files
         for file in self._files:
             self.callback(file.close)
 
@@ -32,6 +35,10 @@ class Record(contextlib.ExitStack):
         """A line of samples.jsonl each."""
         for row in rows:
             self._samples.write({"step": step} | dict(row))
+
+    def warning(self, step: int, rule: str, text: str) -> None:
+        """A line of warnings.jsonl."""
+        self._warnings.write({"step": step, "rule": rule, "text": text})
 
     def sync(self) -> None:
         """Brings all to the disk. Raises OSError if the file system does not take it."""
@@ -45,7 +52,7 @@ class Record(contextlib.ExitStack):
 
 
 def cut(workdir: pathlib.Path, step: int) -> str | None:
-    """Drops from both files what a broken attempt wrote of the steps after this one.
+    """Drops from the files what a broken attempt wrote of the steps after this one.
 
     Returns:
       What is wrong where metrics.jsonl does not reach to it.

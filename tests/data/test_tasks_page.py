@@ -5,9 +5,10 @@ import pytest
 from experiments.configs import arithmetic_remix_ppo
 from remix_jax import plugins
 from remix_jax.config import Memory, Model
-from remix_jax.data.tasks import load_set, plan
+from remix_jax.data.tasks import load_set
 from remix_jax.models.hf_tokenizer import load_tokenizer
 from remix_jax.run import loop
+from remix_jax.sinks import health
 from tests.doc_pages import write_named
 from tests.experiments.runs import figures, quiet
 
@@ -28,7 +29,8 @@ def test_ones_own_problems(page):
     train, held_out = (load_set(spec, data, tokenizer) for spec in (data.train, *data.suites))
     assert [p.answers for p in train.problems] == [("42",), ("3/4", 0.75)]
     assert train.problems[0].columns["source"] == "mine"
-    assert "2 of 2 of held_out" in plan([held_out], tokenizer, train)["WARNING"]
+    (finding,) = health.of_problems(train, [held_out], compared=True)
+    assert "2 of 2 of held_out" in finding.text
 
 
 def test_a_run_on_reasoning_gym(page):

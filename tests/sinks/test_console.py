@@ -53,9 +53,10 @@ def test_plain_lines_ignore_environment_that_forces_colour(monkeypatch):
     console.print_plan({"a": 1})
     show(console, step(1, loss=math.nan))
     console.event("[reincarnation] of the anchor")
+    console.warning("step 1: ess 0.4")
     console.close()
     assert "\x1b" not in stream.getvalue()
-    assert "* [reincarnation] of the anchor\n" in stream.getvalue()
+    assert "* [reincarnation] of the anchor\n! step 1: ess 0.4\n" in stream.getvalue()
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -70,6 +71,8 @@ def test_panel_shows_every_figure(monkeypatch, columns):
     show(console, step(11) | {"rows/age2": 0, "ratio_mean/age2": 0.0})
     console.samples(11, [{"response": "well,\nso it is 7", "reward": 1.0}])
     console.event("saved [1]")
+    console.warning("step 1: [ess] 0.4")
+    assert "\x1b[1;31m! step 1: [ess] 0.4" in stream.getvalue()
     console.close()
     console.close()
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
