@@ -156,7 +156,7 @@ class Objective(Section):
     """The policy's loss."""
 
     method: str = "mix_ppg"  # [P] a key of family.METHODS
-    method_param: float | None = None  # of the method (family.METHODS); None: its default
+    method_params: tuple[str, ...] = ()  # NAME=NUMBER of the method (family.METHODS); else defaults
     advantage: str = "gae"  # gae, vtrace (critic), group_normalized (GRPO), rloo, mean_baseline,
     # or method: that of the method itself
     clip: float = 0.2  # [R] eps, for rows of every age

@@ -172,11 +172,15 @@ def _method_relations(
     name, size, bank = o.method, c.group_size, c.expert.bank
     grouped = c.has_critic or not method.compares or size > 1
     yield "group_size", grouped, f"{o.advantage} compares at least 2 responses a prompt"
-    given, rule = o.method_param, f"{name} has no such parameter"
-    if param := method.param:
-        rule = f"{name}'s {param.name} must be in [{param.low}, {param.high}]"
-    right = given is None or (param is not None and param.low <= given <= param.high)
-    yield "objective.method_param", right, rule
+    try:
+        family.params_of(name, o.method_params)
+    except ValueError as error:
+        yield "objective.method_params", False, str(error)
+    for field in ("clip", "clip_high", "dual_clip"):
+        default = getattr(type(o), field)
+        names = ", ".join(method.params) or "none"
+        rule = f"{name} does not read it, leave it {default:g}; its own parameters: {names}"
+        yield f"objective.{field}", method.clips or getattr(o, field) == default, rule
     needed = OWN_ADVANTAGE if method.own_advantage else method.advantage
     right = o.advantage == needed if needed else o.advantage != OWN_ADVANTAGE
     rule = f"{name} needs {needed}" if needed else f"{name} has no advantage of its own"

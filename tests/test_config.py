@@ -92,7 +92,7 @@ WRONG = [
     ("objective.advantage", "gea", "one of gae, vtrace, group_normalized, rloo"),
     ("objective.aggregation", "token-sum", "one of token-mean"),
     ("objective.method", "bppi", "one of mix_ppg, ppo"),
-    ("objective.method_param", 0.1, "mix_ppg has no such parameter"),
+    ("objective.method_params", ("cap=2",), "mix_ppg has no parameter 'cap'; it has none"),
     ("replay.sampler", "best", "one of uniform, max_advantage"),
     ("expert.bank", "traces", "mix_ppg needs behaviour log-probs, which the rows of a bank do not"),
     ("objective.dual_clip", 0.5, "must be 0 (off) or above 1"),
@@ -145,7 +145,16 @@ UNFIT = [
     ),
     ("gspo", {}, "objective.aggregation", "gspo needs seq-mean-token-mean"),
     ("geppo", {}, "replay.window = 2", "geppo needs 3, 6, 9"),
-    ("bapo", {"objective.method_param": 1.5}, "objective.method_param = 1.5", "must be in [0, 1]"),
+    ("bapo", {"objective.method_params": ("target=1.5",)}, "objective.method_params", "in [0, 1]"),
+    ("bapo", {"objective.method_params": ("target",)}, "objective.method_params", "target=NUMBER"),
+    (
+        "cispo",
+        {"objective.method_params": ("hi=1",)},
+        "objective.method_params = ('hi=1',)",
+        "no parameter 'hi'; it has low (the weight is clipped at 1 - low, 1), high",
+    ),
+    ("cispo", {"objective.clip": 0.3}, "objective.clip = 0.3", "its own parameters: low, high"),
+    ("bapo", {"objective.dual_clip": 3.0}, "objective.dual_clip = 3.0", "bapo does not read it"),
     (
         "agro",
         {"objective.advantage": "method", "group_size": 64, "mini_batch_size": 32},
@@ -201,9 +210,9 @@ def test_a_method_that_compares_nothing_needs_no_group():
 def test_methods_with_other_numbers_share_programs():
     one, other = good(), good()
     one.objective.method = other.objective.method = "cispo"
-    one.objective.method_param = 0.3
+    one.objective.method_params = ("high=0.3",)
     assert static_of(one) == static_of(other)
-    assert step_inputs(one, 1).method_param_M.tolist() == pytest.approx([0.3, 0.3])
+    assert step_inputs(one, 1).method_params_M["high"].tolist() == pytest.approx([0.3, 0.3])
 
 
 def test_group_methods_need_groups():

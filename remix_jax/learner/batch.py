@@ -17,7 +17,7 @@ from remix_jax.schedule import Stage
 from remix_jax.types import Batch, FreshRows, Rows, batch_of, kept_rows
 
 
-def complete(learner: Learner, stage: Stage, state: TrainState, fresh, expert, param) -> Rows:
+def complete(learner: Learner, stage: Stage, state: TrainState, fresh, expert, params) -> Rows:
     """Groups of sampled rows, in each behind them the expert's, with all that the ring keeps:
 
     base log-probs (once a row), the step, and whether a row of the group has an advantage at all.
@@ -41,7 +41,7 @@ def complete(learner: Learner, stage: Stage, state: TrainState, fresh, expert, p
     s, rows = learner.static, jax.tree.map(joined, *marked)
     signal_B = jnp.ones_like(rows.valid_B)
     if learner.critic is None:
-        has_B = _group_advantage(s, rows, param) != 0
+        has_B = _group_advantage(s, rows, params) != 0
         signal_B = jnp.repeat(has_B.reshape(-1, s.group_size).any(axis=1), s.group_size)
     if state.base_params is not None:
         base = state.whole(state.base_params)
@@ -155,13 +155,13 @@ def score(learner: Learner, stage: Stage, state: TrainState, batch: Batch, kl_we
     return batch
 
 
-def _group_advantage(static: Static, rows: Rows, method_param):
+def _group_advantage(static: Static, rows: Rows, params):
     """[B] by the group estimator of the config, or of the method, among the rows that count."""
     method = family.METHODS[static.method]
     counted_B = rows.valid_B if method.expert_in_group else rows.valid_B & ~rows.expert_B
     mask_B = counted_B.astype(jnp.float32)
     if method.own_advantage is not None:
-        return method.own_advantage(rows.reward_B, rows.group_B, mask_B, method_param)
+        return method.own_advantage(rows.reward_B, rows.group_B, mask_B, params)
     estimator = advantages.ESTIMATORS[static.advantage]
     return estimator(rows.reward_B, rows.group_B, mask_B=mask_B)
 
@@ -178,7 +178,7 @@ def _critic_advantage(static: Static, batch: Batch):
     return advantages.gae(reward_BT, batch.value_BT, mask_BT, *discounts)
 
 
-def with_advantages(learner: Learner, ring: replay.ReplayState, batch: Batch, method_param):
+def with_advantages(learner: Learner, ring: replay.ReplayState, batch: Batch, params):
     """Advantages of pi_k for every row, old or new; those of fresh rows go to the ring too.
 
     Returns:
@@ -195,7 +195,7 @@ def with_advantages(learner: Learner, ring: replay.ReplayState, batch: Batch, me
         )
         metrics = {"explained_variance": 1 - masked.divide(unexplained, variance)}
     else:
-        adv_BT = _group_advantage(s, batch, method_param)[:, None] * mask_BT
+        adv_BT = _group_advantage(s, batch, params)[:, None] * mask_BT
     if method.stored_advantage:
         assert batch.stored_adv_BT is not None, "Static.stores_advantage"
         adv_BT = jnp.where((batch.age_B > 0)[:, None], batch.stored_adv_BT, adv_BT)

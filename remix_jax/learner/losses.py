@@ -23,14 +23,16 @@ from remix_jax.rl.off_policy import Terms
 from remix_jax.types import Batch, Rows
 
 
-def minibatch_terms(learner: Learner, params: dict, mini: Batch, param) -> tuple[Terms, Batch]:
+def minibatch_terms(
+    learner: Learner, params: dict, mini: Batch, params_of_method
+) -> tuple[Terms, Batch]:
     """The numbers that the method's loss reads, its statistics of the whole mini-batch among them.
 
     The mini-batch comes back with what the method found of each row, at the `params` given.
     """
     s, method = learner.static, family.METHODS[learner.static.method]
     clips = (s.clip, s.clip_high or None, s.dual_clip or None)
-    terms = Terms(*clips, s.window, s.aggregation, param)
+    terms = Terms(*clips, s.window, s.aggregation, params_of_method)
     logp_BT = None
     if method.forward:
         logp_BT = masked.zero_masked(logps(learner, params, mini), mini.mask_BT)

@@ -57,8 +57,8 @@ def _of(path: str):
 class Static:
     """What compiled programs read of a config: constants of theirs, true for every run they serve.
 
-    Seeds, learning rates, lengths and the method's parameter are not among them: they are data, and
-    runs that differ in those alone share their programs.
+    Seeds, learning rates, lengths and the method's parameters are not among them: they are data,
+    and runs that differ in those alone share their programs.
     """
 
     batch_size: int = _of("batch_size")

@@ -36,7 +36,7 @@ class StepInputs(NamedTuple):
     replayed_groups: Any  # int32, groups to replay, at most stage.replay_groups
     learning_rate: Any  # of the policy
     critic_learning_rate: Any
-    method_param_M: Any  # the method's parameter in each pass
+    method_params_M: Any  # the method's parameters by name, in each pass
 
 
 def step_inputs(config: Config, step: int) -> StepInputs:
@@ -47,8 +47,7 @@ def step_inputs(config: Config, step: int) -> StepInputs:
         for o, rate in zip((config.optimizer, config.critic.optimizer), config.rates, strict=True)
     )
     o, passes = config.objective, stages(config)[stage_at(config, step)].passes
-    numbers = (o.method_param, o.clip, step, config.steps, passes)
-    params_M = family.method_params(family.METHODS[o.method], *numbers)
+    params_M = family.scheduled(o.method, o.method_params, step, config.steps, passes)
     return StepInputs(replayed, rate, critic_rate, params_M)
 
 
@@ -73,9 +72,10 @@ def learn(
       The next state, and metrics: scalars, and `row_ratio_B` of the fresh rows. Where a loss or a
       gradient is not finite no update is made from there on, and `state.fault_F` says which.
     """
-    s, step, first_param = learner.static, state.step + 1, inputs.method_param_M[0]
+    s, step = learner.static, state.step + 1
+    first_params = {name: x_M[0] for name, x_M in inputs.method_params_M.items()}
     key_replay, key_shuffle = jax.random.split(jax.random.fold_in(state.key, step))
-    rows = batches.complete(learner, stage, state, fresh, expert, first_param)
+    rows = batches.complete(learner, stage, state, fresh, expert, first_params)
     ring, fresh_slots = replay.add(state.replay, rows)
     kl_weight: Any = jnp.ones(())
     if s.kl_schedule is not None:
@@ -84,12 +84,12 @@ def learn(
         s, stage, ring, rows, fresh_slots, step, key_replay, inputs.replayed_groups
     )
     batch = batches.score(learner, stage, state, batch, kl_weight)
-    ring, batch, found = batches.with_advantages(learner, ring, batch, first_param)
+    ring, batch, found = batches.with_advantages(learner, ring, batch, first_params)
     # Small, and read at random by every mini-batch: whole on each device of a mesh.
     batch = jax.tree.map(sharding.constrain, batch)
     update = functools.partial(_update, learner, stage, batch, inputs, kl_weight, state.whole)
     begin = state.replace(replay=ring, step=step, frozen=None)
-    drawn = _mini_batches(s, stage, key_shuffle, inputs.method_param_M)
+    drawn = _mini_batches(s, stage, key_shuffle, inputs.method_params_M)
     carried = begin, jnp.ones_like(ring.rows.reward_B)
     (new, row_ratio_R), sums = jax.lax.scan(update, carried, drawn)
     new = new.replace(frozen=state.frozen)
@@ -112,10 +112,10 @@ def learn(
     return sharding.by_rules(new), jax.tree.map(sharding.constrain, found)
 
 
-def _mini_batches(static: Static, stage: Stage, key, method_param_M):
+def _mini_batches(static: Static, stage: Stage, key, method_params_M):
     """Row numbers [passes * mini-batches, rows], shuffled anew in each pass.
 
-    By groups for methods that compare their rows. And a key and the method's parameter of each.
+    By groups for methods that compare their rows. And a key and the method's parameters of each.
     """
     keys = jax.random.split(key, stage.passes)
     unit = static.group_size if family.METHODS[static.method].whole_groups else 1
@@ -124,7 +124,8 @@ def _mini_batches(static: Static, stage: Stage, key, method_param_M):
         order = (order[..., None] * unit) + jnp.arange(unit)[None, None, :]
     index = order.reshape(-1, static.mini_batch_size)
     keys = jax.random.split(jax.random.fold_in(key, 1), index.shape[0])
-    return index, keys, jnp.repeat(method_param_M, index.shape[0] // stage.passes)
+    updates = index.shape[0] // stage.passes
+    return index, keys, jax.tree.map(lambda x_M: jnp.repeat(x_M, updates), method_params_M)
 
 
 def _update(learner: Learner, stage: Stage, batch: Batch, inputs, kl_weight, whole, carry, drawn):
@@ -133,11 +134,11 @@ def _update(learner: Learner, stage: Stage, batch: Batch, inputs, kl_weight, who
     Carried are the state, but for its frozen weights, which `whole` adds; and the mean ratio of
     each row of the ring in its last pass.
     """
-    (state, row_ratio_R), (index, key, method_param) = carry, drawn
+    (state, row_ratio_R), (index, key, method_params) = carry, drawn
     s = learner.static
     mini = jax.tree.map(lambda x: x[index], batch)
     count = jnp.maximum(masked.count(mini.mask_BT, s.aggregation), 1.0)
-    terms, mini = losses.minibatch_terms(learner, whole(state.params), mini, method_param)
+    terms, mini = losses.minibatch_terms(learner, whole(state.params), mini, method_params)
     ages = s.window + 1 if stage.replay_groups > 0 else 1
 
     def of_whole(loss):
@@ -294,7 +295,8 @@ def trace_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> jax.stages
         return jax.eval_shape(lambda: empty_rows(n, *slots)) if n else None
 
     number, count = (ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, jnp.int32))
-    inputs = StepInputs(count, number, number, ShapeDtypeStruct((stage.passes,), jnp.float32))
+    params = family.scheduled(s.method, (), 1, 1, stage.passes)
+    inputs = StepInputs(count, number, number, jax.eval_shape(lambda: params))
     given = (rows(s.own_rows), inputs, rows(s.group_size - s.own_rows))
     state = sharding.abstract(abstract_state(learner), mesh)
     with sharding.over(mesh):

@@ -5,24 +5,24 @@ an entry of METHODS, a preset, its tests (docs/choosing_a_method.md).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
 
 from remix_jax.rl import advantages, masked, off_policy
-from remix_jax.rl.off_policy import Terms
+from remix_jax.rl.off_policy import Params, Terms
 from remix_jax.types import Batch
 
 
 class Param(NamedTuple):
-    """The one number of a method that `objective.method_param` may change."""
+    """A number of a method that `objective.method_params` may change, within [low, high]."""
 
-    name: str
     default: float
     low: float
     high: float
+    what: str
 
 
 class Method(NamedTuple):
@@ -31,12 +31,13 @@ class Method(NamedTuple):
     title: str
     loss: Callable[[Array, Batch, Terms], Array]
     advantage: str = ""  # what objective.advantage must be; empty: any
-    # (reward, group, mask, param), for objective.advantage "method"
-    own_advantage: Callable[[Array, Array, Array, Array | float], Array] | None = None
+    # (reward, group, mask, params), for objective.advantage "method"
+    own_advantage: Callable[[Array, Array, Array, Params], Array] | None = None
     aggregation: str = ""  # what objective.aggregation must be; empty: any
-    param: Param | None = None
-    # (param, clip, share of the run that is done, pass from 0) -> the parameter in that pass
-    schedule: Callable[[float, float, float, int], float] = lambda param, *_: param
+    clips: bool = False  # reads objective.clip, clip_high and dual_clip
+    params: Mapping[str, Param] = {}
+    # (params, share of the run that is done, pass from 0) -> what the loss gets in that pass
+    schedule: Callable[[dict[str, float], float, int], dict[str, float]] = lambda params, *_: params
     # Of log pi_theta (None unless `forward`) and the whole mini-batch: scalars, and a number a row.
     stats: Callable[[Any, Batch, Terms], Any] | None = None
     row_stats: Callable[[Any, Batch, Terms], Array] | None = None
@@ -50,101 +51,140 @@ class Method(NamedTuple):
     drops_equal_groups: bool = False  # rows of a group of equal rewards are not in the batch
 
 
-def method_params(
-    method: Method, value: float | None, clip: float, step: int, steps: int, passes: int
-) -> np.ndarray:
-    """The method's parameter in each pass of a step (from 1), float32 [M]; 0 without one.
+def params_of(name: str, given: Sequence[str]) -> dict[str, float]:
+    """The parameters of a method: its defaults, changed by `objective.method_params`.
 
-    `value` is `objective.method_param`, None: the method's default.
+    Raises:
+      ValueError: in a line, a text that is not NAME=NUMBER, or no parameter or value of the method.
     """
-    if value is None:
-        value = method.param.default if method.param else 0.0
-    done = (step - 1) / max(steps - 1, 1)
-    return np.asarray([method.schedule(value, clip, done, i) for i in range(passes)], np.float32)
+    known = METHODS[name].params
+    params = {key: param.default for key, param in known.items()}
+    for text in given:
+        key, _, number = (part.strip() for part in text.partition("="))
+        if key not in known:
+            has = ", ".join(f"{key} ({p.what}, {p.default:g})" for key, p in known.items())
+            raise ValueError(f"{name} has no parameter {key!r}; it has {has or 'none'}")
+        try:
+            params[key] = float(number)
+        except ValueError:
+            raise ValueError(f"{text!r}: must be {key}=NUMBER") from None
+        if not known[key].low <= params[key] <= known[key].high:
+            bounds = f"[{known[key].low:g}, {known[key].high:g}]"
+            raise ValueError(f"{name}'s {key}, {known[key].what}, must be in {bounds}")
+    return params
+
+
+def scheduled(
+    name: str, given: Sequence[str], step: int, steps: int, passes: int
+) -> dict[str, np.ndarray]:
+    """The method's parameters in each pass of a step (from 1) of a run, float32 [M] each."""
+    done, params = (step - 1) / max(steps - 1, 1), params_of(name, given)
+    in_pass = [METHODS[name].schedule(params, done, i) for i in range(passes)]
+    return {key: np.asarray([each[key] for each in in_pass], np.float32) for key in in_pass[0]}
 
 
 METHODS: dict[str, Method] = {
-    "mix_ppg": Method("Mix-PPG (ReMix); PPO and GRPO on fresh rows", off_policy.mix_ppg),
-    "ppo": Method("PPO clipped around the policy that sampled", off_policy.ppo),
+    "mix_ppg": Method(
+        "Mix-PPG (ReMix); PPO and GRPO on fresh rows", off_policy.mix_ppg, clips=True
+    ),
+    "ppo": Method("PPO clipped around the policy that sampled", off_policy.ppo, clips=True),
     "reinforce": Method("REINFORCE", off_policy.reinforce, experts="taken"),
     "rloo": Method("RLOO", off_policy.reinforce, advantage="rloo", experts="taken"),
     "dr_grpo": Method(
-        "Dr.GRPO", off_policy.ppo, advantage="mean_baseline", aggregation="seq-mean-token-sum-norm"
+        "Dr.GRPO", off_policy.ppo, clips=True,
+        advantage="mean_baseline", aggregation="seq-mean-token-sum-norm",
     ),
-    "geppo": Method("GePPO", off_policy.geppo, row_stats=off_policy.age_weight),
+    "geppo": Method("GePPO", off_policy.geppo, clips=True, row_stats=off_policy.age_weight),
     "topr": Method(
         "TOPR", off_policy.topr, compares=False, aggregation="seq-mean-token-mean",
-        own_advantage=lambda reward_B, group_B, mask_B, threshold: masked.zero_masked(
-            2 * (reward_B - threshold), mask_B  # no baseline: -1 / +1 for rewards of 0 / 1
+        own_advantage=lambda reward_B, group_B, mask_B, params: masked.zero_masked(
+            2 * (reward_B - params["threshold"]), mask_B  # no baseline: -1 / +1 for 0 / 1
         ),
-        param=Param("reward between bad and good rows", 0.5, -math.inf, math.inf),
+        params={"threshold": Param(0.5, -math.inf, math.inf, "reward between bad and good rows")},
     ),
     "asymre": Method(
         "AsymRE", off_policy.reinforce, experts="taken",
-        own_advantage=lambda reward_B, group_B, mask_B, shift: advantages.asymre(
-            reward_B, group_B, shift, mask_B
+        own_advantage=lambda reward_B, group_B, mask_B, params: advantages.asymre(
+            reward_B, group_B, params["shift"], mask_B
         ),
-        param=Param("shift of the baseline (-.05 for rewards of 0 / 1)", -0.05, -1, 1),
+        params={"shift": Param(-0.05, -1, 1, "of the baseline, for rewards of 0 / 1")},
     ),
     "bapo": Method(
         "BAPO", off_policy.bapo, stats=off_policy.bapo_bounds, forward=True,
-        param=Param("target share of A >= 0", 0.4, 0, 1),
+        params={"target": Param(0.4, 0, 1, "share of A >= 0 in the loss")},
     ),
     "luffy": Method(
-        "LUFFY", off_policy.luffy, advantage="mean_baseline", experts="needed",
-        param=Param("gamma of the shaping", 0.1, 0, 1),
+        "LUFFY", off_policy.luffy, clips=True, advantage="mean_baseline", experts="needed",
+        params={"gamma": Param(0.1, 0, 1, "of the shaping")},
     ),
     "chord_mu": Method(
-        "CHORD-mu", off_policy.chord_mu, stats=off_policy.chord_scales,
-        schedule=lambda _, clip, done, i: 0.05 + 0.85 * (1 + math.cos(math.pi * done)) / 2,
+        "CHORD-mu", off_policy.chord_mu, clips=True, stats=off_policy.chord_scales,
+        params={
+            "first": Param(0.9, 0, 1, "weight of the expert's rows at the start"),
+            "last": Param(0.05, 0, 1, "and at the end"),
+        },
+        schedule=lambda p, done, i: {
+            "mu": p["last"] + (p["first"] - p["last"]) * (1 + math.cos(math.pi * done)) / 2
+        },
         experts="needed", expert_in_group=False,
     ),
     "chord_phi": Method(
-        "CHORD-phi", off_policy.chord_phi, stats=off_policy.chord_scales,
-        param=Param("mu", 0.1, 0, 1), experts="needed", expert_in_group=False,
+        "CHORD-phi", off_policy.chord_phi, clips=True, stats=off_policy.chord_scales,
+        params={"mu": Param(0.1, 0, 1, "weight of the expert's rows")},
+        experts="needed", expert_in_group=False,
     ),
     "agro": Method(
         "AGRO", off_policy.agro, row_stats=off_policy.agro_advantage, forward=True,
-        own_advantage=lambda reward_B, group_B, mask_B, beta: advantages.mean_baseline(
+        own_advantage=lambda reward_B, group_B, mask_B, _: advantages.mean_baseline(
             reward_B, group_B, mask_B
         ),
-        param=Param("beta", 0.1, 0, math.inf), whole_groups=True, experts="taken", base=True,
+        params={"beta": Param(0.1, 0, math.inf, "of the KL to the base")},
+        whole_groups=True, experts="taken", base=True,
     ),
     "off_policy_grpo": Method(
-        "Off-policy GRPO", off_policy.ppo, advantage="group_normalized", drops_equal_groups=True
+        "Off-policy GRPO", off_policy.ppo, clips=True,
+        advantage="group_normalized", drops_equal_groups=True,
     ),
     "decoupled_ppo": Method(
-        "Decoupled PPO", off_policy.decoupled_ppo,
-        param=Param("cap of the weight", 5, 0, math.inf),
+        "Decoupled PPO", off_policy.decoupled_ppo, clips=True,
+        params={"cap": Param(5, 0, math.inf, "of the weight pi_k / mu")},
     ),
     "tis": Method(
-        "PPO with truncated importance sampling", off_policy.decoupled_ppo,
-        param=Param("cap of the weight", 2, 0, math.inf),
+        "PPO with truncated importance sampling", off_policy.decoupled_ppo, clips=True,
+        params={"cap": Param(2, 0, math.inf, "of the weight pi_k / mu")},
     ),
     "masked_is": Method(
-        "PPO with masked importance sampling", off_policy.masked_is,
-        param=Param("cap of the weight", 2, 0, math.inf),
+        "PPO with masked importance sampling", off_policy.masked_is, clips=True,
+        params={"cap": Param(2, 0, math.inf, "of the weight pi_k / mu")},
     ),
     "gspo": Method(
         "GSPO", off_policy.gspo, aggregation="seq-mean-token-mean",
-        param=Param("lower half-width of the clip", 3e-4, 0, 1),
+        params={
+            "low": Param(3e-4, 0, 1, "lower half-width of the clip"),
+            "high": Param(4e-4, 0, math.inf, "upper half-width"),
+        },
     ),
     "cispo": Method(
-        "CISPO", off_policy.cispo, param=Param("upper clip of the weight", 0.2, 0, math.inf)
+        "CISPO", off_policy.cispo,
+        params={
+            "low": Param(1, 0, 1, "the weight is clipped at 1 - low"),
+            "high": Param(0.2, 0, math.inf, "and at 1 + high"),
+        },
     ),
     "m2po": Method(
         "M2PO", off_policy.m2po, stats=off_policy.m2po_threshold, forward=True,
-        param=Param("largest mean of (log r)^2", 0.04, 0, math.inf),
+        params={"bound": Param(0.04, 0, math.inf, "largest mean of (log r)^2")},
     ),
     "opmd": Method(
         "OPMD (Kimi)", off_policy.opmd, advantage="mean_baseline",
-        param=Param("tau", 0.1, 0, math.inf),
+        params={"tau": Param(0.1, 0, math.inf, "of the pull back to mu")},
     ),
     "p3o": Method("P3O", off_policy.p3o, stats=off_policy.effective_sample_size, forward=True),
-    "toppo": Method("ToPPO", off_policy.ppo, advantage="gae", stored_advantage=True),
+    "toppo": Method("ToPPO", off_policy.ppo, clips=True, advantage="gae", stored_advantage=True),
     "bppo": Method(
-        "BPPO", off_policy.bppo, schedule=lambda factor, clip, done, i: clip * factor**i,
-        param=Param("factor of the clip a pass", 0.9, 0, 1),
+        "BPPO", off_policy.bppo, clips=True,
+        params={"factor": Param(0.9, 0, 1, "of the clip, a pass")},
+        schedule=lambda p, done, i: {"scale": p["factor"] ** i},
     ),
     "sft": Method(
         "log-likelihood of an expert's rows", off_policy.reinforce, experts="needed",

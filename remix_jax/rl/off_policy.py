@@ -2,9 +2,10 @@
 
 Each is (logp_BT, batch, terms) -> loss_BT, to be reduced by `masked.aggregate`; `family.METHODS`
 lists them. l = log pi_theta of a token, mu the policy that sampled it, r = pi_theta / mu, A the
-advantage, x the method's own number (`terms.param`), sg the stop of gradients; of a response y,
-r(y) is the product of the ratios, s(y) = r(y)^(1 / |y|). A loss has the gradient of
--aggregate(sg(c) l) for the coefficient c that its docstring names; none flows but through logp_BT.
+advantage, sg the stop of gradients; of a response y, r(y) is the product of the ratios, s(y) =
+r(y)^(1 / |y|); other names are the method's own numbers (`terms.params`). A loss has the gradient
+of -aggregate(sg(c) l) for the coefficient c that its docstring names; none flows but through
+logp_BT.
 
 Log-probs and advantages are 0 where nothing counts: `zero_unknown` for the batch, as for logp_BT.
 Rows are whole: no response is split over micro-batches. What a method needs of the whole
@@ -12,6 +13,7 @@ mini-batch is found once, before its micro-batches and at the parameters that it
 per micro-batch it is another algorithm.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +24,8 @@ from jax import Array
 from remix_jax.rl import advantages, masked, objectives
 from remix_jax.types import Batch
 
+Params = Mapping[str, Array | float]
+
 
 class Terms(NamedTuple):
     """The numbers of a loss: constants of the program, and what the mini-batch gives."""
@@ -31,7 +35,7 @@ class Terms(NamedTuple):
     dual_clip: float | None
     window: int  # oldest age of a replayed row
     aggregation: str
-    param: Array | float  # x, as scheduled
+    params: Params  # of the method, as scheduled
     stats: Any = None  # what `Method.stats` found of the whole mini-batch
 
     @property
@@ -70,27 +74,28 @@ def ppo(logp_BT: Array, b: Batch, t: Terms) -> Array:
 
 
 def bppo(logp_BT: Array, b: Batch, t: Terms) -> Array:
-    """BPPO (Zhuang et al. 2023): PPO with the clip x, smaller in each pass over the same rows."""
-    return objectives.ppo(logp_BT, b.behav_logp_BT, b.adv_BT, t.param, t.param)
+    """BPPO (Zhuang et al. 2023): PPO, its clip times a `scale` that is smaller in each pass."""
+    low, high = (clip * t.params["scale"] for clip in (t.clip, t.high))
+    return objectives.ppo(logp_BT, b.behav_logp_BT, b.adv_BT, low, high, t.dual_clip)
 
 
 def decoupled_ppo(logp_BT: Array, b: Batch, t: Terms) -> Array:
     """Decoupled PPO (Hilton et al. 2022; AReaL, arXiv 2505.24298), TIS.
 
-        loss = w PPO(pi_theta / pi_k),      w = min(pi_k / mu, x)
+        loss = w PPO(pi_theta / pi_k),      w = min(pi_k / mu, cap)
         c = w 1[unclipped] (pi_theta / pi_k) A
 
     The trust region lies around pi_k; what separates that from the sampler is a weight.
     """
-    weight_BT = jnp.minimum(_sampler_weight(b), t.param)
+    weight_BT = jnp.minimum(_sampler_weight(b), t.params["cap"])
     clips = (t.clip, t.high, t.dual_clip)
     return weight_BT * objectives.ppo(logp_BT, b.prox_logp_BT, b.adv_BT, *clips)
 
 
 def masked_is(logp_BT: Array, b: Batch, t: Terms) -> Array:
-    """Masked importance sampling: `decoupled_ppo` with w 1[w <= x], w = pi_k / mu."""
+    """Masked importance sampling: `decoupled_ppo` with w 1[w <= cap], w = pi_k / mu."""
     weight_BT = _sampler_weight(b)
-    weight_BT = jnp.where(weight_BT <= t.param, weight_BT, jnp.zeros_like(weight_BT))
+    weight_BT = jnp.where(weight_BT <= t.params["cap"], weight_BT, jnp.zeros_like(weight_BT))
     clips = (t.clip, t.high, t.dual_clip)
     return weight_BT * objectives.ppo(logp_BT, b.prox_logp_BT, b.adv_BT, *clips)
 
@@ -139,7 +144,7 @@ def age_weight(logp_BT: Array | None, b: Batch, t: Terms, weights: Any = None) -
 
 
 def bapo(logp_BT: Array, b: Batch, t: Terms) -> Array:
-    """BAPO (arXiv 2510.18927): PPO with the clip of `bapo_bounds`, x the target share."""
+    """BAPO (arXiv 2510.18927): PPO with the clip of `bapo_bounds`."""
     low, high = t.stats
     return objectives.ppo(logp_BT, b.behav_logp_BT, b.adv_BT, 1 - low, high - 1)
 
@@ -147,12 +152,12 @@ def bapo(logp_BT: Array, b: Batch, t: Terms) -> Array:
 def bapo_bounds(logp_BT: Array, b: Batch, t: Terms, low=(0.6, 0.9, 0.02), high=(1.2, 3.0, 0.05)):
     """BAPO's bounds of the ratio, c_low for tokens of A < 0 and c_high for A >= 0 (algorithm 1).
 
-        until P / (P + N) >= x:  raise c_high by its step, at its end c_low by its own
+        until P / (P + N) >= target:  raise c_high by its step, at its end c_low by its own
         P = sum over A >= 0 of A min(r, c_high),      N = sum over A < 0 of |A| max(r, c_low)
 
-    x is the share of the loss that tokens of A >= 0 should have. Both at their ends, the search
-    stops short of it; without any signal it does not start. `low` and `high`: first and last value,
-    and step, of c_low and of c_high.
+    target is the share of the loss that tokens of A >= 0 should have. Both at their ends, the
+    search stops short of it; without any signal it does not start. `low` and `high`: first and last
+    value, and step, of c_low and of c_high.
     """
     ratio_BT, adv_BT = objectives.ratio(logp_BT, b.behav_logp_BT), b.adv_BT
     low_steps, high_steps = (round((end - begin) / step) for begin, end, step in (low, high))
@@ -166,7 +171,7 @@ def bapo_bounds(logp_BT: Array, b: Batch, t: Terms, low=(0.6, 0.9, 0.02), high=(
         c_low, c_high = after(steps)
         gain = (jnp.maximum(adv_BT, 0) * jnp.minimum(ratio_BT, c_high)).sum()
         cost = (jnp.maximum(-adv_BT, 0) * jnp.maximum(ratio_BT, c_low)).sum()
-        return (gain < t.param * (gain + cost)) & (steps < high_steps + low_steps)
+        return (gain < t.params["target"] * (gain + cost)) & (steps < high_steps + low_steps)
 
     return after(jax.lax.while_loop(short_of_target, lambda steps: steps + 1, jnp.int32(0)))
 
@@ -174,18 +179,16 @@ def bapo_bounds(logp_BT: Array, b: Batch, t: Terms, low=(0.6, 0.9, 0.02), high=(
 def gspo(logp_BT: Array, b: Batch, t: Terms) -> Array:
     """Group sequence policy optimisation (GSPO, arXiv 2507.18071), in its token form.
 
-        loss = -min(s A, clip(s, 1 - x, 1 + high) A),      s = sg(s(y)) pi / sg(pi)
+        loss = -min(s A, clip(s, 1 - low, 1 + high) A),      s = sg(s(y)) pi / sg(pi)
         c = 1[s(y) unclipped] s(y) A
 
     Reduced by seq-mean-token-mean and with one A a row it is the sequence form, value and gradient.
-    high is 4 / 3 x, the paper's 4e-4 for 3e-4, unless clip_high says it.
     """
     mean_B = masked.divide(_log_ratio(logp_BT, b.behav_logp_BT), b.mask_BT.sum(axis=1))
     # l - sg(l) is 0 with the gradient of l: `ppo` sees the log ratio log s(y), exactly.
     moving_BT = logp_BT - jax.lax.stop_gradient(logp_BT)
     behav_BT = jnp.broadcast_to(-mean_B[:, None], logp_BT.shape)
-    high = t.param * 4 / 3 if t.clip_high is None else t.clip_high
-    return objectives.ppo(moving_BT, behav_BT, b.adv_BT, t.param, high)
+    return objectives.ppo(moving_BT, behav_BT, b.adv_BT, t.params["low"], t.params["high"])
 
 
 def reinforce(logp_BT: Array, b: Batch, t: Terms) -> Array:
@@ -197,15 +200,16 @@ def reinforce(logp_BT: Array, b: Batch, t: Terms) -> Array:
     return _surrogate(b.adv_BT, logp_BT)
 
 
-def cispo(logp_BT: Array, b: Batch, t: Terms, clip_low: float = 1.0) -> Array:
+def cispo(logp_BT: Array, b: Batch, t: Terms) -> Array:
     """CISPO (MiniMax-M1, arXiv 2506.13585): the weight is clipped, no token is dropped.
 
-        loss = -sg(clip(r, 1 - clip_low, 1 + x) A) l,      c = clip(r, ..) A
+        loss = -sg(clip(r, 1 - low, 1 + high) A) l,      c = clip(r, ..) A
 
-    clip_low = 1 is no lower bound, the paper's setting.
+    low = 1 is no lower bound, the paper's setting.
     """
     ratio_BT = objectives.ratio(logp_BT, b.behav_logp_BT)
-    return _surrogate(jnp.clip(ratio_BT, 1 - clip_low, 1 + t.param) * b.adv_BT, logp_BT)
+    near_BT = jnp.clip(ratio_BT, 1 - t.params["low"], 1 + t.params["high"])
+    return _surrogate(near_BT * b.adv_BT, logp_BT)
 
 
 def p3o(logp_BT: Array, b: Batch, t: Terms) -> Array:
@@ -250,10 +254,10 @@ def m2po(logp_BT: Array, b: Batch, t: Terms) -> Array:
 
 
 def m2po_threshold(logp_BT: Array, b: Batch, t: Terms) -> Array:
-    """M2PO's bound on (log r)^2, which keeps their mean <= x.
+    """M2PO's threshold on (log r)^2, which keeps their mean <= bound.
 
     Over the tokens that PPO's clip would concern: A > 0 and r > 1, or A < 0 and r < 1. Tokens above
-    the bound are dropped, as few as possible; equal ones are kept or dropped together. The bound
+    it are dropped, as few as possible; equal ones are kept or dropped together. The threshold
     lies midway between the largest that is kept and the smallest that is dropped, where the
     rounding of another forward pass does not matter; inf if none is dropped.
     """
@@ -263,7 +267,9 @@ def m2po_threshold(logp_BT: Array, b: Batch, t: Terms) -> Array:
     square_n = jnp.sort(jnp.where(concerned_BT, jnp.square(log_ratio_BT), jnp.inf).reshape(-1))
     mean_n = jnp.cumsum(square_n) / jnp.arange(1, square_n.size + 1)
     last_of_equals_n = jnp.append(square_n[1:] > square_n[:-1], True)
-    kept = jnp.where((mean_n <= t.param) & last_of_equals_n, square_n, -1.0).max()  # -1: not one
+    kept = jnp.where(
+        (mean_n <= t.params["bound"]) & last_of_equals_n, square_n, -1.0
+    ).max()  # -1: not one
     next_up = jnp.where(square_n > kept, square_n, jnp.inf).min()
     return (jnp.maximum(kept, 0.0) + next_up) / 2
 
@@ -284,19 +290,20 @@ def topr(logp_BT: Array, b: Batch, t: Terms) -> Array:
 def opmd(logp_BT: Array, b: Batch, t: Terms) -> Array:
     """Online policy mirror descent (Kimi k1.5, arXiv 2501.12599): loss = -sg(c) l.
 
-        c = A - x log r(y)
+        c = A - tau log r(y)
 
-    The second part is the gradient of x / 2 (log r(y))^2, a pull back to the sampler mu.
+    The second part is the gradient of tau / 2 (log r(y))^2, a pull back to the sampler mu.
     """
     log_ratio_B = _log_ratio(logp_BT, b.behav_logp_BT)
-    return _surrogate(b.adv_BT - t.param * log_ratio_B[:, None], logp_BT)
+    return _surrogate(b.adv_BT - t.params["tau"] * log_ratio_B[:, None], logp_BT)
 
 
 def agro(logp_BT: Array, b: Batch, t: Terms) -> Array:
     """AGRO (arXiv 2503.19612): loss = -sg(A) l with `agro_advantage`, c = A.
 
-    The gradient of mean_B (R_x - mean R_x)^2 / (2 x), for rows of any policy: it vanishes where R_x
-    is the same for all responses to a prompt, as under the optimum of the KL-regularised problem.
+    The gradient of mean_B (R_b - mean R_b)^2 / (2 beta), for rows of any policy: it vanishes where
+    R_b is the same for all responses to a prompt, as under the optimum of the KL-regularised
+    problem.
     """
     assert b.per_row_B is not None
     return _surrogate(b.per_row_B[:, None], logp_BT)
@@ -305,37 +312,37 @@ def agro(logp_BT: Array, b: Batch, t: Terms) -> Array:
 def agro_advantage(logp_BT: Array, b: Batch, t: Terms) -> Array:
     """AGRO's advantage, the regularised reward against the mean of its whole group, [B].
 
-        A = R_x - mean_group(R_x),      R_x = R - x log(pi_theta(y) / pi_base(y))
+        A = R_b - mean_group(R_b),      R_b = R - beta log(pi_theta(y) / pi_base(y))
 
     A row alone in its group gets 0; rows without a token are in nobody's.
     """
-    regularised_B = b.reward_B - t.param * _log_ratio(logp_BT, b.base_logp_BT)
+    regularised_B = b.reward_B - t.params["beta"] * _log_ratio(logp_BT, b.base_logp_BT)
     group_B = jnp.where(b.mask_BT.any(axis=1), b.group_B, -1)
     return advantages.asymre(regularised_B, group_B, shift=0.0)
 
 
 def luffy(logp_BT: Array, b: Batch, t: Terms) -> Array:
-    """LUFFY's mixed-policy GRPO with policy shaping (arXiv 2504.14945), x its gamma.
+    """LUFFY's mixed-policy GRPO with policy shaping (arXiv 2504.14945), g = gamma.
 
-        expert rows: loss = -p / (p + x) A,  p = pi_theta of the token,      c = x p / (p + x)^2 A
+        expert rows: loss = -p / (p + g) A,  p = pi_theta of the token,      c = g p / (p + g)^2 A
         own rows:    loss of `ppo` around the behaviour policy
 
     The expert's behaviour probability is 1 by definition, so p is its ratio; the shaping gives
     tokens of small p a larger gradient than p A would.
     """
-    # p / (p + x) = sigmoid(log p - log x): no exp of a log-prob, no quotient of small numbers.
-    shaped_BT = -jax.lax.stop_gradient(b.adv_BT) * jax.nn.sigmoid(logp_BT - jnp.log(t.param))
-    own_BT = objectives.ppo(logp_BT, b.behav_logp_BT, b.adv_BT, t.clip, t.high)
-    return jnp.where(b.expert_B[:, None], shaped_BT, own_BT)
+    # p / (p + g) = sigmoid(log p - log g): no exp of a log-prob, no quotient of small numbers.
+    log_odds_BT = logp_BT - jnp.log(t.params["gamma"])
+    shaped_BT = -jax.lax.stop_gradient(b.adv_BT) * jax.nn.sigmoid(log_odds_BT)
+    return jnp.where(b.expert_B[:, None], shaped_BT, ppo(logp_BT, b, t))
 
 
 def chord_mu(logp_BT: Array, b: Batch, t: Terms) -> Array:
-    """CHORD-mu (arXiv 2508.11408): x mean_{expert}(-l) + (1 - x) mean_{own}(`ppo`)."""
+    """CHORD-mu (arXiv 2508.11408): mu mean_{expert}(-l) + (1 - mu) mean_{own}(`ppo`)."""
     return _chord(-logp_BT, logp_BT, b, t)
 
 
 def chord_phi(logp_BT: Array, b: Batch, t: Terms) -> Array:
-    """CHORD-phi (arXiv 2508.11408): x mean_{expert}(-sg(p (1 - p)) l) + (1 - x) mean_{own}(`ppo`).
+    """CHORD-phi (arXiv 2508.11408): as CHORD-mu with -sg(p (1 - p)) l on the expert's rows.
 
     Tokens that the policy is sure of, or all but excludes, teach little.
     """
@@ -351,4 +358,5 @@ def chord_scales(logp_BT: Array | None, b: Batch, t: Terms) -> tuple[Array, Arra
     """What turns CHORD's sums over the common count into its two means, each of its own count."""
     masks = (b.mask_BT, b.mask_BT - b.own_BT, b.own_BT)
     count, experts, own = (masked.count(mask_BT, t.aggregation) for mask_BT in masks)
-    return t.param * masked.divide(count, experts), (1 - t.param) * masked.divide(count, own)
+    mu = t.params["mu"]
+    return mu * masked.divide(count, experts), (1 - mu) * masked.divide(count, own)

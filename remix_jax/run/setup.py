@@ -160,9 +160,8 @@ def config_plan(c: Config, learner: Learner, state: TrainState) -> dict[str, obj
     base = {"gae": "PPO", "group_normalized": "GRPO"}.get(o.advantage, o.advantage)
     method = f"{'ReMix-' if share > 0 or c.passes > 1 else ''}{base}"
     if o.method != "mix_ppg":
-        param = own.param
-        value = param.default if param and o.method_param is None else o.method_param
-        method = f"{own.title}{f', {param.name} {value:g}' if param else ''}"
+        params = family.params_of(o.method, o.method_params)
+        method = ", ".join([own.title, *(f"{name} {value:g}" for name, value in params.items())])
     ends = 0 < c.reincarnation_step < c.steps
     until = f" until reincarnation after step {c.reincarnation_step}" if ends else ""
     mixed = f"{1 - share:.0%} fresh, {share:.0%} of the last {c.replay.window} steps{until}"

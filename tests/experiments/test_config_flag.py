@@ -18,6 +18,7 @@ from experiments import config_flag
 flag = config_flag.define()
 for arguments in (
     ["--config.data.suites=a.json,b.json", "--config.steps=1e3", "--noconfig.objective.whiten"],
+    ["--config.objective.method_params=low=3e-4,high=4e-4"],
     ["--config.data.suites=('c d.json',)", "--config.reward.weights=1,2.5"],
     ["--config.data.suites=e.json", "--config.data.suites=f.json"],
     ["--config.steps=1.5"],
@@ -30,7 +31,8 @@ for arguments in (
     try:
         flags.FLAGS(sys.argv)
         c = config_flag.value_of(flag)
-        print(c.data.suites, c.steps, c.objective.whiten, c.reward.weights)
+        o = c.objective
+        print(c.data.suites, c.steps, o.whiten, c.reward.weights, o.method_params)
     except flags.UnrecognizedFlagError as error:
         print(config_flag.unknown_flag(error))
     except flags.Error as error:
@@ -41,10 +43,11 @@ for arguments in (
 def test_values_of_overrides():
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    lists, quoted, repeated, half, unknown = done.stdout.splitlines() or [done.stderr]
-    assert lists == "('a.json', 'b.json') 1000 False ()"
+    lists, named, quoted, repeated, half, unknown = done.stdout.splitlines() or [done.stderr]
+    assert lists == "('a.json', 'b.json') 1000 False () ()"
+    assert named.endswith("('low=3e-4', 'high=4e-4')")
     assert quoted.startswith("('c d.json',)")
-    assert quoted.endswith("(1.0, 2.5)")
+    assert quoted.endswith("(1.0, 2.5) ()")
     assert repeated.startswith("('e.json', 'f.json')")
     assert half.endswith("must be a whole number")
     assert "did you mean --config.optimizer.learning_rate or --config.critic." in unknown

@@ -24,8 +24,7 @@ def test_signal_is_of_the_group(advantage):
     rows = fresh_rows(config, state, 1)
     rewards = jnp.asarray([0, 0.5, 1, 0.5, 0.3, 0.3, 0.3, 0.3])
     rows = rows.replace(reward_B=rewards)
-    stage, param = stage_of(config, 1), jnp.zeros(())
-    kept = batches.complete(learner, stage, state, rows, None, param)
+    kept = batches.complete(learner, stage_of(config, 1), state, rows, None, {})
     assert kept.signal_B.tolist() == [True] * 4 + [False] * 4
     assert kept.version_B.tolist() == [1] * 8
 

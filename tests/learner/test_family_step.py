@@ -145,7 +145,7 @@ def test_mini_batches_of_whole_groups():
     config = config_of("agro", mini_batch_size=4, micro_batch_size=2, passes=3)
     learner, _ = start(config)
     stage, key = stage_of(config, 1), jax.random.key(0)
-    index, _, _ = step._mini_batches(learner.static, stage, key, jnp.zeros(stage.passes))
+    index, _, _ = step._mini_batches(learner.static, stage, key, {})
     assert index.shape == (6, 4)
     index = np.asarray(index).reshape(6, 2, 2)
     np.testing.assert_array_equal(index[..., 1], index[..., 0] + 1)

@@ -15,7 +15,11 @@ NAMES = ("logp", "behav_logp", "adv", "mask")
 
 def find(name, logp_BT, behav_logp_BT, adv_BT, mask_BT, target=0.0):
     """What a function of the whole mini-batch finds; every row is a replayed one."""
-    columns = {"behav_logp_BT": behav_logp_BT, "adv_BT": adv_BT, "param": target}
+    columns = {
+        "behav_logp_BT": behav_logp_BT,
+        "adv_BT": adv_BT,
+        "params": {"target": target, "bound": target},
+    }
     columns["age_B"] = np.ones(len(mask_BT), int)
     return token_rows.call(getattr(off_policy, name), logp_BT, mask_BT, **columns)
 

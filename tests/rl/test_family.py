@@ -35,15 +35,15 @@ def of(equation, all_experts=False, **numbers):
 
 METHODS = {
     "reinforce": of(off_policy.reinforce),
-    "cispo": of(off_policy.cispo, param=0.2),
-    "cispo_both_ends": of(off_policy.cispo, param=0.4, options={"clip_low": 0.3}),
-    "decoupled_ppo": of(off_policy.decoupled_ppo, param=1.5),
+    "cispo": of(off_policy.cispo, params={"low": 1.0, "high": 0.2}),
+    "cispo_both_ends": of(off_policy.cispo, params={"low": 0.3, "high": 0.4}),
+    "decoupled_ppo": of(off_policy.decoupled_ppo, params={"cap": 1.5}),
     "m2po": of(off_policy.m2po, stats=THRESHOLD),
     "p3o": of(off_policy.p3o, stats=ESS),
     "topr": of(off_policy.topr),
-    "gspo": of(off_policy.gspo, param=0.1, clip_high=0.15),
-    "opmd": of(off_policy.opmd, param=0.1),
-    "luffy": of(off_policy.luffy, param=0.1),
+    "gspo": of(off_policy.gspo, params={"low": 0.1, "high": 0.15}),
+    "opmd": of(off_policy.opmd, params={"tau": 0.1}),
+    "luffy": of(off_policy.luffy, params={"gamma": 0.1}),
     "chord_phi": of(off_policy.chord_phi, all_experts=True, stats=(1.0, 1.0)),
 }
 COEFFICIENTS = {
@@ -228,7 +228,7 @@ def test_gspo_is_the_sequence_objective(x64):
         return (loss_B * live_B).sum() / live_B.sum()
 
     def ours(logp_BT):
-        numbers = {"param": 0.1, "clip_high": 0.15}
+        numbers = {"params": {"low": 0.1, "high": 0.15}}
         columns = {"behav_logp_BT": behav_BT, "adv_BT": adv_BT}
         loss_BT = token_rows.call(off_policy.gspo, logp_BT, mask_BT, **numbers, **columns)
         return masked.aggregate(loss_BT, mask_BT, "seq-mean-token-mean")
@@ -250,7 +250,9 @@ def test_opmd_is_the_squared_log_ratio_of_the_response(x64):
 
     def ours(logp_BT):
         columns = {"behav_logp_BT": behav_BT, "adv_BT": adv_BT}
-        return token_rows.call(off_policy.opmd, logp_BT, mask_BT, param=0.3, **columns).sum()
+        return token_rows.call(
+            off_policy.opmd, logp_BT, mask_BT, params={"tau": 0.3}, **columns
+        ).sum()
 
     expected_BT = jax.grad(literal)(rows["logp"])
     np.testing.assert_allclose(jax.grad(ours)(rows["logp"]), expected_BT, rtol=1e-12, atol=1e-15)
@@ -265,7 +267,7 @@ def test_opmd_of_single_tokens_is_reinforce_and_k2(x64):
         return (-adv_BT * logp_BT + 0.3 * constraints.k2(logp_BT, behav_BT)).sum()
 
     expected_BT = jax.grad(composed)(logp_BT)
-    columns = {"param": 0.3, "behav_logp_BT": behav_BT, "adv_BT": adv_BT}
+    columns = {"params": {"tau": 0.3}, "behav_logp_BT": behav_BT, "adv_BT": adv_BT}
     actual_BT = jax.grad(lambda x: token_rows.call(off_policy.opmd, x, mask_BT, **columns).sum())(
         logp_BT
     )
@@ -316,7 +318,8 @@ def test_agro_vanishes_at_the_optimum_of_the_regularised_problem(x64):
     logp_B1 = logp_B1 - np.log(np.exp(logp_B1).sum())
     group_B = np.zeros(4, np.int32)
     ones_B1 = np.ones((4, 1))
-    columns = {"base_logp_BT": ref_logp_B1, "reward_B": reward_B, "group_B": group_B, "param": 0.5}
+    columns = {"base_logp_BT": ref_logp_B1, "reward_B": reward_B, "group_B": group_B}
+    columns |= {"params": {"beta": 0.5}}
     advantage = functools.partial(token_rows.call, off_policy.agro_advantage, **columns)
     np.testing.assert_allclose(advantage(logp_B1, ones_B1), 0.0, atol=1e-12)
     off_B = advantage(ref_logp_B1, ones_B1)
@@ -338,7 +341,10 @@ def test_importance_weights_by_hand():
     mask_BT = np.array([[1.0, 1.0, 1.0, 1.0, 0.0]], np.float32)
     prox_BT = np.log(weight_BT) - 1.0
     columns = {"behav_logp_BT": np.full_like(weight_BT, -1.0), "prox_logp_BT": prox_BT}
-    columns |= {"adv_BT": -np.ones_like(weight_BT), "param": 2.5}  # at ratio 1 the loss is w
+    columns |= {
+        "adv_BT": -np.ones_like(weight_BT),
+        "params": {"cap": 2.5},
+    }  # at ratio 1 the loss is w
     truncated_BT = token_rows.call(off_policy.decoupled_ppo, prox_BT, mask_BT, **columns)
     np.testing.assert_allclose(truncated_BT, [[0.5, 1.0, 2.0, 2.5, 0.0]], rtol=1e-6)
     masked_BT = token_rows.call(off_policy.masked_is, prox_BT, mask_BT, **columns)
@@ -350,7 +356,8 @@ def test_importance_weights_by_hand():
 def test_weighted_ppo_of_fresh_rows_is_ppo(weighted, dual_clip, x64):
     rows = clean_rows(make_rows())
     logp_BT, prox_BT, adv_BT, mask_BT = (rows[k] for k in ("logp", "prox_logp", "adv", "mask"))
-    columns = {"behav_logp_BT": prox_BT, "prox_logp_BT": prox_BT, "adv_BT": adv_BT, "param": 5.0}
+    columns = {"behav_logp_BT": prox_BT, "prox_logp_BT": prox_BT, "adv_BT": adv_BT}
+    columns |= {"params": {"cap": 5.0}}
     actual_BT = token_rows.call(weighted, logp_BT, mask_BT, dual_clip=dual_clip, **columns)
     expected_BT = objectives.ppo(logp_BT, prox_BT, adv_BT, dual_clip=dual_clip)
     np.testing.assert_array_equal(actual_BT, expected_BT)

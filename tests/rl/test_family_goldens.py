@@ -70,7 +70,7 @@ def test_cispo_is_verls(case, dtype):
     weight_BT = arrays.get("in/is_weights", np.ones_like(mask_BT)).astype(dtype)
     low, high = (settings["config"][f"clip_ratio_{end}"] for end in ("low", "high"))
 
-    cispo = loss_of(off_policy.cispo, mask_BT, param=high, options={"clip_low": low})
+    cispo = loss_of(off_policy.cispo, mask_BT, params={"low": low, "high": high})
     actual = token_rows.losses_and_gradients(lambda *x: weight_BT * cispo(*x), arguments, mask_BT)
     assert_matches(actual, results(arrays, "cispo"), dtype)
 
@@ -81,7 +81,8 @@ def test_cispo_is_trls(case, dtype):
     arrays, settings = TRL[case]
     logp_BT, old_BT, mask_BT = inputs(arrays, ("logp", "old_logp", "mask"), dtype)
     adv_BT = per_token(arrays["in/adv"], mask_BT)
-    loss = loss_of(off_policy.cispo, mask_BT, param=settings["case"]["cispo_hi"] - 1)
+    high = settings["case"]["cispo_hi"] - 1
+    loss = loss_of(off_policy.cispo, mask_BT, params={"low": 1.0, "high": high})
     loss, grad = token_rows.losses_and_gradients(loss, [logp_BT, old_BT, adv_BT], mask_BT)
     scale = dtype(mask_BT.sum() / settings["num_items_in_batch"])
     actual = (loss[TOKEN_MEAN] * scale, grad[TOKEN_MEAN] * scale)
@@ -91,7 +92,8 @@ def test_cispo_is_trls(case, dtype):
 def gspo_result(arrays, names, adv_BT, clips, dtype, weight_BT=1.0):
     logp_BT, old_BT, mask_BT = inputs(arrays, names, dtype)
 
-    gspo = loss_of(off_policy.gspo, mask_BT, param=clips[0], clip_high=clips[1])
+    params = dict(zip(("low", "high"), clips, strict=True))
+    gspo = loss_of(off_policy.gspo, mask_BT, params=params)
     loss, grad = token_rows.losses_and_gradients(
         lambda *x: weight_BT * gspo(*x), [logp_BT, old_BT, adv_BT], mask_BT
     )
@@ -239,7 +241,8 @@ def test_bapo(case, variant, dtype):
         "low": (config["a_minus"], config["b_minus"], config["d2"]),
         "high": (config["a_plus"], config["b_plus"], config["d1"]),
     }
-    search = loss_of(off_policy.bapo_bounds, mask_BT, param=config["rho0"], options=ends)
+    params = {"target": config["rho0"]}
+    search = loss_of(off_policy.bapo_bounds, mask_BT, params=params, options=ends)
     c_low, c_high = search(*arguments)
     np.testing.assert_allclose((c_low, c_high), arrays[f"{variant}/bounds"], rtol=1e-6)
     actual = token_rows.losses_and_gradients(
@@ -259,7 +262,7 @@ def test_luffy(case, dtype):
     behav_BT = np.where(expert_B[:, None], dtype(np.nan), behav_BT)
     gamma, eps = (settings["luffy"][name] for name in ("gamma", "eps"))
     actual = token_rows.losses_and_gradients(
-        loss_of(off_policy.luffy, mask_BT, expert_B=expert_B, param=gamma, clip=eps),
+        loss_of(off_policy.luffy, mask_BT, expert_B=expert_B, params={"gamma": gamma}, clip=eps),
         [logp_BT, behav_BT, per_token(np.asarray(adv_B), mask_BT)],
         mask_BT,
     )
@@ -295,9 +298,8 @@ def test_agro(case, dtype):
     logp_BT, ref_BT, mask_BT = inputs(arrays, ("logp", "ref_logp", "mask"), dtype)
     logp_BT, ref_BT = (np.where(mask_BT == 1, x_BT, np.nan) for x_BT in (logp_BT, ref_BT))
     columns = {"reward_B": arrays["in/reward"].astype(dtype), "group_B": arrays["in/group"]}
-    adv_B = token_rows.call(
-        off_policy.agro_advantage, logp_BT, mask_BT, base_logp_BT=ref_BT, param=beta, **columns
-    )
+    columns |= {"base_logp_BT": ref_BT, "params": {"beta": beta}}
+    adv_B = token_rows.call(off_policy.agro_advantage, logp_BT, mask_BT, **columns)
     loss = 0.5 * np.mean(np.square(np.asarray(adv_B)))
     np.testing.assert_allclose(loss, arrays["agro/loss"], rtol=1e-5)
 

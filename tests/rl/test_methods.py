@@ -22,15 +22,23 @@ GROUP_B = np.array([0, 0, 0, 1, 1, 2, 2])
 AGE_B = np.array([0, 0, 1, 2, 0, 3, 1])
 REWARD_B = np.array([1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
 TERMS = token_rows.TERMS
-TESTED = {"bapo": 0.6, "m2po": 0.1, "gspo": 0.1, "decoupled_ppo": 1.5, "tis": 1.2, "masked_is": 1.2}
+TESTED = {
+    "bapo": ("target=0.6",),
+    "m2po": ("bound=0.1",),
+    "gspo": ("low=0.1", "high=0.15"),
+    "decoupled_ppo": ("cap=1.5",),
+    "tis": ("cap=1.2",),
+    "masked_is": ("cap=1.2",),
+}
 """Numbers at which these rows have tokens on either side of every bound; else the default."""
 
 every_method = pytest.mark.parametrize("name", family.METHODS)
 
 
-def number_of(name):
-    method = family.METHODS[name]
-    return float(family.method_params(method, TESTED.get(name), TERMS.clip, 2, 9, 2)[1])
+def numbers_of(name):
+    """In the second pass of the second step."""
+    scheduled = family.scheduled(name, TESTED.get(name, ()), 2, 9, 2)
+    return {key: float(x_M[1]) for key, x_M in scheduled.items()}
 
 
 class Case(NamedTuple):
@@ -73,7 +81,8 @@ def make_batch(name, seed=0, garbage=None, dtype=np.float64, columns=0, rows=0):
     fields["reward_B"] = fields["reward_B"].astype(dtype)
     logp_BT, batch = jnp.asarray(fields.pop("logp_BT")), token_rows.batch(**fields)
     logp_BT = masked.zero_masked(logp_BT, batch.mask_BT)
-    return Case(logp_BT, batch, TERMS._replace(param=jnp.asarray(number_of(name), dtype)))
+    numbers = {key: jnp.asarray(x, dtype) for key, x in numbers_of(name).items()}
+    return Case(logp_BT, batch, TERMS._replace(params=numbers))
 
 
 def known(name, t):
@@ -89,8 +98,8 @@ def known(name, t):
 def _run(name):
     method = family.METHODS[name]
 
-    def run(logp_BT, batch, param):
-        t = known(name, Case(logp_BT, batch, TERMS._replace(param=param)))
+    def run(logp_BT, batch, params):
+        t = known(name, Case(logp_BT, batch, TERMS._replace(params=params)))
 
         def loss(logp_BT):
             loss_BT = method.loss(logp_BT, t.batch, t.terms)
@@ -105,7 +114,7 @@ def _run(name):
 
 def losses_and_gradient(name, t):
     """The token losses and -c of each token, from the method as the learner calls it."""
-    return [np.asarray(x_BT) for x_BT in _run(name)(t.logp_BT, t.batch, t.terms.param)]
+    return [np.asarray(x_BT) for x_BT in _run(name)(t.logp_BT, t.batch, t.terms.params)]
 
 
 # ---------------------------------------------------------------------------- coefficients
@@ -164,13 +173,13 @@ def bapo(t, rows, b, i):
 def masked_is(t, rows, b, i):
     weight = ratio_of(rows, b, i, "prox_logp")
     ratio = ratio_of(rows, b, i, "logp", "prox_logp")
-    kept = weight <= TESTED["masked_is"]
+    kept = weight <= 1.2
     return weight * clipped(ratio, rows["adv"][b, i], 0.8, 1.2) if kept else 0.0
 
 
 def chord(imitate):
     def coefficient(t, rows, b, i):
-        mu, mask = float(t.terms.param), rows["mask"]
+        mu, mask = float(t.terms.params["mu"]), rows["mask"]
         experts = mask[rows["expert"]].sum()
         if rows["expert"][b]:
             return mu * mask.sum() / experts * imitate(math.exp(rows["logp"][b, i]))
@@ -187,7 +196,7 @@ def agro(t, rows, b, i):
 
 
 def m2po(t, rows, b, i):
-    bound = family_reference.m2po_threshold(rows, TESTED["m2po"])
+    bound = family_reference.m2po_threshold(rows, 0.1)
     log_ratio, adv = math.log(ratio_of(rows, b, i)), rows["adv"][b, i]
     outlier = log_ratio * adv > 0 and log_ratio**2 > bound * (1 + 1e-9)
     return 0.0 if outlier else math.exp(log_ratio) * adv
@@ -229,7 +238,7 @@ COEFFICIENTS = {
     "decoupled_ppo": of_reference("decoupled_ppo", cap=1.5),
     "tis": of_reference("decoupled_ppo", cap=1.2),
     "masked_is": per_token(masked_is),
-    "gspo": of_reference("gspo", low=0.1, high=0.4 / 3),
+    "gspo": of_reference("gspo", low=0.1, high=0.15),
     "cispo": of_reference("cispo"),
     "m2po": per_token(m2po),
     "opmd": of_reference("opmd"),
@@ -295,7 +304,7 @@ def test_on_policy_limit(name, x64):
         mean_B = [REWARD_B[live_B & (g == GROUP_B)].mean() for g in GROUP_B]
         adv_BT = np.where(np.asarray(t.batch.mask_BT) == 1, (REWARD_B - mean_B)[:, None], 0)
     if name.startswith("chord"):
-        adv_BT = (1 - float(t.terms.param)) * adv_BT
+        adv_BT = (1 - float(t.terms.params["mu"])) * adv_BT
     _, grad_BT = losses_and_gradient(name, t)
     np.testing.assert_allclose(-grad_BT, adv_BT, rtol=1e-12, atol=1e-12)
 
@@ -303,30 +312,49 @@ def test_on_policy_limit(name, x64):
 # ---------------------------------------------------------------------------- numbers, advantages
 
 
-def params(name, value=None, step=1, steps=11, passes=3):
-    return family.method_params(family.METHODS[name], value, 0.2, step, steps, passes)
-
-
 def test_params_by_hand():
-    np.testing.assert_allclose(params("decoupled_ppo"), [5, 5, 5])
-    np.testing.assert_allclose(params("chord_phi", value=0.3), np.full(3, 0.3), rtol=1e-6)
-    np.testing.assert_allclose(params("bppo", value=0.5), [0.2, 0.1, 0.05], rtol=1e-6)
+    def params(name, *given, step=1):
+        return family.scheduled(name, given, step, 11, 3)
+
+    def assert_are(actual, **expected):
+        assert actual.keys() == expected.keys()
+        for key, x_M in actual.items():
+            np.testing.assert_allclose(x_M, np.full(3, expected[key]), rtol=1e-6)
+
+    assert_are(params("decoupled_ppo"), cap=5)
+    assert_are(params("chord_phi", "mu = 0.3"), mu=0.3)
+    assert_are(params("gspo"), low=3e-4, high=4e-4)
+    assert_are(params("gspo", "high=1e-3"), low=3e-4, high=1e-3)
+    assert_are(params("bppo", "factor=0.5"), scale=[1, 0.5, 0.25])
+    assert_are(params("mix_ppg"))
     for step, mu in ((1, 0.9), (6, 0.475), (11, 0.05)):
-        np.testing.assert_allclose(params("chord_mu", step=step), np.full(3, mu), rtol=1e-6)
-    assert not params("mix_ppg").any()
+        assert_are(params("chord_mu", step=step), mu=mu)
+    assert_are(params("chord_mu", "first=0.5", "last=0.5", step=3), mu=0.5)
+
+
+@every_method
+def test_a_method_reads_the_clips_that_it_says(name, x64):
+    """Of each of the three another value changes some token's loss, or all leave it as it is."""
+    t = known(name, make_batch(name))
+    losses = [
+        np.asarray(family.METHODS[name].loss(t.logp_BT, t.batch, t.terms._replace(**clips)))
+        for clips in ({}, {"clip": 0.01}, {"clip_high": 0.9}, {"dual_clip": 1.01})
+    ]
+    differ = [bool(np.any(loss_BT != losses[0])) for loss_BT in losses[1:]]
+    assert differ == [family.METHODS[name].clips] * 3
 
 
 def test_advantages_of_single_methods():
     reward_B = jnp.asarray([1.0, 0.0, 1.0, 1.0], jnp.float32)
     group_B, mask_B = jnp.asarray([0, 0, 1, 1]), jnp.asarray([1.0, 1.0, 1.0, 0.0], jnp.float32)
 
-    def own(name, number=0.0):
+    def own(name):
         advantage = family.METHODS[name].own_advantage
         assert advantage is not None
-        return advantage(reward_B, group_B, mask_B, number)
+        return advantage(reward_B, group_B, mask_B, numbers_of(name))
 
-    np.testing.assert_allclose(own("topr", 0.5), [1, -1, 1, 0])
-    np.testing.assert_allclose(own("asymre", -0.05), [0.55, -0.45, 0.05, 0], rtol=1e-6)
+    np.testing.assert_allclose(own("topr"), [1, -1, 1, 0])
+    np.testing.assert_allclose(own("asymre"), [0.55, -0.45, 0.05, 0], rtol=1e-6)
     np.testing.assert_allclose(own("sft"), [1, 1, 1, 0])
 
 
@@ -336,8 +364,8 @@ def test_every_advantage_aggregation_and_number_is_possible():
         assert method.advantage in ("", *advantages.ESTIMATORS), name
         assert method.aggregation in ("", *masked.AGGREGATIONS), name
         assert method.experts in ("refused", "taken", "needed"), name
-        if method.param is not None:
-            assert method.param.low <= method.param.default <= method.param.high, name
+        for key, param in method.params.items():
+            assert param.low <= param.default <= param.high, (name, key)
 
 
 def test_reference_is_used():

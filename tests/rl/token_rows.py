@@ -66,7 +66,7 @@ def padded(rows, columns=3, extra_rows=2, garbage=GARBAGE):
     return out
 
 
-TERMS = off_policy.Terms(0.2, None, None, window=3, aggregation="token-mean", param=0.0)
+TERMS = off_policy.Terms(0.2, None, None, window=3, aggregation="token-mean", params={})
 
 
 def batch(mask_BT, **columns) -> Batch:
