@@ -163,6 +163,7 @@ class Objective(Section):
     clip_high: float = 0.0  # eps of the upper side (DAPO: .28); 0: the same
     dual_clip: float = 0.0  # 0: off
     aggregation: str = "token-mean"  # [R]
+    mask_truncated: bool = False  # responses cut at data.response_tokens are in no loss
     entropy_coef: float = 0.001  # [R] c_H
     gamma: float = 1.0  # [R]
     lam: float = 1.0  # [R] of GAE

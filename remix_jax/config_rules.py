@@ -181,6 +181,8 @@ def _method_relations(
         names = ", ".join(method.params) or "none"
         rule = f"{name} does not read it, leave it {default:g}; its own parameters: {names}"
         yield f"objective.{field}", method.clips or getattr(o, field) == default, rule
+    drawn = not o.mask_truncated or c.own_rows > 0
+    yield "objective.mask_truncated", drawn, f"{name} samples nothing that could be cut"
     needed = OWN_ADVANTAGE if method.own_advantage else method.advantage
     right = o.advantage == needed if needed else o.advantage != OWN_ADVANTAGE
     rule = f"{name} needs {needed}" if needed else f"{name} has no advantage of its own"

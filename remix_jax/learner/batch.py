@@ -210,4 +210,6 @@ def with_advantages(learner: Learner, ring: replay.ReplayState, batch: Batch, pa
         counted_B = batch.valid_B.astype(jnp.float32)
         varied_B = advantages.varied(batch.reward_B, batch.group_B, counted_B)
         batch = batch.replace(valid_B=batch.valid_B & varied_B)
+    if s.mask_truncated:  # their rewards were in their group's statistics: that is all they do
+        batch = batch.replace(valid_B=batch.valid_B & mask_BT.any(axis=1))
     return ring, off_policy.zero_unknown(batch.replace(adv_BT=adv_BT)), metrics

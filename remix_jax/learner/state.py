@@ -84,6 +84,7 @@ class Static:
     clip_high: float = _of("objective.clip_high")
     dual_clip: float = _of("objective.dual_clip")
     aggregation: str = _of("objective.aggregation")
+    mask_truncated: bool = _of("objective.mask_truncated")
     entropy_coef: float = _of("objective.entropy_coef")
     gamma: float = _of("objective.gamma")
     lam: float = _of("objective.lam")

@@ -112,6 +112,7 @@ def grade_rollouts(
     mesh: Mesh | None = None,
     shown: int | None = None,
     lag_B: np.ndarray | None = None,
+    mask_truncated: bool = False,
 ) -> Rollouts:
     """Scores the responses and makes rows of them.
 
@@ -120,6 +121,8 @@ def grade_rollouts(
       mesh: of the learning phase.
       lag_B: of each response, steps since its first token was drawn; None: all in this step.
       shown: rows, from the first, that are in `Rollouts.samples`; None: all.
+      mask_truncated: no loss counts a token of a response that met the limit (DAPO's overlong
+        filtering, arXiv 2503.14476, section 3.4).
     """
     begin = time.perf_counter()
     problems, n = draw.problems, len(draw.problems) * group_size
@@ -146,6 +149,9 @@ def grade_rollouts(
     shown_B = zip(said[:shown], prefix_B, strict=False)
     samples = [_sample(vocabulary, *each, prefix) for each, prefix in shown_B]
     errors = {name: line for each in reversed(scores) for name, line in each.errors.items()}
+    if mask_truncated:
+        mask_BT, whole_B = jax.device_get((sampled.loss_mask_BT, sampled.ended_B))
+        sampled = sampled._replace(loss_mask_BT=mask_BT * whole_B[:, None])
     success = [each.reward > 0 if each.correct is None else each.correct for each in scores]
     rows = _rows(sampled, reward_B, success, group_size, draw.first, mesh, lag_B)
     return Rollouts(rows, metrics, samples, errors)

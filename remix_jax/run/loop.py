@@ -333,8 +333,8 @@ def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, An
             how_many = wanted, stage, config, step
             flight = in_flight.landed(sampled, draw, prompts, held, *how_many)
             sampled, draw = flight.sampled, flight.draw
-        lag_B = flight.lag_B if flight else None
-        graded = grade_rollouts(sampled, draw, vocabulary, config.own_rows, *how, lag_B)
+        lag_B, masks = flight.lag_B if flight else None, config.objective.mask_truncated
+        graded = grade_rollouts(sampled, draw, vocabulary, config.own_rows, *how, lag_B, masks)
     else:
         graded = Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], {})
     if setup.traces:

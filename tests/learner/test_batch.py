@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from remix_jax.learner import batch as batches
-from remix_jax.learner.state import static_of
+from remix_jax.learner.state import Learner, static_of
+from remix_jax.rl import replay
 from remix_jax.types import batch_of, empty_rows, kept_rows
 from tests.learner.tiny import P, T, fresh_rows, grouped, make_config, stage_of, start
 
@@ -61,6 +62,21 @@ def test_advantages_skip_the_tokens_that_the_policy_did_not_write():
         np.testing.assert_allclose(
             np.asarray(return_BT)[b, counted], expected[counted] + value_BT[b, counted], rtol=1e-5
         )
+
+
+def test_a_masked_row_has_a_part_in_the_statistics_of_its_group_alone():
+    """objective.mask_truncated: the mean of (1, 0, 0) with the cut row's, which takes no pass."""
+    config = config_of(objective__mask_truncated=True)
+    config.objective.advantage = "mean_baseline"
+    learner = Learner(static_of(config), *[None] * 4, 0)
+    rows = empty_rows(4, P, T).replace(
+        response_len_B=jnp.full(4, T), valid_B=jnp.arange(4) < 3, group_B=jnp.zeros(4, jnp.int32),
+        reward_B=jnp.asarray([1.0, 0, 0, 9]), loss_mask_BT=jnp.ones((4, T)).at[1].set(0.0),
+    )  # fmt: skip
+    ring = replay.init(2, 2, P, T, max_uses=1)
+    _, batch, _ = batches.with_advantages(learner, ring, batch_of(kept_rows(rows)), {})
+    np.testing.assert_allclose(batch.adv_BT[:, 0], [2 / 3, 0, -1 / 3, 0], rtol=1e-6)
+    assert batch.valid_B.tolist() == [True, False, True, False]
 
 
 def test_masks_are_valid_rows_in_length_where_the_loss_counts():

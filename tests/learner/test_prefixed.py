@@ -249,6 +249,11 @@ def test_grading_sees_prefix_and_response_and_two_cuts_are_two_groups(vocabulary
     assert graded.samples[0]["response"].startswith(" 4 8 </think>")
     assert "prefix" not in graded.samples[4]
     assert {s["prompt"] for s in graded.samples} == {"<|user|> 17<|assistant|>"}
+    cut = sampled._replace(ended_B=jnp.arange(6) != 1, loss_mask_BT=jnp.ones((6, 10)))
+    masked = grade_rollouts(cut, draw, vocabulary, 2, Scorer(), mask_truncated=True)
+    assert masked.rows.loss_mask_BT.sum(axis=1).tolist() == [10, 0, 10, 10, 10, 10]
+    assert masked.rows.reward_B.tolist() == graded.rows.reward_B.tolist()
+    assert masked.metrics["truncated_rate"] == pytest.approx(1 / 6)
 
 
 def test_rows_without_a_prefix_have_no_figures_of_prefixes():
