@@ -135,6 +135,8 @@ class KL(Section):
 
     coef: float = 0.001  # [R] beta; 0 turns it off
     estimator: str = "k3"  # [R] k1, k2 or k3
+    weighted: bool = False  # times pi / mu: unbiased also on rows of older policies
+    in_reward: bool = False  # taken off the reward of each token instead, as in verl
     convex: bool = True  # [P] False: the base anchor alone
     start: int = 50  # [P] last step with weight 1 on the base
     every: int = 10  # [P] steps between drops of the weight

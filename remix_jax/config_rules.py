@@ -181,6 +181,11 @@ def _method_relations(
         names = ", ".join(method.params) or "none"
         rule = f"{name} does not read it, leave it {default:g}; its own parameters: {names}"
         yield f"objective.{field}", method.clips or getattr(o, field) == default, rule
+    in_loss, rule = c.kl.coef > 0 and not c.kl.in_reward, "needs a KL term in the loss"
+    yield "kl.weighted", in_loss or not c.kl.weighted, rule
+    rule = f"needs kl.coef above 0 and a method whose advantages it would change, not {name}"
+    reads = c.kl.coef > 0 and c.own_rows > 0 and not method.base
+    yield "kl.in_reward", reads or not c.kl.in_reward, rule
     drawn = not o.mask_truncated or c.own_rows > 0
     yield "objective.mask_truncated", drawn, f"{name} samples nothing that could be cut"
     needed = OWN_ADVANTAGE if method.own_advantage else method.advantage

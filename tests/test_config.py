@@ -97,6 +97,8 @@ WRONG = [
     ("expert.bank", "traces", "mix_ppg needs behaviour log-probs, which the rows of a bank do not"),
     ("objective.dual_clip", 0.5, "must be 0 (off) or above 1"),
     ("kl.estimator", "k4", "one of k1, k2, k3"),
+    ("kl.in_reward", True, "needs kl.coef above 0 and a method whose advantages it would change"),
+    ("kl.weighted", True, "needs a KL term in the loss"),
     ("kl.coef", -0.1, "must be 0 (off) or more"),
     ("kl.coef", float("nan"), "must be a finite number"),
     ("sampling.temperature", 0.0, "must be above 0"),
@@ -120,6 +122,8 @@ WRONG = [
 @pytest.mark.parametrize(("field", "value", "rule"), WRONG, ids=lambda x: str(x)[:30])
 def test_wrong_values_are_refused_by_name(field, value, rule):
     config = good()
+    if field in ("kl.in_reward", "kl.weighted"):
+        config.kl.coef = 0.0
     *sections, name = field.split(".")
     section = config
     for part in sections:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from remix_jax import sharding
 from remix_jax.learner.state import Learner, Static, TrainState
 from remix_jax.models import packing, scoring
-from remix_jax.rl import advantages, family, masked, objectives, off_policy, replay
+from remix_jax.rl import advantages, constraints, family, masked, objectives, off_policy, replay
 from remix_jax.schedule import Stage
 from remix_jax.types import Batch, FreshRows, Rows, batch_of, kept_rows
 
@@ -40,7 +40,7 @@ def complete(learner: Learner, stage: Stage, state: TrainState, fresh, expert, p
 
     s, rows = learner.static, jax.tree.map(joined, *marked)
     signal_B = jnp.ones_like(rows.valid_B)
-    if learner.critic is None:
+    if learner.critic is None and not s.kl_in_reward:
         has_B = _group_advantage(s, rows, params) != 0
         signal_B = jnp.repeat(has_B.reshape(-1, s.group_size).any(axis=1), s.group_size)
     if state.base_params is not None:
@@ -166,11 +166,20 @@ def _group_advantage(static: Static, rows: Rows, params):
     return estimator(rows.reward_B, rows.group_B, mask_B=mask_B)
 
 
-def _critic_advantage(static: Static, batch: Batch):
+def _kl_charge(static: Static, batch: Batch, kl_weight):
+    """beta KL-Convex of pi_k at each token [B, T], which kl.in_reward takes off its reward."""
+    policies = batch.prox_logp_BT, batch.base_logp_BT, batch.prev_logp_BT
+    kl_BT = constraints.kl_convex(*policies, kl_weight, static.kl_estimator)
+    return static.kl_coef * masked.zero_masked(kl_BT, batch.own_BT)
+
+
+def _critic_advantage(static: Static, batch: Batch, charge_BT=None):
     """Advantages and returns by the critic. The reward lies on the last token that counts."""
     mask_BT = batch.mask_BT
     left_BT = jnp.cumsum(mask_BT[:, ::-1], axis=1)[:, ::-1]
     reward_BT = jnp.where((mask_BT > 0) & (left_BT == 1), batch.reward_B[:, None], 0.0)
+    if charge_BT is not None:
+        reward_BT -= charge_BT
     discounts = (static.gamma, static.lam)
     if static.advantage == "vtrace":
         ratio_BT = objectives.ratio(batch.prox_logp_BT, batch.behav_logp_BT)
@@ -178,16 +187,17 @@ def _critic_advantage(static: Static, batch: Batch):
     return advantages.gae(reward_BT, batch.value_BT, mask_BT, *discounts)
 
 
-def with_advantages(learner: Learner, ring: replay.ReplayState, batch: Batch, params):
+def with_advantages(learner: Learner, ring: replay.ReplayState, batch: Batch, params, kl_weight):
     """Advantages of pi_k for every row, old or new; those of fresh rows go to the ring too.
 
     Returns:
       The ring; the batch as losses read it, without what the method leaves out; critic's metrics.
     """
     s, method, mask_BT = learner.static, family.METHODS[learner.static.method], batch.mask_BT
-    metrics = {}
+    metrics, earned_B = {}, batch.reward_B
+    charge_BT = _kl_charge(s, batch, kl_weight) if s.kl_in_reward else None
     if learner.critic:
-        adv_BT, return_BT = _critic_advantage(s, batch)
+        adv_BT, return_BT = _critic_advantage(s, batch, charge_BT)
         batch = batch.replace(return_BT=return_BT)
         unexplained, variance = (
             masked.mean(jnp.square(x_BT - masked.mean(x_BT, mask_BT)), mask_BT)
@@ -195,7 +205,9 @@ def with_advantages(learner: Learner, ring: replay.ReplayState, batch: Batch, pa
         )
         metrics = {"explained_variance": 1 - masked.divide(unexplained, variance)}
     else:
-        adv_BT = _group_advantage(s, batch, params)[:, None] * mask_BT
+        if charge_BT is not None:
+            earned_B -= charge_BT.sum(axis=1)
+        adv_BT = _group_advantage(s, batch.replace(reward_B=earned_B), params)[:, None] * mask_BT
     if method.stored_advantage:
         assert batch.stored_adv_BT is not None, "Static.stores_advantage"
         adv_BT = jnp.where((batch.age_B > 0)[:, None], batch.stored_adv_BT, adv_BT)

@@ -58,7 +58,8 @@ def policy_loss(
 
     with another of `family.METHODS` in the place of L_MixPPG if the config says so. Entropy and KL
     are of the rows that a policy of ours sampled: on an expert's they would estimate nothing.
-    `kl_weight` is lambda.
+    `kl_weight` is lambda. With `kl.weighted` the KL of a token is multiplied by pi / mu, gradient
+    and all (DeepSeek-V3.2, arXiv 2512.02556): E_mu[(pi / mu) k3] = KL(pi || anchor) for any mu.
 
     Returns:
       The loss, and the sums that `means` are made of; `ages` is their length by age (static).
@@ -69,10 +70,12 @@ def policy_loss(
     logp_BT = masked.zero_masked(logp_BT, batch.mask_BT)
     policy_BT = family.METHODS[s.method].loss(logp_BT, batch, terms)
     kl_BT = jnp.zeros_like(logp_BT)
-    if s.kl_coef > 0:
+    if s.kl_coef > 0 and not s.kl_in_reward:
         kl_BT = constraints.kl_convex(
             logp_BT, batch.base_logp_BT, batch.prev_logp_BT, kl_weight, s.kl_estimator
         )
+        if s.kl_weighted:
+            kl_BT = kl_BT * objectives.ratio(logp_BT, batch.behav_logp_BT)
 
     def reduce(x_BT, mask_BT=batch.own_BT):
         return masked.sum_and_count(x_BT, mask_BT, s.aggregation)[0] / count

@@ -91,6 +91,8 @@ class Static:
     whiten: bool = _of("objective.whiten")
     kl_coef: float = _of("kl.coef")
     kl_estimator: str = _of("kl.estimator")
+    kl_weighted: bool = _of("kl.weighted")
+    kl_in_reward: bool = _of("kl.in_reward")
     kl_schedule: tuple[int, int, float, float] | None  # start, every, drop, floor; None: always 1
     imitation_weight: float = _of("imitation.weight")
     imitation_window: int = _of("imitation.window")

@@ -84,7 +84,7 @@ def learn(
         s, stage, ring, rows, fresh_slots, step, key_replay, inputs.replayed_groups
     )
     batch = batches.score(learner, stage, state, batch, kl_weight)
-    ring, batch, found = batches.with_advantages(learner, ring, batch, first_params)
+    ring, batch, found = batches.with_advantages(learner, ring, batch, first_params, kl_weight)
     # Small, and read at random by every mini-batch: whole on each device of a mesh.
     batch = jax.tree.map(sharding.constrain, batch)
     update = functools.partial(_update, learner, stage, batch, inputs, kl_weight, state.whole)

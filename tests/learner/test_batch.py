@@ -74,9 +74,29 @@ def test_a_masked_row_has_a_part_in_the_statistics_of_its_group_alone():
         reward_B=jnp.asarray([1.0, 0, 0, 9]), loss_mask_BT=jnp.ones((4, T)).at[1].set(0.0),
     )  # fmt: skip
     ring = replay.init(2, 2, P, T, max_uses=1)
-    _, batch, _ = batches.with_advantages(learner, ring, batch_of(kept_rows(rows)), {})
+    _, batch, _ = batches.with_advantages(learner, ring, batch_of(kept_rows(rows)), {}, 1.0)
     np.testing.assert_allclose(batch.adv_BT[:, 0], [2 / 3, 0, -1 / 3, 0], rtol=1e-6)
     assert batch.valid_B.tolist() == [True, False, True, False]
+
+
+def test_kl_in_the_reward_of_a_group_is_summed_over_the_response():
+    """verl's apply_kl_penalty and its sum of token rewards; an expert's row is charged nothing."""
+    config = config_of()
+    config.kl.coef, config.kl.in_reward, config.kl.estimator = 0.1, True, "k1"
+    config.objective.advantage = "mean_baseline"
+    learner = Learner(static_of(config), *[None] * 4, 0)
+    rng = np.random.default_rng(2)
+    logps = {f"{name}_logp_BT": -rng.random((5, T)) for name in ("prox", "base", "prev")}
+    logps["prox_logp_BT"][0] = np.nan
+    known = {name: jnp.asarray(x, jnp.float32) for name, x in logps.items()}
+    batch = some_batch(rng, expert_B=jnp.asarray([True] + [False] * 4), **known)
+    kl_BT = logps["prox_logp_BT"] - 0.7 * logps["base_logp_BT"] - 0.3 * logps["prev_logp_BT"]
+    earned_B = batch.reward_B - 0.1 * np.where(batch.own_BT == 1, kl_BT, 0).sum(axis=1)
+    ring = replay.init(5, 2, P, T, max_uses=1)
+    _, found, _ = batches.with_advantages(learner, ring, batch, {}, 0.7)
+    expected_B1 = np.asarray(earned_B - earned_B[:4].mean())[:, None]
+    mask_BT = np.asarray(batch.mask_BT)
+    np.testing.assert_allclose(found.adv_BT, expected_B1 * mask_BT, rtol=1e-4, atol=1e-6)
 
 
 def test_masks_are_valid_rows_in_length_where_the_loss_counts():

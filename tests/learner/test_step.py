@@ -57,9 +57,16 @@ def plain_step(learner, config, before, rows, age, step):
     prev, _ = plain_logps(before.prev_params, rows)
     prox = jnp.where(jnp.asarray(age)[:, None] == 0, rows.behav_logp_BT, prox)
     adv = returns = value = None
+
+    def kl_convex(logp):
+        return lam * k3(logp, base) + (1 - lam) * k3(logp, prev)
+
     if learner.critic is not None:
         value = plain_values(learner.critic, before.critic_params, rows)
         returns = np.repeat(np.asarray(rows.reward_B)[:, None], T, axis=1)
+        if config.kl.in_reward:  # R less the KL of the tokens from t on
+            charge = config.kl.coef * np.asarray(kl_convex(prox)) * mask
+            returns = returns - charge[:, ::-1].cumsum(axis=1)[:, ::-1]
         adv = (returns - np.asarray(value)) * mask
         mean = adv.sum() / count
         var = (((adv - mean) * mask) ** 2).sum() / (count - 1)
@@ -77,7 +84,7 @@ def plain_step(learner, config, before, rows, age, step):
         eps = config.objective.clip
         clipped = jnp.clip(r, jnp.maximum(c - eps, 0), c + eps)
         surrogate = -jnp.minimum(r * adv, clipped * adv)
-        kl = lam * k3(logp, base) + (1 - lam) * k3(logp, prev)
+        kl = kl_convex(logp) * (r if config.kl.weighted else 1 - config.kl.in_reward)
         total = surrogate - config.objective.entropy_coef * entropy + config.kl.coef * kl
         imitation = -(logp * mask * np.asarray(rows.success_B)[:, None]).sum()
         tokens = mask[np.asarray(rows.success_B)].sum()  # of the one success, if it is imitated
@@ -103,13 +110,16 @@ def plain_step(learner, config, before, rows, age, step):
     return policy, adam(critic_loss, before.critic_params, before.critic_opt_state)
 
 
-@pytest.mark.parametrize("make", [make_config, grouped])
-def test_learning_phase_is_the_equations(make):
+@pytest.mark.parametrize("kl", ["", "weighted", "in_reward"])
+def test_learning_phase_is_the_equations(kl):
     """Three steps with replay, KL-Convex below 1 and an anchor that differs from the precedent.
 
     The clip is so narrow that replayed rows are clipped around the ratio they start the step with.
     """
+    switches = {f"kl__{kl}": True} if kl else {}
+    make = grouped if kl == "weighted" else make_config
     config = make(
+        **switches,
         passes=1,
         mini_batch_size=8,
         micro_batch_size=2,

@@ -71,6 +71,31 @@ def test_by_the_equation(estimator, compiled, x64):
     assert np.all(actual[1][:, rows["mask"] == 0] == 0)
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_times_the_ratio_it_is_the_exact_kl_under_any_sampler(estimator, x64):
+    """Over a vocabulary of 7: sum_v mu (pi / mu) k = KL(pi || anchor), and its gradient."""
+    logits_V, anchor_V, mu_V = np.random.default_rng(3).normal(size=(3, 7))
+    anchor_V, mu_V = jax.nn.log_softmax(anchor_V), jax.nn.log_softmax(mu_V)
+
+    def expected(weighted, logits_V):
+        logp_V = jax.nn.log_softmax(logits_V)
+        kl_V = kl_of(estimator)(logp_V, anchor_V)
+        return (jnp.exp(mu_V) * (objectives.ratio(logp_V, mu_V) if weighted else 1) * kl_V).sum()
+
+    def exact(logits_V):
+        logp_V = jax.nn.log_softmax(logits_V)
+        return (jnp.exp(logp_V) * (logp_V - anchor_V)).sum()
+
+    wanted = jax.value_and_grad(exact)(logits_V)
+    found, plain = (
+        jax.value_and_grad(functools.partial(expected, weighted))(logits_V)
+        for weighted in (True, False)
+    )
+    for actual, right, biased in zip(found, wanted, plain, strict=True):
+        np.testing.assert_allclose(actual, right, rtol=1e-12, atol=1e-15)
+        assert not np.allclose(biased, right, rtol=0.1)
+
+
 @estimator
 @pytest.mark.parametrize("case", MISC)
 def test_goldens(case, estimator, compiled, dtype):
