@@ -21,20 +21,17 @@ import pathlib
 import platform
 import subprocess
 import sys
-import time
 from typing import Any
 
 from absl import flags
 
-from experiments import benchmark_peers, benchmark_report
+from experiments import benchmark_peers, benchmark_report, peers
 from experiments.benchmark_peers import Size
 from experiments.main import run
 from remix_jax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CACHE = ROOT / ".cache" / "benchmark"
 PEERS_SCRIPT = pathlib.Path(benchmark_peers.__file__).resolve()
-REQUIREMENTS = ("torch==2.13.0", "trl==1.16.0", "transformers")
 LARGE_PAGES = (ROOT / "launch" / "malloc.txt").read_text().strip()
 
 SIZES = {
@@ -113,34 +110,6 @@ def check_cores(cores: int) -> None:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if cores > (usable or 1):
         raise InputError(f"--cores={cores}: {usable} can be used here")
-
-
-def peers_python(directory: pathlib.Path) -> pathlib.Path:
-    """The interpreter of the peers' environment, made if it is not there.
-
-    Raises:
-      InputError: it cannot be made; pip's last line says why.
-    """
-    python, stamp = directory / "bin" / "python", directory / "installed.txt"
-    wanted = "\n".join(REQUIREMENTS) + "\n"
-    if stamp.exists() and stamp.read_text() == wanted and python.exists():
-        return python
-    say(f"making {directory}: {', '.join(REQUIREMENTS)} (1.5 GB, some minutes, once)")
-    _install([sys.executable, "-m", "venv", "--clear", str(directory)])
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    torch, *others = REQUIREMENTS
-    _install([*pip, torch])  # first and alone: whichever build pip is set up to find
-    _install([*pip, torch, *others])
-    stamp.write_text(wanted)
-    return python
-
-
-def _install(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        errors = [line for line in lines if line.lower().startswith("error")]
-        raise InputError(f"the peers' environment cannot be made: {(errors or lines)[-1]}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +195,8 @@ def measure_size(workers: Workers, size: Size, repeats: int, cores: int) -> list
                     continue
                 result = workers.measure(side, size, setting, turn)
                 runs.append({"side": side, "setting": setting.label, "result": result})
-                say(f"{size.name} {turn + 1}/{repeats} {benchmark_report.run_line(size, runs[-1])}")
+                line = benchmark_report.run_line(size, runs[-1])
+                peers.say(f"{size.name} {turn + 1}/{repeats} {line}")
     return runs
 
 
@@ -241,15 +211,10 @@ def machine() -> dict[str, Any]:
     return {"processor": model, "cores": os.cpu_count(), "load": load}
 
 
-def say(text: str) -> None:
-    """A line of progress, with the time."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
-
-
 def benchmark(sizes: list[Size], repeats: int, cores: int, out: pathlib.Path) -> str:
     """Measures, writes results.json and results.md into `out`, returns the latter's text."""
     out.mkdir(parents=True, exist_ok=True)
-    workers = Workers(peers_python(CACHE / "peers"), out.resolve())
+    workers = Workers(peers.python(), out.resolve())
     record: dict[str, Any] = {"machine": machine(), "cores": cores, "sizes": {}}
     for size in sizes:
         parameters = workers.make_model(size)

@@ -16,6 +16,7 @@ The last rows are held out: their loss is printed before and after. Those of the
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ from remix_jax.data.traces import Bank, Trace
 from remix_jax.errors import InputError
 from remix_jax.models import huggingface, scoring
 from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
+from remix_jax.run.loop import Outcome
 
 PRESET = pathlib.Path(__file__).resolve().parent / "configs" / "sft.py"
 HELD_OUT = 64  # rows at most, and no more than a tenth
@@ -111,11 +113,16 @@ def with_boxes(examples: list[Example], folder: pathlib.Path) -> tuple[str, ...]
     return (str(folder / "boxed.jsonl"),)
 
 
+def most_ask_for_tags(examples: list[Example]) -> bool:
+    """Whether most prompts ask for an answer between <answer> tags, as reasoning-gym's do."""
+    return 2 * sum("<answer>" in str(e.row["prompt"]) for e in examples) > len(examples)
+
+
 def held_out_loss(model_dir: str | pathlib.Path, config: Config, folder: pathlib.Path) -> float:
     """Mean -log p, in nats, over the completions' tokens of the held-out rows that fit."""
     model, params = huggingface.load(model_dir)
     tokenizer, data = load_vocabulary(model_dir).tokenizer, config.data
-    found = tasks.load_set(str(folder / "held_out.jsonl"), data, tokenizer)
+    found = tasks.load_set(str(folder / "held_out.jsonl"), data, tokenizer, needs_answer=False)
     said = traces.traces_of(traces.load(folder / "held_out"), found.problems)
     pairs = zip(found.prompts, said, strict=True)
     rows = [(p, t.response) for p, t in pairs if t and len(t.response) <= data.response_tokens]
@@ -135,23 +142,36 @@ def held_out_loss(model_dir: str | pathlib.Path, config: Config, folder: pathlib
     return total / count
 
 
-def finetune() -> None:
-    """The run behind the flags."""
-    config, out = config_flag.value_of(CONFIG), pathlib.Path(str(OUT.value)).expanduser()
-    config.model.path = str(MODEL.value)
-    vocabulary = load_vocabulary(config.model.path)
-    examples = read_examples(pathlib.Path(str(DATA.value)).expanduser())
+def finetune(
+    config: Config,
+    data: pathlib.Path,
+    out: pathlib.Path,
+    suites: Sequence[str] = (),
+    epochs: float = 0.0,
+) -> Outcome:
+    """Trains config.model on the rows of a file, or goes on to; the run's directory is `out`.
+
+    Args:
+      suites: held-out problems for the pass rate; none: the held-out rows that end in a box.
+      epochs: times over the rows; 0: config.steps.
+
+    Raises:
+      InputError: the rows, or no problem to tell a pass rate by.
+    """
+    vocabulary, examples = load_vocabulary(config.model.path), read_examples(data)
     kept = min(HELD_OUT, max(len(examples) // 10, 1))
     folder, train, held = out.with_name(f"{out.name}_data"), examples[:-kept], examples[-kept:]
     folder.mkdir(parents=True, exist_ok=True)
     write(train, folder, "train", vocabulary)
     write(held, folder, "held_out", vocabulary)
-    config.data.train, config.expert.bank = str(folder / "train.jsonl"), str(folder / "train")
-    config.data.suites = tuple(SUITES.value) or with_boxes(held, folder)
+    # Prompts that ask for <answer> tags stay as they are: nothing here is scored.
+    form = "?answer=reasoning_gym" if most_ask_for_tags(train) else ""
+    config.data.train, config.expert.bank = f"{folder}/train.jsonl{form}", str(folder / "train")
+    config.data.suites = tuple(suites) or with_boxes(held, folder)
     if not config.data.suites:
         raise InputError("--suites: name a problem file or more; no held-out row ends in \\boxed{}")
-    if EPOCHS.value:
-        config.steps = max(round(EPOCHS.value * len(train) / config.batch_size), 1)
+    if epochs:
+        config.steps = max(round(epochs * len(train) / config.batch_size), 1)
     before = held_out_loss(config.model.path, config, folder)
     print(f"{len(train):,} rows to train on, {kept} held out: {before:.4f} nats a token before")
     outcome = overview.run(config, out)
@@ -159,7 +179,15 @@ def finetune() -> None:
         after = held_out_loss(out / "export", config, folder)
         files.write_durably(out / "held_out.json", json.dumps({"before": before, "after": after}))
         print(f"held-out loss: {before:.4f} nats a token before, {after:.4f} after")
-    main.leave(outcome)
+    return outcome
+
+
+def experiment() -> None:
+    """The run behind the flags."""
+    config = config_flag.value_of(CONFIG)
+    config.model.path = str(MODEL.value)
+    data, out = (pathlib.Path(str(path.value)).expanduser() for path in (DATA, OUT))
+    main.leave(finetune(config, data, out, SUITES.value, EPOCHS.value))
 
 
 if __name__ == "__main__":
@@ -171,4 +199,4 @@ if __name__ == "__main__":
     EPOCHS = flags.DEFINE_float(
         "epochs", 0.0, "times over the rows; 0: --config.steps", lower_bound=0
     )
-    main.run(finetune, required=("model", "data", "out"))
+    main.run(experiment, required=("model", "data", "out"))

@@ -132,7 +132,7 @@ def load_set(
     """
     spec, skipped = parse(text), list[str]()
     left_out = skipped if skip_malformed else None
-    every = _generated(spec) if spec.generator else load_problems(spec.path, left_out, needs_answer)
+    every = generated(spec) if spec.generator else load_problems(spec.path, left_out, needs_answer)
     problems = every[: limit or None]
     form, instruction = _asked(spec, data, problems, needs_answer)
     chats: list[Chat] = []
@@ -232,7 +232,7 @@ def _instruction_text(found: ProblemSet) -> str:
     return repr(found.instruction) if found.instruction else none
 
 
-def _generated(spec: Spec) -> list[Problem]:
+def generated(spec: Spec) -> list[Problem]:
     """The problems of a reasoning-gym dataset; each keeps its entry for `score_answer`."""
     try:
         from reasoning_gym.factory import DATASETS, create_dataset

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import benchmark, benchmark_peers, benchmark_report
+from experiments import benchmark, benchmark_peers, benchmark_report, peers
 from experiments.benchmark_peers import LapClock
 from remix_jax.config_rules import validate
 from remix_jax.errors import InputError
@@ -176,7 +176,7 @@ def test_more_cores_than_there_are_is_refused():
 def test_failing_pip_is_one_line():
     failing = "import sys; sys.exit('note: x\\nERROR: No matching distribution\\nhint: y')"
     with pytest.raises(InputError) as raised:
-        benchmark._install([sys.executable, "-c", failing])
+        peers._install([sys.executable, "-c", failing])
     assert "ERROR: No matching distribution" in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -185,14 +185,14 @@ def test_environment_is_reused_when_it_is_the_right_one(tmp_path, monkeypatch):
     def refuse(command):
         raise AssertionError(f"ran {command}")
 
-    monkeypatch.setattr(benchmark, "_install", refuse)
+    monkeypatch.setattr(peers, "_install", refuse)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").touch()
-    (tmp_path / "installed.txt").write_text("\n".join(benchmark.REQUIREMENTS) + "\n")
-    assert benchmark.peers_python(tmp_path) == tmp_path / "bin" / "python"
+    (tmp_path / "installed.txt").write_text("\n".join(peers.REQUIREMENTS) + "\n")
+    assert peers.python(tmp_path) == tmp_path / "bin" / "python"
     (tmp_path / "installed.txt").write_text("torch==1.0\n")
     with pytest.raises(AssertionError, match="venv"):
-        benchmark.peers_python(tmp_path)
+        peers.python(tmp_path)
 
 
 def test_failing_worker_is_one_line_that_names_its_log(tmp_path):

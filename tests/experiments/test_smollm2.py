@@ -1,14 +1,20 @@
 """The real model's way from a GGUF file to a directory, with a small file that the test makes."""
 
+import json
 import zipfile
 
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from experiments.smollm2 import prepare
+from experiments import sft
+from experiments.configs import sft as sft_preset
+from experiments.smollm2 import examples, prepare, survey
+from remix_jax import evaluation
+from remix_jax.config import KL, Config, Data, Evaluation, Model, Objective, Replay
 from remix_jax.errors import InputError
 from remix_jax.models import hf_tokenizer, huggingface
+from remix_jax.run import loop
 from tests.models.test_huggingface import logits_of, ragged_rows, torch_logits
 from tests.tiny_models import decoder_config, random_decoder
 
@@ -31,7 +37,8 @@ def interleaved(w_FD, heads):
 def source(tmp_path_factory):
     """A GGUF file of a random Llama model, its vectors float32 and matrices of 8 bits; its model"""
     sizes = {"architecture": "llama", "qkv_bias": False, "width": 32, "ffn_width": 64}
-    config = decoder_config(**sizes, vocab_size=len(TOKENS), heads=HEADS, kv_heads=KV, head_dim=8)
+    sizes |= {"heads": HEADS, "kv_heads": KV, "head_dim": 8, "max_positions": 640}
+    config = decoder_config(**sizes, vocab_size=len(TOKENS))
     model, params = random_decoder(config)
     file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     writer = gguf.GGUFWriter(file, "llama")
@@ -120,3 +127,72 @@ def test_what_is_no_such_file_is_one_line(source, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare.subprocess, "run", download)
     with pytest.raises(InputError, match="the model in it has the digest"):
         prepare.fetch(tmp_path)
+
+
+def test_worked_sums_go_from_left_to_right():
+    problem = "State the final answer to the following arithmetic problem: 34 - 39 + 48 = "
+    assert examples.worked_sum(problem) == "34 - 39 = -5\n-5 + 48 = 43"
+
+
+def test_every_task_of_the_survey_can_be_made_and_shown():
+    pytest.importorskip("reasoning_gym")
+    for task in survey.TASKS:
+        held_out, shown = (survey.spec(task, 1, seed) for seed in (survey.SEED, 0))
+        assert held_out != shown
+        (row,) = examples.rows_of(task, shown)
+        assert row["completion"].endswith("</answer>")
+        assert row["prompt"].endswith("between <answer> and </answer> tags.")
+
+
+def test_from_a_file_through_cold_start_and_rl_to_a_survey(made, tmp_path, capsys):
+    pytest.importorskip("reasoning_gym")
+    task = "reasoning_gym:chain_sum?max_terms=2&max_digits=1"
+    rows = examples.rows_of("chain_sum", f"{task}&size=24")
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = {"batch_size": 8, "mini_batch_size": 8, "micro_batch_size": 8, "score_batch_size": 8}
+    lengths = {"prompt_tokens": 224, "response_tokens": 40}
+    config = sft_preset.get_config()
+    config.model.path = str(made)
+    for name, value in few.items():
+        setattr(config, name, value)
+    for name, value in lengths.items():
+        setattr(config.data, name, value)
+    config.optimizer.learning_rate, config.evaluation.batch_size = 1e-2, 8
+    sft.finetune(config, data, tmp_path / "cold", [f"{task}&size=2&seed=90"], epochs=2)
+    loss = json.loads((tmp_path / "cold" / "held_out.json").read_text())
+    assert loss["after"] < loss["before"] - 0.5, "nats a token, on rows that were held out"
+
+    rl = Config(
+        **few,
+        steps=2,
+        passes=1,
+        group_size=4,
+        reincarnation_step=0,
+        model=Model(path=str(tmp_path / "cold" / "export")),
+        data=Data(train=f"{task}&size=16", suites=(f"{task}&size=2&seed=90",), **lengths),
+        replay=Replay(share=0.0),
+        kl=KL(coef=0.0),
+        objective=Objective(advantage="group_normalized"),
+        evaluation=Evaluation(every=0, batch_size=8),
+    )
+    outcome = loop.run(rl, tmp_path / "rl")
+    assert [m["step"] for m in outcome.metrics] == [0, 1, 2]
+
+    asked = survey.config_of(str(tmp_path / "rl" / "export"), ["chain_sum"], "", 2, 8)
+    out = tmp_path / "survey"
+    found = evaluation.evaluate(asked, out)
+    header, _, line = survey.table([found], [out]).splitlines()
+    assert header.count("|") == line.count("|") == 8
+    assert line.startswith("| chain_sum | ")
+    assert len((out / "generations.jsonl").read_text().splitlines()) == 2 * survey.SAMPLES
+    with pytest.raises(InputError, match="--tasks: 'sums' is none of chain_sum, "):
+        survey.config_of("model", ["sums"], "", 2, 8)
+
+
+def test_mixed_problems_are_those_with_right_and_wrong_responses(tmp_path):
+    rows = [("a", 0, True), ("a", 0, False), ("a", 1, True), ("a", 1, True), ("b", 0, False)]
+    lines = (json.dumps({"set": s, "place": p, "correct": c}) + "\n" for s, p, c in rows)
+    (tmp_path / "generations.jsonl").write_text("".join(lines))
+    assert survey.mixed(tmp_path, "a") == 0.5
+    assert survey.mixed(tmp_path, "b") == 0.0
