@@ -197,18 +197,19 @@ class Expert(Section):
 
 
 class Optimizer(Section):
-    """AdamW with a bound on the gradient's norm."""
+    """How parameters step along a gradient of bounded norm."""
 
+    name: str = "adamw"  # [R]; lion, muon, adafactor: optimizers.RULES
     learning_rate: float | None = (
         None  # None: 1e-6 [P], the critic's 1e-5 [P]; of adapters 10 times
     )
     warmup: int = 0  # steps in which it rises to that
     decay: str = "constant"  # and then stays; linear, cosine: falls to 0 by the end of the run
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: float | None = None  # None: .9, of muon .95
+    beta2: float | None = None  # None: .999, of lion .99
     weight_decay: float = 0.0
     grad_clip: float = 1.0  # [R] largest global norm
-    first_moment_dtype: str = ""  # empty: that of the parameters
+    first_moment_dtype: str = ""  # of the moment of beta1; empty: that of the parameters
 
 
 class Memory(Section):

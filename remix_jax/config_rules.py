@@ -13,7 +13,7 @@ from typing import Any
 from remix_jax import schedule
 from remix_jax.config import ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config, Objective, paths
 from remix_jax.errors import InputError
-from remix_jax.rl import advantages, constraints, family, masked, replay, schedules
+from remix_jax.rl import advantages, constraints, family, masked, optimizers, replay, schedules
 
 _LARGEST = 1e15  # of any number: whole numbers up to it are exact in any arithmetic here
 Rule = tuple[Callable[[Any], bool], str]  # whether it holds for a value, and what would be right
@@ -60,7 +60,9 @@ FIELDS: dict[str, Rule] = {
     "optimizer.learning_rate": (lambda x: x is None or x > 0, "must be above 0"),
     "optimizer.grad_clip reward.seconds objective.clip lora.alpha": _POSITIVE,
     "critic.value_clip critic.value_coef": _POSITIVE,
-    "optimizer.beta1 optimizer.beta2 replay.share sampling.min_p prefix.low": _BELOW_ONE,
+    "optimizer.name": _one_of(optimizers.RULES),
+    "optimizer.beta1 optimizer.beta2": (lambda x: x is None or 0 <= x < 1, "must be in [0, 1)"),
+    "replay.share sampling.min_p prefix.low": _BELOW_ONE,
     "sampling.top_p evaluation.top_p prefix.share": _NOT_ZERO,
     "kl.drop kl.floor objective.gamma objective.lam": _SHARE,
     "model.path": (bool, "must name a model directory"),
@@ -155,6 +157,10 @@ def _relations(c: Config) -> Iterator[tuple[str, bool, str]]:
     yield "memory.frozen_dtype", not c.memory.frozen_dtype or c.lora.rank > 0, rule
     rule = "needs the rank of its adapters as config.lora.rank"
     yield "model.adapter", not c.model.adapter or c.lora.rank > 0, rule
+    for path, opt in (("optimizer", c.optimizer), ("critic.optimizer", c.critic.optimizer)):
+        for field in ("beta1", "beta2", "first_moment_dtype"):
+            right = opt.name != "adafactor" or not getattr(opt, field)
+            yield f"{path}.{field}", right, "adafactor has no such moment: leave it unset"
     once = e.temperature > 0 or e.samples == 1
     yield "evaluation.samples", once, "greedy decoding has one sample a problem"
     rule = "slots for a prefix: 1 or more with a trace bank (config.prefix.bank), 0 without"

@@ -12,7 +12,8 @@ from remix_jax.text import one_line, size_text
 REMEDIES = {
     "loading": "mesh.fsdp (more devices), model.dtype, a smaller model",
     "learning": "memory.micro_batch_tokens, memory.remat, memory.logit_entries, "
-    "memory.scan_layers, memory.anchors_on_host, optimizer.first_moment_dtype, mesh.fsdp",
+    "memory.scan_layers, memory.anchors_on_host, optimizer.first_moment_dtype, optimizer.name, "
+    "mesh.fsdp",
     "sampling": "memory.decode_tokens, memory.anchors_on_host, model.compute_dtype, mesh.fsdp",
     "evaluation": "evaluation.batch_size, memory.decode_tokens, memory.anchors_on_host",
 }

@@ -30,6 +30,7 @@ REST = -1  # as an axis' size: what the other axes leave of the devices
 # before those of the rule (layers stacked for a scan) are not divided.
 rules: tuple[tuple[str, P], ...] = (
     (r"/in_flight/", P()),  # the host reads all of it
+    (r"/v_(row|col)/", P()),  # of Adafactor: sums over the rows or columns of a matrix
     (r"embed/embedding$", P("tensor", "fsdp")),
     (r"lm_head/kernel$", P("fsdp", "tensor")),
     (r"/(q|k|v|gate|up)/kernel$", P("fsdp", "tensor")),
@@ -45,7 +46,7 @@ rules: tuple[tuple[str, P], ...] = (
     (r"norm/scale$", P()),
     (r"\w_B$", P(ROWS)),  # rows of the ring
     (r"\w_B[ST]$", P(ROWS, None)),
-    (r"/(fates_U|fault_F)$", P()),
+    (r"/(fates_U|fault_F|ns_coeffs)$", P()),
 )
 
 
@@ -118,7 +119,7 @@ def spec_of(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
     spec = next((spec for expression, spec in rules if re.search(expression, f"/{path}")), None)
     if spec is None:
         raise ValueError(f"no sharding rule knows {path} of shape {tuple(shape)}")
-    if not len(spec):
+    if len(shape) < len(spec) or not spec:  # fewer: Adafactor's (1,) where sums are kept instead
         return P()
     kept: list[tuple[str, ...]] = [()] * len(shape)
     for i, axes in enumerate(spec, start=len(shape) - len(spec)):
@@ -151,7 +152,7 @@ def whole(mesh: Mesh) -> NamedSharding:
 
 
 def path_text(path: Sequence[Any]) -> str:
-    """A tree path with slashes: "opt_state/0/mu/layers_0/q/kernel"."""
+    """A tree path with slashes: "opt_state/1/0/mu/layers_0/q/kernel"."""
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 

@@ -16,7 +16,7 @@ from remix_jax.run.setup import check_sizes
 from remix_jax.sharding import make_mesh, mesh_shape, shardings, spec_of
 from tests.learner.tiny import POLICY, grouped, make_config, start
 
-PARAMETERS = re.compile(r"^(?:\w+_)?(?:params|opt_state/0/[mn]u)/")
+PARAMETERS = re.compile(r"^(?:\w+_)?(?:params|opt_state/1/0/[mn]u)/")
 
 
 @pytest.mark.parametrize("wanted", [(1, -1, 2), (2, 2, 2), (-1, 2, 1)])

@@ -17,7 +17,7 @@ from remix_jax.learner.policy import check_trainable, executed, plain
 from remix_jax.models import lora
 from remix_jax.models.decoder import Decoder, abstract_params
 from remix_jax.models.sampling import Begun
-from remix_jax.rl import replay
+from remix_jax.rl import optimizers, replay
 from remix_jax.schedule import stage_at, stages
 
 
@@ -98,8 +98,6 @@ class Static:
     imitation_window: int = _of("imitation.window")
     value_clip: float = _of("critic.value_clip")
     value_coef: float = _of("critic.value_coef")
-    grad_clip: float = _of("optimizer.grad_clip")
-    critic_grad_clip: float = _of("critic.optimizer.grad_clip")
     reset_optimizer: bool = _of("reset_optimizer")
     has_base: bool = _of("has_base")
     has_precedent: bool = _of("has_precedent")
@@ -154,20 +152,9 @@ class Learner(NamedTuple):
     static: Static
     policy: Decoder
     critic: Decoder | None
-    optimizer: optax.GradientTransformation
-    critic_optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
+    critic_optimizer: optax.GradientTransformationExtraArgs
     busy_slots: int  # of a device, from which a pass of more gains nothing
-
-
-@functools.cache
-def make_optimizer(
-    beta1: float, beta2: float, weight_decay: float, first_moment_dtype: str
-) -> optax.GradientTransformation:
-    """AdamW up to the learning rate: the step applies that, and the bound on the norm."""
-    return optax.chain(
-        optax.scale_by_adam(b1=beta1, b2=beta2, mu_dtype=first_moment_dtype or None),
-        optax.add_decayed_weights(weight_decay),
-    )
 
 
 def make_learner(config: Config, policy: Decoder, platform: str = "") -> Learner:
@@ -189,7 +176,7 @@ def make_learner(config: Config, policy: Decoder, platform: str = "") -> Learner
         whole = policy.config.lora is None or config.lora.critic == "full"
         critic = Decoder(plain(policy.config) if whole else policy.config, head="value")
     optimizer, critic_optimizer = (
-        make_optimizer(o.beta1, o.beta2, o.weight_decay, o.first_moment_dtype)
+        optimizers.make(o.name, o.beta1, o.beta2, o.weight_decay, o.first_moment_dtype, o.grad_clip)
         for o in (config.optimizer, config.critic.optimizer)
     )
     busy = busy_slots(policy.config.width, platform)

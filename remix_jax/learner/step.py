@@ -223,7 +223,6 @@ def _accumulate(learner: Learner, backward, rows: Rows):
 
 def _apply(learner: Learner, inputs: StepInputs, state: TrainState, grads, sums):
     """Both optimizers' steps, unless something is not finite, now or before."""
-    s = learner.static
     # Of every tensor: their sum is the square of the norm, and a NaN shows where it is.
     squares = [
         [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(tree)]
@@ -233,28 +232,21 @@ def _apply(learner: Learner, inputs: StepInputs, state: TrainState, grads, sums)
     observed_F = jnp.stack([*of_losses, *squares[0], *squares[1]])
     fault_F = jnp.where(state.fault_F.any(), state.fault_F, ~jnp.isfinite(observed_F))
     new, norms = {"fault_F": fault_F}, {}
-    models = [("", learner.optimizer, inputs.learning_rate, s.grad_clip)]
+    models = [("", learner.optimizer, inputs.learning_rate)]
     if learner.critic:
-        rate, clip = inputs.critic_learning_rate, s.critic_grad_clip
-        models.append(("critic_", learner.critic_optimizer, rate, clip))
-    for i, (of, optimizer, rate, clip) in enumerate(models):
+        models.append(("critic_", learner.critic_optimizer, inputs.critic_learning_rate))
+    healthy = ~fault_F.any()
+    for i, (of, optimizer, rate) in enumerate(models):
         names = (f"{of}params", f"{of}opt_state")
         norm = norms[f"{of}grad_norm"] = jnp.sqrt(sum(squares[i]))
-        scale = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
-        old = tuple(getattr(state, name) for name in names)
-        moved = _optimize(optimizer, rate, old, grads[i], scale, ~fault_F.any())
+        params, opt_state = old = tuple(getattr(state, name) for name in names)
+        steps, opt_state = optimizer.update(
+            grads[i], opt_state, params, norm=norm, learning_rate=rate
+        )
+        moved = optax.apply_updates(params, steps), opt_state
+        moved = jax.tree.map(lambda new, old: jnp.where(healthy, new, old), moved, old)
         new |= zip(names, moved, strict=True)
     return state.replace(**new), norms
-
-
-def _optimize(optimizer, learning_rate, old, grads, scale, healthy):
-    """(params, optimizer state) after a step of scaled gradients; the old ones if not healthy."""
-    params, opt_state = old
-    grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    updates = jax.tree.map(lambda u: (-learning_rate * u).astype(u.dtype), updates)
-    new = (optax.apply_updates(params, updates), opt_state)
-    return jax.tree.map(lambda new, old: jnp.where(healthy, new, old), new, old)
 
 
 class Programs(NamedTuple):

@@ -64,9 +64,9 @@ def test_float32_masters_with_products_moments_and_anchors_of_bfloat16():
 
     assert dtypes(state.params) == {"float32"}
     assert dtypes(state.base_params) == dtypes(state.prev_params) == {"bfloat16"}
-    assert dtypes(state.opt_state[0].mu) == {"bfloat16"}
-    assert dtypes(state.opt_state[0].nu) == {"float32"}
-    assert dtypes(exact.base_params) == dtypes(exact.opt_state[0].mu) == {"float32"}
+    assert dtypes(state.opt_state[1][0].mu) == {"bfloat16"}
+    assert dtypes(state.opt_state[1][0].nu) == {"float32"}
+    assert dtypes(exact.base_params) == dtypes(exact.opt_state[1][0].mu) == {"float32"}
     for name in ("loss", "entropy"):
         assert metrics[name] == pytest.approx(exact_metrics[name], rel=0.1, abs=5e-3), name
     # Steps smaller than a bfloat16 weight can take are not lost.

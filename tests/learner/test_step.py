@@ -100,8 +100,7 @@ def plain_step(learner, config, before, rows, age, step):
     def adam(loss, params, opt_state):
         clip = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, weight_decay=0.0))
         grads = jax.jit(jax.grad(loss))(params)
-        adamw_state = (*opt_state, optax.EmptyState())  # its last link is the learning rate
-        updates, _ = clip.update(grads, (optax.EmptyState(), adamw_state), params)
+        updates, _ = clip.update(grads, opt_state[:2], params)  # the last link is the rate
         return optax.apply_updates(params, updates)
 
     policy = adam(policy_loss, before.params, before.opt_state)
@@ -265,7 +264,9 @@ def test_uses_and_fates_add_up():
 
 
 def test_a_value_that_is_not_finite_stops_all_updates():
-    config = make_config()
+    """By any optimizer: here Muon and, of the critic, Lion."""
+    config = make_config(optimizer__name="muon")
+    config.critic.optimizer.name = "lion"
     learner, state = start(config)
     state, _ = advance(learner, state, config, 1)
     good = host((state.params, state.opt_state, state.critic_params, state.critic_opt_state))

@@ -20,7 +20,7 @@ from tests.learner.tiny import host, make_config, start
 @pytest.fixture(scope="module")
 def trained():
     """(the values of a state as NumPy, a function that makes the state of them)."""
-    _, state = start(make_config())
+    _, state = start(make_config(optimizer__name="muon"))
     rng = np.random.default_rng(0)
 
     def filled(x):
@@ -300,7 +300,8 @@ def test_a_checkpoint_of_one_mesh_continues_on_another(trained, tmp_path):
             jax.tree.map(lambda x, w: x.sharding == w.sharding or pytest.fail(str(x)), state, like)
             if wanted == MESHES["fsdp"]:
                 assert len(state.params["layers_0"]["up"]["kernel"].sharding.device_set) == 8
-                assert not state.opt_state[0].mu["layers_0"]["up"]["kernel"].is_fully_replicated
+                mu = state.opt_state[1].inner_states["muon"].inner_state[0].mu
+                assert not mu["layers_0"]["up"]["kernel"].is_fully_replicated
 
 
 def test_other_arrays_are_refused_in_one_line(two, trained):
