@@ -3,8 +3,9 @@
 The log: eric-haibin-lin/verl-data, branch experiments, Qwen2.5-0.5B-bsz256_2-prompt1024-resp512;
 435 steps of 256 rollouts, test accuracy 45.8 % after 7,680 rollouts, 57.9 % at its best. data/gsm8k
 holds the two parquet files that verl's examples/data_preprocess/gsm8k.py writes; their form sets
-instruction and reward (`#### number`, strict). Two differences remain: verl takes the KL off the
-reward, here it is a term of the loss; and prompts are padded to 512 tokens, not to 1,024.
+instruction and reward (`#### number`, strict). As there, the KL to the first model (k1) comes off
+the reward. The log does not say how its evaluation decodes; here it is greedy.
+experiments/references/verl_gsm8k_ppo.json is the log's curve.
 """
 
 from remix_jax.config import KL, Config, Data, Evaluation, Memory, Model, Replay
@@ -25,10 +26,10 @@ def get_config() -> Config:
         data=Data(
             train="data/gsm8k/train.parquet",
             suites=("data/gsm8k/test.parquet",),
-            prompt_tokens=512,
+            prompt_tokens=1024,
             response_tokens=512,
         ),
         replay=Replay(share=0.0),
-        kl=KL(convex=False),
+        kl=KL(estimator="k1", in_reward=True, convex=False),
         evaluation=Evaluation(every=10),
     )

@@ -124,13 +124,19 @@ def test_verls_public_log_and_its_twin(shared):
         assert c.rates == (was["policy_lr"], was["critic_lr"])
         assert c.optimizer.grad_clip == was["grad_clip"]
         assert c.sampling.temperature == was["temperature"]
+        assert c.data.prompt_tokens == was["prompt_tokens"]
         assert c.data.response_tokens == was["response_tokens"]
         assert c.kl.coef == was["kl_in_reward_coef"]
         assert c.has_critic
         assert (c.objective.gamma, c.objective.lam) == (1, 1)
         assert schedule.planned_rollouts(c) == len(log["steps"]) * was["batch"]
     assert (ppo.replay.share, ppo.passes, ppo.steps) == (0, was["ppo_epochs"], len(log["steps"]))
+    assert (ppo.kl.in_reward, ppo.kl.estimator, ppo.kl.convex) == (True, "k1", False)
     assert (remix.replay.share, remix.passes) == (0.4, 2)
+    assert (remix.kl.in_reward, remix.kl.estimator, remix.kl.convex) == (False, "k3", True)
+    curve = json.loads((ROOT / "experiments/references/verl_gsm8k_ppo.json").read_text())["figures"]
+    assert dict(curve["eval/mean"])[7680] == 0.458
+    assert len(curve["accuracy"]) == len(log["steps"])
 
 
 def test_the_plan_has_the_bytes_of_the_real_state(tmp_path):
