@@ -120,6 +120,8 @@ class Sampling(Section):
     engine: str = ""  # a sampler of your own, file.py:function (docs/samplers.md); empty: ours
     carry: int = 0  # [C] groups that a step of the mix stage leaves unfinished, for the next one
     correct_truncation: bool = False  # [C] ratios against the truncated distribution
+    correction: str = ""  # of sampler by trainer, a key of objectives.CORRECTIONS; empty: off
+    correction_cap: float = 3.0  # largest weight of it
 
 
 class Replay(Section):

@@ -13,7 +13,16 @@ from typing import Any
 from remix_jax import schedule
 from remix_jax.config import ATTENTIONS, DTYPES, OWN_ADVANTAGE, Config, Objective, paths
 from remix_jax.errors import InputError
-from remix_jax.rl import advantages, constraints, family, masked, optimizers, replay, schedules
+from remix_jax.rl import (
+    advantages,
+    constraints,
+    family,
+    masked,
+    objectives,
+    optimizers,
+    replay,
+    schedules,
+)
 
 _LARGEST = 1e15  # of any number: whole numbers up to it are exact in any arithmetic here
 Rule = tuple[Callable[[Any], bool], str]  # whether it holds for a value, and what would be right
@@ -59,10 +68,11 @@ FIELDS: dict[str, Rule] = {
     "kl.start objective.entropy_coef optimizer.weight_decay": _NOT_NEGATIVE,
     "optimizer.learning_rate": (lambda x: x is None or x > 0, "must be above 0"),
     "optimizer.grad_clip reward.seconds objective.clip lora.alpha": _POSITIVE,
-    "critic.value_clip critic.value_coef": _POSITIVE,
+    "critic.value_clip critic.value_coef sampling.correction_cap": _POSITIVE,
     "optimizer.name": _one_of(optimizers.RULES),
     "optimizer.beta1 optimizer.beta2": (lambda x: x is None or 0 <= x < 1, "must be in [0, 1)"),
     "replay.share sampling.min_p prefix.low": _BELOW_ONE,
+    "sampling.correction": _one_of(("", *objectives.CORRECTIONS)),
     "sampling.top_p evaluation.top_p prefix.share": _NOT_ZERO,
     "kl.drop kl.floor objective.gamma objective.lam": _SHARE,
     "model.path": (bool, "must name a model directory"),
@@ -143,6 +153,9 @@ def _relations(c: Config) -> Iterator[tuple[str, bool, str]]:
     yield "sampling.carry", c.sampling.carry <= fewest, f"must be at most {fewest}, a step's groups"
     ours = c.sampling.carry == 0 or (not c.sampling.engine and c.own_rows > 0)
     yield "sampling.carry", ours, "must be 0 unless our sampler (sampling.engine empty) draws rows"
+    ours = not c.sampling.correction or (c.sampling.carry == 0 and c.own_rows > 0)
+    rule = "must be empty unless each row is one policy's (sampling.carry = 0) and some are sampled"
+    yield "sampling.correction", ours, rule
     mixes = not c.sampling.carry or schedule.stage_at(c, 1) == "mix"
     rule = "must be 0 in a run that is on-policy all along (replay.share = 0, passes = 1)"
     yield "sampling.carry", mixes, rule

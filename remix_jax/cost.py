@@ -78,6 +78,8 @@ def step_flops(
     sampling = decode_flops(policy, groups, own, slots[0], new_tokens) if own else 0.0
     trained = stage.passes * config.batch_size
     scored = (stage.replay_groups + groups * config.has_base) * config.group_size
+    if config.sampling.correction:  # fresh rows, by the trainer
+        scored += groups * config.group_size
     weight = kl_convex_weight(step, kl.start, kl.every, kl.drop, kl.floor) if kl.convex else 1.0
     if kl.coef > 0 and weight < 1:  # the precedent
         scored += config.batch_size

@@ -51,6 +51,7 @@ class Rows(FreshRows):
     signal_B: Array  # bool, some row of its group has an advantage (always true for PPO)
     expert_B: Array  # bool, an expert wrote it: behaviour log-probs are unknown, NaN
     stored_adv_BT: Array | None  # at its collection, where a method or sampler reads it
+    sampler_weight_BT: Array | None  # trainer's probability / sampler's, where it is corrected for
 
     @property
     def own_BT(self) -> Array:
@@ -98,7 +99,8 @@ def empty_rows(n: int, prompt_slots: int, response_slots: int) -> FreshRows:
 
 def kept_rows(fresh: FreshRows, **known) -> Rows:
     """Rows for the ring from fresh ones; fields that are not given are zero or False."""
-    empty = {"base_logp_BT": jnp.zeros_like(fresh.behav_logp_BT), "stored_adv_BT": None}
+    empty: dict[str, Array | None] = dict.fromkeys(("stored_adv_BT", "sampler_weight_BT"))
+    empty["base_logp_BT"] = jnp.zeros_like(fresh.behav_logp_BT)
     empty |= {name: jnp.zeros_like(fresh.group_B) for name in ("version_B", "used_B")}
     empty |= {name: jnp.zeros_like(fresh.valid_B) for name in ("signal_B", "expert_B")}
     return Rows(**vars(fresh) | empty | known)

@@ -101,6 +101,7 @@ WRONG = [
     ("kl.weighted", True, "needs a KL term in the loss"),
     ("kl.coef", -0.1, "must be 0 (off) or more"),
     ("kl.coef", float("nan"), "must be a finite number"),
+    ("sampling.correction", "token", "one of token_truncate, token_mask, sequence_truncate"),
     ("sampling.temperature", 0.0, "must be above 0"),
     ("sampling.top_p", 0.0, "must be in (0, 1]"),
     ("optimizer.name", "adam", "one of adamw, lion, muon, adafactor"),

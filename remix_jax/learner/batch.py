@@ -46,6 +46,16 @@ def complete(learner: Learner, stage: Stage, state: TrainState, fresh, expert, p
     if state.base_params is not None:
         base = state.whole(state.base_params)
         rows = rows.replace(base_logp_BT=logps(learner, base, rows))
+    if s.correction:  # from here on the trainer's log-probs are those of the behaviour policy
+        scored_BT = logps(learner, state.whole(state.params), rows)
+        policies = (scored_BT, rows.behav_logp_BT, rows.own_BT)
+        weight_BT = objectives.sampler_weight(*policies, s.correction, s.correction_cap)
+        behav_BT = jnp.where(rows.own_BT > 0, scored_BT, rows.behav_logp_BT)
+        rows = rows.replace(
+            behav_logp_BT=behav_BT,
+            sampled_logp_BT=rows.sampled_logp_BT + behav_BT - rows.behav_logp_BT,
+            sampler_weight_BT=weight_BT,
+        )
     return rows.replace(
         version_B=jnp.full_like(rows.version_B, state.step + 1),
         signal_B=signal_B,

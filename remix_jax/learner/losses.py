@@ -69,6 +69,8 @@ def policy_loss(
     logp_BT, entropy_BT = (packing.to_rows(x_NT, held) for x_NT in scores)
     logp_BT = masked.zero_masked(logp_BT, batch.mask_BT)
     policy_BT = family.METHODS[s.method].loss(logp_BT, batch, terms)
+    if batch.sampler_weight_BT is not None:
+        policy_BT = policy_BT * batch.sampler_weight_BT
     kl_BT = jnp.zeros_like(logp_BT)
     if s.kl_coef > 0 and not s.kl_in_reward:
         kl_BT = constraints.kl_convex(

@@ -72,6 +72,8 @@ class Static:
     response_slots: int = _of("data.response_tokens")
     temperature: float = _of("sampling.temperature")
     correct_truncation: bool = _of("sampling.correct_truncation")
+    correction: str = _of("sampling.correction")
+    correction_cap: float = _of("sampling.correction_cap")
     window: int = _of("replay.window")
     sampler: str = _of("replay.sampler")
     carry: int = _of("sampling.carry")
@@ -224,7 +226,9 @@ def init_state(learner: Learner, params: dict, seed: int) -> TrainState:
         critic_opt_state=critic_opt_state,
         base_params=copy(params, s.anchors_dtype) if s.has_base else None,
         prev_params=copy(params, s.anchors_dtype) if s.has_precedent else None,
-        replay=replay.init(s.ring_groups, *sizes, s.max_uses, s.stores_advantage),
+        replay=replay.init(
+            s.ring_groups, *sizes, s.max_uses, s.stores_advantage, bool(s.correction)
+        ),
         in_flight=nothing_in_flight(s.carry * s.own_rows, s.response_slots) if s.carry else None,
         key=streams.key(seed, "learning"),
         step=jnp.zeros((), jnp.int32),

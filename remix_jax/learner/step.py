@@ -107,6 +107,11 @@ def learn(
         found["n_expert"] = (batch.valid_B & batch.expert_B).sum()
     if fresh is not None:
         found |= batches.sampler_gap(learner, state.whole(state.params), fresh)
+    if (weight_BT := rows.sampler_weight_BT) is not None:
+        own_BT = rows.own_BT
+        beyond_BT = (weight_BT >= s.correction_cap) | (weight_BT == 0)
+        found["sampler_weight"] = masked.mean(weight_BT, own_BT)
+        found["sampler_weight_capped"] = masked.mean(beyond_BT.astype(jnp.float32), own_BT)
     if s.has_precedent:
         new = new.replace(prev_params=optax.tree.cast(state.params, s.anchors_dtype or None))
     return sharding.by_rules(new), jax.tree.map(sharding.constrain, found)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from remix_jax.rl import masked
+
 LOG_RATIO_BOUND = 20.0
 """Log ratios are clipped to +-20 before exp, as in verl: far outside every trust region, and exp is
 finite also for garbage in masked slots, whose zero cotangent would else meet an inf."""
@@ -20,6 +22,30 @@ def ratio(logp_BT: Array, behav_logp_BT: Array) -> Array:
     """pi / mu per token = exp(logp - behav_logp), the difference clipped to +-LOG_RATIO_BOUND."""
     log_ratio_BT = logp_BT - jax.lax.stop_gradient(behav_logp_BT)
     return jnp.exp(jnp.clip(log_ratio_BT, -LOG_RATIO_BOUND, LOG_RATIO_BOUND))
+
+
+CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+
+
+def sampler_weight(
+    logp_BT: Array, sampler_logp_BT: Array, mask_BT: Array, correction: str, cap: float
+) -> Array:
+    """Truncated importance weights where the sampler is not quite the trainer's policy, [B, T].
+
+        w = min(pi / mu, cap)  (truncate),      w = (pi / mu) 1[pi / mu <= cap]  (mask)
+
+    pi and mu are of the same parameters, as the trainer and as the sampler compute them; token: of
+    each token, sequence: of the response, by the product over its tokens. The policy's loss, not
+    its KL or entropy, is multiplied by w (Yao et al. 2025, "Your efficient RL framework secretly
+    brings you off-policy RL training"; names and cap of TRL's `vllm_importance_sampling_mode`).
+    """
+    level, _, bound = correction.partition("_")
+    log_weight_BT = masked.zero_masked(logp_BT - sampler_logp_BT, mask_BT)
+    if level == "sequence":
+        log_weight_BT = jnp.broadcast_to(log_weight_BT.sum(axis=1, keepdims=True), mask_BT.shape)
+    weight_BT = ratio(log_weight_BT, jnp.zeros_like(log_weight_BT))
+    beyond_BT = cap if bound == "truncate" else jnp.zeros_like(weight_BT)
+    return jax.lax.stop_gradient(jnp.where(weight_BT <= cap, weight_BT, beyond_BT))
 
 
 def ppo(

@@ -41,12 +41,15 @@ def init(
     response_slots: int,
     max_uses: int,
     with_advantage: bool = False,
+    with_weight: bool = False,
 ) -> ReplayState:
     """An empty ring for `groups` groups; uses beyond `max_uses` are counted as max_uses."""
     empty = empty_rows(groups * group_size, prompt_slots, response_slots)
-    adv_BT = jnp.zeros_like(empty.behav_logp_BT) if with_advantage else None
+    zero_BT = jnp.zeros_like(empty.behav_logp_BT)
+    adv_BT = zero_BT if with_advantage else None
+    weight_BT = jnp.copy(zero_BT) if with_weight else None
     return ReplayState(
-        rows=kept_rows(empty, stored_adv_BT=adv_BT),
+        rows=kept_rows(empty, stored_adv_BT=adv_BT, sampler_weight_BT=weight_BT),
         cursor=jnp.zeros((), jnp.int32),
         fates_U=jnp.zeros((max_uses + 2,), jnp.int32),
         group_size=group_size,

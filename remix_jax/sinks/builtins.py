@@ -14,7 +14,7 @@ GROUPS = {
         *("reward", "accuracy", "format_rate", "zero_variance", "eval/", "validation/"),
         *("truncated_rate", "response_length", "grader_"),
     ),
-    "2_stability": ("ratio_", "clip_share", "ess", "kl_", "entropy", "sampler_gap", "truncation_"),
+    "2_stability": ("ratio_", "clip_share", "ess", "kl_", "entropy", "sampler_", "truncation_"),
     "3_optimizer": ("loss", "grad_norm", "critic_", "explained_variance", "learning_rate"),
     "4_replay": ("rows/", "n_", "rollouts"),
     "5_cost": ("seconds", "tokens", "flops", "learn_tokens", "mfu/"),

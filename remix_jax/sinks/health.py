@@ -94,7 +94,7 @@ RULES = {
     "sampler and trainer differ": _red(
         "token_mult_prob_error",
         "sampler and trainer compute different policies: other kernels, dtypes or weights",
-        "model.compute_dtype, sampling.engine; objective.method=tis corrects for it",
+        "model.compute_dtype, sampling.engine; sampling.correction corrects for it",
         high=1.05,
     ),
 }  # fmt: skip

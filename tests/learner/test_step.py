@@ -84,6 +84,8 @@ def plain_step(learner, config, before, rows, age, step):
         eps = config.objective.clip
         clipped = jnp.clip(r, jnp.maximum(c - eps, 0), c + eps)
         surrogate = -jnp.minimum(r * adv, clipped * adv)
+        if rows.sampler_weight_BT is not None:
+            surrogate *= rows.sampler_weight_BT
         kl = kl_convex(logp) * (r if config.kl.weighted else 1 - config.kl.in_reward)
         total = surrogate - config.objective.entropy_coef * entropy + config.kl.coef * kl
         imitation = -(logp * mask * np.asarray(rows.success_B)[:, None]).sum()
@@ -116,7 +118,10 @@ def test_learning_phase_is_the_equations(kl):
     The clip is so narrow that replayed rows are clipped around the ratio they start the step with.
     """
     switches = {f"kl__{kl}": True} if kl else {}
-    make = grouped if kl == "weighted" else make_config
+    make, shift_T = make_config, 0.0
+    if kl == "weighted":  # and a sampler that is a little off, corrected for
+        make, shift_T = grouped, jnp.where(jnp.arange(T) == 1, -0.2, 0.05)
+        switches |= {"sampling__correction": "token_truncate", "sampling__correction_cap": 1.1}
     config = make(
         **switches,
         passes=1,
@@ -129,7 +134,11 @@ def test_learning_phase_is_the_equations(kl):
     learner, state = start(config)
     for step in (1, 2, 3):
         before = jax.tree.map(jnp.copy, state)
-        state, metrics = advance(learner, state, config, step)
+        fresh = fresh_rows(config, state, step)
+        sampled = fresh.replace(
+            behav_logp_BT=fresh.behav_logp_BT + jnp.asarray(shift_T).reshape(1, -1)
+        )
+        state, metrics = advance(learner, state, config, step, sampled)
         used = np.asarray(state.replay.rows.used_B) > np.asarray(0)
         rows = state.replay.rows
         was = np.asarray(before.replay.rows.used_B)
@@ -138,6 +147,16 @@ def test_learning_phase_is_the_equations(kl):
         slots = np.flatnonzero(in_batch)
         chosen = jax.tree.map(lambda x, s=slots: x[s], rows)
         age = step - np.asarray(chosen.version_B)
+        if chosen.sampler_weight_BT is not None:
+            new_BT = (age == 0)[:, None] * np.asarray(chosen.mask_BT) == 1
+            weight_T = np.minimum(np.exp(-shift_T), 1.1)
+            weight_BT = np.broadcast_to(weight_T, new_BT.shape)
+            np.testing.assert_allclose(chosen.sampler_weight_BT[new_BT], weight_BT[new_BT], 1e-5)
+            logp_BT = np.asarray(plain_logps(before.params, chosen)[0])
+            behav_BT = np.asarray(chosen.behav_logp_BT)
+            np.testing.assert_allclose(behav_BT[new_BT], logp_BT[new_BT], atol=1e-5)
+            assert 0.9 < metrics["sampler_weight"] < 1.1
+            assert 0 < metrics["sampler_weight_capped"] < 0.5
         assert len(slots) == int(metrics["n_fresh"]) + int(metrics["n_replayed"])
         assert (
             (age > 0).sum()

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from remix_jax.rl import masked, objectives
 from tests import reference
@@ -192,6 +193,25 @@ def test_micro_batches_add_up_to_the_batch(mode, x64):
         np.testing.assert_allclose(sum(loss for loss, _ in micro), whole_loss, rtol=1e-12)
         grad_BT = np.concatenate([grad_BT for _, grad_BT in micro])
         np.testing.assert_allclose(grad_BT, whole_grad_BT, rtol=1e-12, atol=1e-18)
+
+
+@pytest.mark.parametrize("correction", objectives.CORRECTIONS)
+def test_sampler_weights_are_trls(correction, x64):
+    """Its lines on torch tensors: sum over the response, exp, clamp or fill; NaN under the mask."""
+    rows = token_rows.without_garbage(token_rows.make_rows(spread=0.4))
+    mask_BT = rows["mask"]
+    gap_BT = torch.tensor((rows["prox_logp"] - rows["behav_logp"]) * mask_BT)
+    if correction.startswith("sequence"):
+        gap_BT = gap_BT.sum(dim=-1, keepdim=True)
+    expected_BT = torch.exp(gap_BT)
+    assert 0 < (expected_BT > 1.2).sum() < expected_BT.numel()
+    if correction.endswith("truncate"):
+        expected_BT = torch.clamp(expected_BT, max=1.2)
+    else:
+        expected_BT = expected_BT.masked_fill(expected_BT > 1.2, 0.0)
+    sampler_BT = np.where(mask_BT == 1, rows["behav_logp"], np.nan)
+    found_BT = objectives.sampler_weight(rows["prox_logp"], sampler_BT, mask_BT, correction, 1.2)
+    np.testing.assert_allclose(found_BT, expected_BT.expand(mask_BT.shape), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dual_clip", [None, 1.5])
