@@ -25,7 +25,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["remix_jax*", "math_grader"]),
-    package_data={"remix_jax": ["py.typed"], "math_grader": ["py.typed"]},
+    package_data={"remix_jax": ["py.typed", "run/report.html"], "math_grader": ["py.typed"]},
     python_requires=">=3.11,<3.14",
     install_requires=requirements(),
     extras_require={

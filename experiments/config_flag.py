@@ -73,6 +73,13 @@ def value_of(flag: flags.FlagHolder) -> Config:
     return config
 
 
+def preset() -> tuple[str, Config]:
+    """The config file's name, and what it says before overrides."""
+    text = config_flags.get_config_filename(flags.FLAGS[NAME])
+    path, *given = text.split(":", 1)
+    return pathlib.Path(path).name, plugins.load(f"{path}:get_config", "--config")(*given)
+
+
 def check(argv: Sequence[str]) -> None:
     """Looks at the config file and the names of the overrides before flags are parsed.
 

@@ -41,8 +41,10 @@ def define_processes() -> Callable[[], None]:
     return lambda: multiprocess.start(coordinator.value, count.value, index.value, given.value)
 
 
-def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
-    """Parses the flags and runs an experiment. Does not return."""
+def run(
+    experiment: Callable[..., None], required: Sequence[str] = (), takes_arguments: bool = False
+) -> None:
+    """Parses the flags and runs an experiment, perhaps with what is no flag. Does not return."""
 
     def parse(argv):
         try:
@@ -55,14 +57,14 @@ def run(experiment: Callable[[], None], required: Sequence[str] = ()) -> None:
             _refuse(one_line(error))
 
     def body(argv):
-        if len(argv) > 1:
+        if len(argv) > 1 and not takes_arguments:
             _refuse(f"unexpected argument {argv[1]!r}: every argument is a --flag=value")
         for name in required:
             if flags.FLAGS[name].value is None:
                 _refuse(f"--{name} is required")
         cache_compilations()
         try:
-            experiment()
+            experiment(*argv[1:])
         except Stopped:
             print("stopped; the same command continues")
         except InputError as error:

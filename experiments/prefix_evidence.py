@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import config_flag, main, overview, trials
+from experiments import config_flag, main, trials
 from experiments.configs import arithmetic_prefix_reinforce, arithmetic_prefix_remix
 from experiments.report import files, prefix
 from experiments.trials import Trial
@@ -33,6 +33,7 @@ from remix_jax.errors import InputError
 from remix_jax.learner.state import make_learner
 from remix_jax.models import huggingface
 from remix_jax.models.decoder import Decoder
+from remix_jax.run import loop
 from remix_jax.sinks.console import Console
 from remix_jax.sinks.metrics import read_metrics
 
@@ -187,7 +188,7 @@ def supervise(plan: Plan, keys: list[tuple[str, float, int]]) -> None:
         if not ARMS[name].tuned or (directory / "export").exists():
             continue
         console = Console(config.steps, file=io.StringIO())
-        if overview.run(config, directory, console=console).stopped:
+        if loop.run(config, directory, console=console).stopped:
             raise main.Stopped
 
 

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import config_flag, main, overview
+from experiments import config_flag, main
 from math_grader.answers import last_box
 from remix_jax import files
 from remix_jax.config import Config
@@ -33,7 +33,7 @@ from remix_jax.data.traces import Bank, Trace
 from remix_jax.errors import InputError
 from remix_jax.models import huggingface, scoring
 from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
-from remix_jax.run.loop import Outcome
+from remix_jax.run import loop
 
 PRESET = pathlib.Path(__file__).resolve().parent / "configs" / "sft.py"
 HELD_OUT = 64  # rows at most, and no more than a tenth
@@ -148,7 +148,7 @@ def finetune(
     out: pathlib.Path,
     suites: Sequence[str] = (),
     epochs: float = 0.0,
-) -> Outcome:
+) -> loop.Outcome:
     """Trains config.model on the rows of a file, or goes on to; the run's directory is `out`.
 
     Args:
@@ -174,7 +174,7 @@ def finetune(
         config.steps = max(round(epochs * len(train) / config.batch_size), 1)
     before = held_out_loss(config.model.path, config, folder)
     print(f"{len(train):,} rows to train on, {kept} held out: {before:.4f} nats a token before")
-    outcome = overview.run(config, out)
+    outcome = loop.run(config, out)
     if (out / "export").is_dir():
         after = held_out_loss(out / "export", config, folder)
         files.write_durably(out / "held_out.json", json.dumps({"before": before, "after": after}))

@@ -9,12 +9,14 @@ With --strict it stops, with exit code 3, where a rule of docs/metrics.md holds.
 """
 
 import pathlib
+from typing import Any
 
 from absl import flags
 
-from experiments import config_flag, main, overview
+from experiments import config_flag, main
 from launch import dry_run, placement
 from remix_jax.errors import InputError
+from remix_jax.run import loop
 from remix_jax.sinks import sink
 from remix_jax.sinks.console import Console
 
@@ -49,8 +51,8 @@ def train() -> None:
         raise InputError("--workdir is required")
     JOIN()
     profile = main.profile_window(PROFILE.value, config.steps)
-    how = {"profile": profile, "trackers": TRACKERS.value, "strict": STRICT.value}
-    main.leave(overview.run(config, WORKDIR.value, **how))
+    how: Any = {"profile": profile, "trackers": TRACKERS.value, "strict": STRICT.value}
+    main.leave(loop.run(config, WORKDIR.value, preset=config_flag.preset(), **how))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from absl import flags
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import main, overview
+from experiments import main
 from experiments.report import results
 from experiments.report.results import Tuned
 from remix_jax import config as configs
@@ -284,7 +284,7 @@ def _train(trial: Trial, workdir: pathlib.Path, console: Console | None) -> list
     directory = workdir / trial.name
     try:
         if console is None:
-            outcome = overview.run(trial.config, directory)
+            outcome = loop.run(trial.config, directory)
         else:
             outcome = loop.run(trial.config, directory, console, artifacts=False)
     except loop.FaultError as error:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.overview import reincarnation
 from experiments.report.intervals import Interval, cell, median
 from experiments.report.results import Data, significant, spent, value_at
 from experiments.tables import Sheet, goal, page, share
@@ -68,7 +67,7 @@ def record(
             xs, ys = report.curve(steps, name)
             if xs:
                 series[name] = _thinned(xs, ys, "max" if key == "ratio_max" else "mean")
-    at = reincarnation(metrics, "rollouts")
+    at = report.reincarnation(metrics, "rollouts")
     identity = {"panel": panel, "arm": arm, "seed": seed} | ({"broken": True} if broken else {})
     return identity | {"reincarnation": at, "series": series}
 

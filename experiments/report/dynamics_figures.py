@@ -10,7 +10,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from experiments.overview import logarithmic
 from experiments.report import dynamics, figures
 from experiments.report.figures import COLOURS, GREY, MARKERS
 from experiments.report.intervals import Interval
@@ -183,4 +182,4 @@ def _draw(axis: Axes, panel: Panel, lines: Sequence[Line]) -> None:
         axis.set_ylabel(panel.label)
         axis.yaxis.set_major_formatter(figures.plain)
     if panel.scale == "logarithmic" and axis.lines:
-        logarithmic(axis)
+        figures.logarithmic(axis)

@@ -8,13 +8,35 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator, StrMethodFormatter
 
-from experiments.overview import COLOURS, PERCENT, STYLE
 from experiments.report.intervals import Interval, band
 
+# Those of Okabe and Ito, told apart by every kind of colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY = COLOURS
 GREY, DARK_GREY, BLACK = "#8A8A8A", "#4D4D4D", "#222222"
+STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 14,
+    "axes.labelcolor": BLACK,
+    "axes.edgecolor": "#666666",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.8,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "legend.fontsize": 8,
+    "savefig.dpi": 160,
+}
+PERCENT = FuncFormatter(lambda x, _: f"{100 * x:.6g} %")
 MARKERS = ("s", "^", "D", "v", "P", "X", "o")
 BAND = "bands: 95 % bootstrap interval of the median over seeds (range with fewer than three)"
 COUNTED = {
@@ -102,6 +124,13 @@ def share_axis(axis: Axes, label: str, whole: bool = True) -> None:
     axis.yaxis.set_major_formatter(PERCENT)
     if whole:
         axis.set_ylim(0, 1)
+
+
+def logarithmic(axis: Axes) -> None:
+    """Makes the y axis logarithmic, with plain numbers, between decades too where it spans few."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(LogFormatter())
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def row_axis(axis: Axes, labels: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ from remix_jax.models import huggingface
 from remix_jax.models.decoder import DecoderConfig
 from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
 from remix_jax.rewards import Item, Score, Scorer
-from remix_jax.rollout.rollouts import prompt_batch, response_ids, score_responses
+from remix_jax.rollout.rollouts import prompt_batch, response_ids, sample, score_responses
 from remix_jax.rollout.sampler import Prompts, Sampler, Task, evaluation_task, make
 from remix_jax.sinks.console import Console
 from remix_jax.text import duration
@@ -107,7 +107,7 @@ def held_out(
     vocabulary: Vocabulary,
     config: Config,
     scorer: Scorer,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Pass@1 of each suite and the unweighted mean of the suites, as the paper reports them.
 
     The draws depend on the config's seed and the problem's place alone: the same noise at every
@@ -118,7 +118,7 @@ def held_out(
       eval_reward/<suite>, the mean reward, where that may be another number; over the suites,
       eval/response_length in tokens and eval/grader_timeout_rate, the share of responses that the
       grader gave up on; validation/<name> of the problems that settings are chosen by, which no
-      mean contains.
+      mean contains. And lines of samples.jsonl: the first problems of each suite.
     """
     task = evaluation_task(config, vocabulary.eos_ids, vocabulary.pad_id)
     asked = questions([*suites, *validation], config.evaluation.samples)
@@ -139,7 +139,12 @@ def held_out(
         "eval/response_length": [len(item.completion_ids) for item, _ in of_suites],
         "eval/grader_timeout_rate": [score.reason == "timeout" for _, score in of_suites],
     }
-    return metrics | {name: float(np.mean(values)) for name, values in means.items()}
+    metrics |= {name: float(np.mean(values)) for name, values in means.items()}
+    most, samples = config.samples_per_step // max(len(suites), 1), list[dict[str, Any]]()
+    for name in names:
+        own = [(item, score) for q, item, score in said if q.set == name][:most]
+        samples += [{"held_out": name} | sample(vocabulary, *each) for each in own]
+    return metrics, samples
 
 
 def evaluate(

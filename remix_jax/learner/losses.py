@@ -121,7 +121,8 @@ def _diagnostics(s: Static, logp_BT, entropy_BT, batch: Batch, terms: Terms, age
         "clipped_A": by_age(own(clipped_BT.astype(jnp.float32)).sum(axis=1)),
         "max_ratio_A": (ratio_BT.max(axis=1)[:, None] * of_age_BA).max(axis=0),
         "entropy": own(entropy_BT).sum(),
-        "row_ratio_B": masked.divide(ratio_BT.sum(axis=1), lengths_B),
+        "ratio_BT": ratio_BT,
+        "entropy_BT": own(entropy_BT),
     }
     if s.kl_coef > 0:
         kl = constraints.ESTIMATORS[s.kl_estimator]

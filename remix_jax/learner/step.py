@@ -8,7 +8,7 @@ precedent <- parameters at the start of the step
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,9 @@ from remix_jax.schedule import Stage, fresh_groups, stage_at, stages
 from remix_jax.sharding import Program
 from remix_jax.types import Batch, FreshRows, Rows, empty_rows
 
+# Rows of a step whose tokens are shown to people: fresh ones, and replayed ones.
+SHOWN, SHOWN_REPLAYED = 16, 4
+
 
 class StepInputs(NamedTuple):
     """The numbers of a step that are data, NumPy or JAX: other values compile nothing."""
@@ -37,10 +40,11 @@ class StepInputs(NamedTuple):
     learning_rate: Any  # of the policy
     critic_learning_rate: Any
     method_params_M: Any  # the method's parameters by name, in each pass
+    shown_K: Any  # int32, of the fresh rows, K = SHOWN
 
 
-def step_inputs(config: Config, step: int) -> StepInputs:
-    """Of a step (from 1) of a run, on the host."""
+def step_inputs(config: Config, step: int, shown: Sequence[int] = ()) -> StepInputs:
+    """Of a step (from 1) of a run, on the host; the first SHOWN of `shown` are shown."""
     replayed = np.asarray(config.batch_groups - fresh_groups(config, step), np.int32)
     rate, critic_rate = (
         np.float32(schedules.learning_rate(step, config.steps, rate, o.warmup, o.decay))
@@ -48,7 +52,9 @@ def step_inputs(config: Config, step: int) -> StepInputs:
     )
     o, passes = config.objective, stages(config)[stage_at(config, step)].passes
     params_M = family.scheduled(o.method, o.method_params, step, config.steps, passes)
-    return StepInputs(replayed, rate, critic_rate, params_M)
+    shown_K = np.zeros(SHOWN, np.int32)
+    shown_K[: len(shown[:SHOWN])] = shown[:SHOWN]
+    return StepInputs(replayed, rate, critic_rate, params_M, shown_K)
 
 
 @functools.partial(jax.jit, static_argnames=("learner", "stage"), donate_argnames=("state",))
@@ -69,8 +75,8 @@ def learn(
       expert: an expert's rows of the same groups, or None.
 
     Returns:
-      The next state, and metrics: scalars, and `row_ratio_B` of the fresh rows. Where a loss or a
-      gradient is not finite no update is made from there on, and `state.fault_F` says which.
+      The next state, and metrics: scalars, and `shown`, rows for people (`_shown`). Where a loss or
+      a gradient is not finite no update is made from there on, and `state.fault_F` says which.
     """
     s, step = learner.static, state.step + 1
     first_params = {name: x_M[0] for name, x_M in inputs.method_params_M.items()}
@@ -90,18 +96,19 @@ def learn(
     update = functools.partial(_update, learner, stage, batch, inputs, kl_weight, state.whole)
     begin = state.replace(replay=ring, step=step, frozen=None)
     drawn = _mini_batches(s, stage, key_shuffle, inputs.method_params_M)
-    carried = begin, jnp.ones_like(ring.rows.reward_B)
-    (new, row_ratio_R), sums = jax.lax.scan(update, carried, drawn)
+    place_K = _shown_places(s, batch, fresh_slots, inputs.shown_K)
+    unseen_KT = jnp.zeros((len(place_K), s.response_slots))
+    carried = begin, place_K, {"ratio_BT": unseen_KT, "entropy_BT": unseen_KT}
+    (new, _, seen), sums = jax.lax.scan(update, carried, drawn)
     new = new.replace(frozen=state.frozen)
 
     own_B = batch.valid_B & ~batch.expert_B
-    of_fresh = row_ratio_R[fresh_slots].reshape(-1, s.group_size)
     found |= losses.means(s, sums) | {
         "n_fresh": (own_B & (batch.age_B == 0)).sum(),
         "n_replayed": (own_B & (batch.age_B > 0)).sum(),
         "kl_weight": kl_weight,
         "learning_rate": inputs.learning_rate,
-        "row_ratio_B": of_fresh[:, : s.own_rows].reshape(-1),
+        "shown": _shown(batch, place_K) | {f"{name[:-3]}_KT": x for name, x in seen.items()},
     }
     if expert is not None:
         found["n_expert"] = (batch.valid_B & batch.expert_B).sum()
@@ -136,10 +143,10 @@ def _mini_batches(static: Static, stage: Stage, key, method_params_M):
 def _update(learner: Learner, stage: Stage, batch: Batch, inputs, kl_weight, whole, carry, drawn):
     """One mini-batch: gradients of its passes added up, then one step of each optimizer.
 
-    Carried are the state, but for its frozen weights, which `whole` adds; and the mean ratio of
-    each row of the ring in its last pass.
+    Carried are the state, but for its frozen weights, which `whole` adds; and what is seen of the
+    tokens of the rows to be shown, in the last pass of each.
     """
-    (state, row_ratio_R), (index, key, method_params) = carry, drawn
+    (state, place_K, seen), (index, key, method_params) = carry, drawn
     s = learner.static
     mini = jax.tree.map(lambda x: x[index], batch)
     count = jnp.maximum(masked.count(mini.mask_BT, s.aggregation), 1.0)
@@ -162,17 +169,44 @@ def _update(learner: Learner, stage: Stage, batch: Batch, inputs, kl_weight, who
         return (grads, critic_grads), sums
 
     grads, sums = _accumulate(learner, backward, mini)
-    row_ratio_B = sums.pop("row_ratio_B")
+    here_KB = place_K[:, None] == index[None, :]
+    is_here_K1, at_K = here_KB.any(axis=1)[:, None], here_KB.argmax(axis=1)
+    seen = {name: jnp.where(is_here_K1, sums.pop(name)[at_K], x) for name, x in seen.items()}
     if s.imitation_weight > 0:
         imitation, sums["loss_imitation"] = _imitate(learner, state, of_whole, key)
         grads = (jax.tree.map(jnp.add, grads[0], imitation), grads[1])
     state, norms = _apply(learner, inputs, state, grads, sums)
     trained_B = mini.valid_B & ~state.fault_F.any()
     ring = replay.touch(state.replay, mini.slots_B, trained_B)
-    # An index of the batch that no row fills points at some row's slot all the same.
-    own_slots_B = jnp.where(mini.valid_B, mini.slots_B, ring.capacity)
-    row_ratio_R = row_ratio_R.at[own_slots_B].set(row_ratio_B, mode="drop")
-    return (state.replace(replay=ring), row_ratio_R), sums | norms
+    return (state.replace(replay=ring), place_K, seen), sums | norms
+
+
+def _shown_places(s: Static, batch: Batch, fresh_slots, shown_K):
+    """Where the rows to be shown lie in the batch: the fresh ones, and the first row of the first
+    groups, which are the replayed ones where there are any."""
+    replayed = np.arange(SHOWN_REPLAYED) * s.group_size % s.batch_size
+    own = fresh_slots.reshape(-1, s.group_size)[:, : s.own_rows].reshape(-1)
+    if not s.own_rows:
+        return jnp.asarray(replayed)
+    # The first: places that no row fills come last, and point at some row's slot all the same.
+    fresh_K = (batch.slots_B[None, :] == own[shown_K][:, None]).argmax(axis=1)
+    return jnp.concatenate([fresh_K, replayed])
+
+
+def _shown(batch: Batch, place_K) -> dict:
+    """What the batch has of the rows to be shown; a place may hold none, or a fresh row twice."""
+    rows = jax.tree.map(lambda x: x[place_K], batch)
+    is_own_K = rows.valid_B & ~rows.expert_B
+    return {
+        "age_K": jnp.where(is_own_K, rows.age_B, -1),
+        "tokens_KS": rows.tokens_BS,
+        "prompt_len_K": rows.prompt_len_B,
+        "response_len_K": rows.response_len_B,
+        "reward_K": rows.reward_B,
+        "success_K": rows.success_B,
+        "logp_KT": rows.behav_logp_BT,
+        "advantage_KT": rows.adv_BT,
+    }
 
 
 def _imitate(learner: Learner, state: TrainState, of_whole, key):
@@ -293,7 +327,8 @@ def trace_learn(learner: Learner, stage: Stage, mesh: Mesh | None) -> jax.stages
 
     number, count = (ShapeDtypeStruct((), dtype) for dtype in (jnp.float32, jnp.int32))
     params = family.scheduled(s.method, (), 1, 1, stage.passes)
-    inputs = StepInputs(count, number, number, jax.eval_shape(lambda: params))
+    params_M, shown_K = jax.eval_shape(lambda: params), ShapeDtypeStruct((SHOWN,), jnp.int32)
+    inputs = StepInputs(count, number, number, params_M, shown_K)
     given = (rows(s.own_rows), inputs, rows(s.group_size - s.own_rows))
     state = sharding.abstract(abstract_state(learner), mesh)
     with sharding.over(mesh):

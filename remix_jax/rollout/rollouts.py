@@ -2,6 +2,8 @@
 out; beside them the rows of an expert, verified traces in place of what the policy samples.
 """
 
+import functools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from remix_jax.data import traces
 from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.errors import InputError
+from remix_jax.learner.step import SHOWN_REPLAYED
 from remix_jax.models.hf_tokenizer import Vocabulary
 from remix_jax.models.sampling import Begun, Sampled
 from remix_jax.rewards import Item, Score, Scorer
@@ -23,6 +26,9 @@ from remix_jax.rollout.draws import Draw, Prefix
 from remix_jax.schedule import Stage
 from remix_jax.sharding import put
 
+_SHOWN_TOKENS = 8192  # of a step, with numbers of their own in samples.jsonl
+_OF_TOKENS = ("ratio", "entropy", "advantage", "logp")
+_LETTER_TOKENS = 4  # a letter of UTF-8 has no more bytes
 Traces = Mapping[tuple, tuple[Sequence[int], float]]
 """By (text, answers) of a problem: the tokens of a verified response, and its reward in the run."""
 
@@ -33,6 +39,7 @@ class Rollouts(NamedTuple):
     rows: types.FreshRows | None  # None where nothing is sampled
     metrics: dict[str, float]
     samples: list[dict]
+    shown: list[int]  # which rows the samples are of
     errors: dict[str, str]  # the first error line of each reward function that failed on a row
     expert: types.FreshRows | None = None  # rows of the same groups that an expert wrote
     in_flight: tuple[Begun, jax.Array] | None = None  # rows that the next step goes on with
@@ -120,7 +127,8 @@ def grade_rollouts(
       sampled: group_size responses a problem, and perhaps empty slots behind them.
       mesh: of the learning phase.
       lag_B: of each response, steps since its first token was drawn; None: all in this step.
-      shown: rows, from the first, that are in `Rollouts.samples`; None: all.
+      shown: how many rows are in `Rollouts.samples`: the best and the worst, and then of every
+        group; None: all in order.
       mask_truncated: no loss counts a token of a response that met the limit (DAPO's overlong
         filtering, arXiv 2503.14476, section 3.4).
     """
@@ -146,15 +154,19 @@ def grade_rollouts(
         "seconds/grade": seconds,
         **prefix_metrics(reward_B, prefix_B),
     }
-    shown_B = zip(said[:shown], prefix_B, strict=False)
-    samples = [_sample(vocabulary, *each, prefix) for each, prefix in shown_B]
+    rows = list(range(n))
+    if shown is not None:
+        ends = int(reward_B.argmax()), int(reward_B.argmin())
+        spread = sorted(rows, key=lambda b: (b % group_size, b // group_size))
+        rows = list(dict.fromkeys([*ends, *spread]))[:shown]
+    samples = [sample(vocabulary, *said[b], prefix_B[b]) for b in rows]
     errors = {name: line for each in reversed(scores) for name, line in each.errors.items()}
     if mask_truncated:
         mask_BT, whole_B = jax.device_get((sampled.loss_mask_BT, sampled.ended_B))
         sampled = sampled._replace(loss_mask_BT=mask_BT * whole_B[:, None])
     success = [each.reward > 0 if each.correct is None else each.correct for each in scores]
-    rows = _rows(sampled, reward_B, success, group_size, draw.first, mesh, lag_B)
-    return Rollouts(rows, metrics, samples, errors)
+    fresh = _rows(sampled, reward_B, success, group_size, draw.first, mesh, lag_B)
+    return Rollouts(fresh, metrics, samples, rows, errors)
 
 
 def decoding_metrics(sampled: Sampled, tokens: float) -> dict[str, float]:
@@ -166,8 +178,8 @@ def decoding_metrics(sampled: Sampled, tokens: float) -> dict[str, float]:
     return metrics
 
 
-def _sample(
-    vocabulary: Vocabulary, item: Item, score: Score, prefix: Prefix | None
+def sample(
+    vocabulary: Vocabulary, item: Item, score: Score, prefix: Prefix | None = None
 ) -> dict[str, Any]:
     """A line of samples.jsonl."""
     line = {
@@ -186,6 +198,88 @@ def _sample(
     }
     line |= {"errors": score.errors} if score.errors else {}
     return line | ({"prefix": vocabulary.tokenizer.decode(prefix.ids)} if prefix else {})
+
+
+def with_tokens(
+    samples: list[dict[str, Any]],
+    shown: Mapping[str, Any],
+    train: ProblemSet,
+    vocabulary: Vocabulary,
+) -> list[dict[str, Any]]:
+    """The samples of a step with the numbers of their tokens, and replayed rows behind them.
+
+    As many tokens as `_SHOWN_TOKENS` allows: of the first two samples, the replayed rows, the rest.
+
+    Args:
+      shown: what `learner.step.learn` says of the samples' rows, and then of replayed ones.
+    """
+    rows = {name: np.asarray(x) for name, x in shown.items()}
+    first = len(rows["age_K"]) - SHOWN_REPLAYED
+    fresh = [(dict(line), k) for k, line in enumerate(samples)]
+    places = range(first, first + SHOWN_REPLAYED)
+    old = [(line, k) for k in places if (line := _replayed(rows, k, train, vocabulary))]
+    left = _SHOWN_TOKENS
+    for line, k in [*fresh[:2], *old, *fresh[2:first]]:
+        n = int(rows["response_len_K"][k])
+        numbers = {name: rows[f"{name}_KT"][k, :n].astype(float) for name in _OF_TOKENS}
+        weighed = numbers["ratio"][numbers["ratio"] > 0]
+        mean = float(weighed.mean()) if weighed.size else math.nan
+        line |= {"age": int(rows["age_K"][k]), "mean_ratio": mean}
+        if n <= left or left == _SHOWN_TOKENS:
+            left -= n
+            texts = token_texts(vocabulary, _ids(rows, k)[1])
+            line["tokens"] = {"text": texts} | {
+                name: np.round(x, 3).tolist() for name, x in numbers.items()
+            }
+    return [line for line, _ in [*fresh, *old]]
+
+
+def _ids(rows: Mapping[str, np.ndarray], k: int) -> tuple[list[int], list[int]]:
+    """The tokens of prompt and response of a row to be shown."""
+    tokens_S, begin = rows["tokens_KS"][k], rows["tokens_KS"].shape[1] - rows["logp_KT"].shape[1]
+    prompt, response = rows["prompt_len_K"][k], rows["response_len_K"][k]
+    return tokens_S[begin - prompt : begin].tolist(), tokens_S[begin : begin + response].tolist()
+
+
+def _replayed(
+    rows: Mapping[str, np.ndarray], k: int, train: ProblemSet, vocabulary: Vocabulary
+) -> dict[str, Any] | None:
+    """A line of samples.jsonl; None of a fresh row, or where its prompt ends with a prefix."""
+    prompt, response = _ids(rows, k)
+    if rows["age_K"][k] <= 0 or prompt not in train.prompts:
+        return None
+    problem = train.problems[train.prompts.index(prompt)]
+    return {
+        "problem_id": problem.id,
+        "problem": problem.problem,
+        "prompt": vocabulary.tokenizer.decode(prompt),
+        "response": texts_of(vocabulary, [response])[0],
+        "reward": float(rows["reward_K"][k]),
+        "correct": bool(rows["success_K"][k]),
+        "answers": problem.answers,
+        "response_length": len(response),
+        "truncated": response[-1] not in vocabulary.eos_ids,
+    }
+
+
+@functools.lru_cache(1 << 16)
+def _decoded(tokenizer: Any, ids: tuple[int, ...]) -> str:
+    return tokenizer.decode(ids)
+
+
+def token_texts(vocabulary: Vocabulary, ids: Sequence[int]) -> list[str]:
+    """The text of each token; a letter that several tokens make up stands at the last of them."""
+    decode, texts = functools.partial(_decoded, vocabulary.tokenizer), list[str]()
+    before, begun = list[int](), list[int]()
+    for token in ids:
+        begun.append(token)
+        # Behind the token before it: some tokenizers leave out the space that a text begins with.
+        text = decode((*before, *begun))[len(decode(tuple(before))) :]
+        is_whole = not text.endswith("\ufffd") or len(begun) == _LETTER_TOKENS
+        texts.append(text if is_whole else "")
+        if is_whole:
+            before, begun = begun, []
+    return texts
 
 
 def prefix_metrics(reward_B: np.ndarray, prefixes: list[Prefix | None]) -> dict[str, float]:

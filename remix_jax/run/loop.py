@@ -33,17 +33,19 @@ from remix_jax.rollout.rollouts import (
     expert_rows,
     grade_rollouts,
     prompt_batch,
+    with_tokens,
 )
 from remix_jax.rollout.sampler import Prompts, Samplers
-from remix_jax.run import report, resume
+from remix_jax.run import page, report, resume
 from remix_jax.run.checkpoint import Checkpoints, SaveError, check_room
 from remix_jax.run.setup import Setup, compile_programs, plan, prepare
 from remix_jax.run.stop import Preempted, Stop, watch
 from remix_jax.schedule import Stage
 from remix_jax.sharding import put, tree_bytes, whole
 from remix_jax.sinks import health, sink
-from remix_jax.sinks.console import Console
+from remix_jax.sinks.console import HELD_OUT, Console
 from remix_jax.sinks.metrics import Record, read_metrics
+from remix_jax.text import one_line
 
 EXPORT, ADAPTER, TRACE = "export", "adapter", "profile"  # directories of a run
 
@@ -89,6 +91,7 @@ class _Run:
     profile: tuple[int, int] | None
     strict: bool
     warned: set[str]  # rules of `health` that held, where this process writes
+    artifacts: bool
     held: dict[str, Any] | None = None  # figures of the newest step, written during the next one
     reported: set[str] = dataclasses.field(default_factory=set)  # what went wrong, and was said
 
@@ -101,20 +104,22 @@ def run(
     profile: tuple[int, int] | None = None,
     trackers: Sequence[str | sink.Tracker] = (sink.DEFAULT,),
     strict: bool = False,
+    preset: tuple[str, Config] | None = None,
 ) -> Outcome:
     """Trains as the config says, or goes on from the newest good checkpoint in `workdir`.
 
-    There it leaves config.json, metrics.jsonl, samples.jsonl, tensorboard/, checkpoints/, and at
-    the end ledger.json and export/, a Hugging Face directory. Ctrl-C ends after the running step,
-    all written; SIGTERM ends as soon as a state is saved.
+    There it leaves config.json, metrics.jsonl, samples.jsonl, warnings.jsonl, tensorboard/,
+    checkpoints/, report.html, and at the end ledger.json and export/, a Hugging Face directory.
+    Ctrl-C ends after the running step, all written; SIGTERM ends as soon as a state is saved.
 
     Args:
       workdir: a local directory, or gs://BUCKET/... or s3://BUCKET/...
-      artifacts: whether to leave ledger and exported policy at the end.
+      artifacts: whether to leave report, ledger and exported policy.
       profile: the first step of a trace, for TensorBoard or Perfetto, and how many; in profile/.
       trackers: what takes the figures beside the console and the files: names as of `--trackers`,
         or functions of a `sink.Run` (docs/trackers.md).
       strict: ends the run, saved, where a rule of `sinks.health` holds.
+      preset: name and config that the report compares the run's with; None: the defaults.
 
     Raises:
       InputError: before anything is compiled: config, model, problems, trackers or workdir.
@@ -151,6 +156,8 @@ def run(
             raise UnhealthyError({finding.rule for finding in findings})
         warned: set[str] = set()
         sinks = _open_sinks(config, mirror, made_from, console, warned)
+        if sinks and preset:
+            page.write_preset(mirror.local, *preset)
         for record in sinks[:1] if counters["step"] == 0 else ():
             for finding in findings:
                 record.warning(0, *finding)
@@ -165,7 +172,7 @@ def run(
         # Sampling and evaluation, which change no state, end at SIGTERM.
         rollout = {name: stop.watched(sampler) for name, sampler in samplers.rollout.items()}
         samplers = Samplers(rollout, stop.watched(samplers.evaluate))
-        shared = sinks, checkpoints, console, stop, mirror, profile, strict, warned
+        shared = sinks, checkpoints, console, stop, mirror, profile, strict, warned, artifacts
         running = _Run(setup, state, counters, programs, samplers, *shared)
         del state, counters  # `running` has them: nothing else keeps a state alive
         try:
@@ -174,7 +181,7 @@ def run(
             if not any(leaf.is_deleted() for leaf in jax.tree.leaves(running.state)):
                 _save(running)
             raise
-        return _finish(running, fault, artifacts)
+        return _finish(running, fault)
 
 
 def _check_places(setup: Setup, places: files.Path, mirror: files.Mirror, artifacts: bool) -> None:
@@ -269,7 +276,8 @@ def _step(run: _Run, step: int) -> str | None:
     begin = time.perf_counter()
     rollouts, counters = _collect(run, step, stage)
     collected = time.perf_counter()
-    inputs = jax.tree.map(lambda x: put(x, run.setup.mesh), step_inputs(config, step))
+    given = step_inputs(config, step, rollouts.shown)
+    inputs = jax.tree.map(lambda x: put(x, run.setup.mesh), given)
     learn = run.programs.learn[stage.name].call
     with device_memory.phase("learning"):
         state = move_anchors(config, run.state, "device")
@@ -336,7 +344,7 @@ def _collect(run: _Run, step: int, stage: Stage) -> tuple[Rollouts, dict[str, An
         lag_B, masks = flight.lag_B if flight else None, config.objective.mask_truncated
         graded = grade_rollouts(sampled, draw, vocabulary, config.own_rows, *how, lag_B, masks)
     else:
-        graded = Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], {})
+        graded = Rollouts(None, {"new_tokens": 0, "seconds/grade": 0.0}, [], [], {})
     if setup.traces:
         bank, pad_id = setup.traces, vocabulary.pad_id
         expert = expert_rows(draw, bank, stage, config, pad_id, setup.mesh)
@@ -359,11 +367,12 @@ def _evaluate(run: _Run) -> None:
     given = params, s.suites, s.validation, s.vocabulary, s.config, s.scorer
     try:
         with device_memory.phase("evaluation"):
-            found = held_out(run.samplers.evaluate, *given)
+            found, samples = held_out(run.samplers.evaluate, *given)
     except Preempted:
-        device = {name: value.tolist() for name, value in jax.device_get(held["device"]).items()}
+        device = jax.tree.map(np.ndarray.tolist, jax.device_get(held["device"]))
         run.counters, run.held = run.counters | {"unwritten": held | {"device": device}}, None
         raise
+    held["held_out"] = samples
     held["host"] |= found | {"seconds/eval": time.perf_counter() - begin}
 
 
@@ -373,9 +382,10 @@ def _write(run: _Run) -> None:
     if held is None or not run.sinks:
         return
     host, device = dict(held["host"]), jax.device_get(held["device"])
-    step, ratios = host.pop("step"), device.pop("row_ratio_B", ())
-    shown = zip(held["samples"], ratios, strict=False)
-    rows = [row | {"mean_ratio": float(ratio)} for row, ratio in shown]
+    step, shown, rows = host.pop("step"), device.pop("shown", None), held["samples"]
+    if shown is not None:
+        rows = with_tokens(rows, shown, run.setup.train, run.setup.vocabulary)
+    rows = [*rows, *held.get("held_out", ())]
     figures = {name: float(value) for name, value in device.items()}
     absent = {f"/age{n[8:]}" for n in figures if n.startswith("rows/age") and not figures[n]}
     absent |= {"kl_prev"} if figures.get("kl_weight") == 1 else set()
@@ -383,6 +393,19 @@ def _write(run: _Run) -> None:
     for each in run.sinks:
         each.samples(step, rows)
         each.write(step, host | figures)
+    if HELD_OUT in host:
+        _draw(run)
+
+
+def _draw(run: _Run) -> None:
+    """Writes report.html, where this process writes; what keeps it from that is said once."""
+    if not (run.sinks and run.artifacts):
+        return
+    name = os.path.basename(os.path.abspath(str(run.mirror.root)))
+    try:
+        page.write({name: run.mirror.local}, run.mirror.local / page.PAGE)
+    except Exception as error:  # nothing that is for people alone may end a run
+        _say(run, f"{page.PAGE}: {one_line(error)}")
 
 
 def _save(run: _Run) -> None:
@@ -413,12 +436,18 @@ def _report(run: _Run, rewards: Mapping[str, str]) -> None:
     wrong = {e: e for e in (*errors, run.mirror.error, run.checkpoints.error) if e}
     for name, line in rewards.items():
         wrong[f"reward {name}"] = f"reward {name}: {line} (this and more: reward_errors/{name})"
-    for what in [what for what in wrong if what not in run.reported]:
-        run.reported.add(what)
-        run.console.event(wrong[what])
+    for what, line in wrong.items():
+        _say(run, line, what)
 
 
-def _finish(run: _Run, fault: str | None, artifacts: bool) -> Outcome:
+def _say(run: _Run, line: str, what: str = "") -> None:
+    """An event of the console, the first time that there is one of `what`, by default the line."""
+    if (what or line) not in run.reported:
+        run.reported.add(what or line)
+        run.console.event(line)
+
+
+def _finish(run: _Run, fault: str | None) -> Outcome:
     """The last state is saved where it is good; what a run leaves at its end, and how it ended."""
     _write(run)
     if fault is None:
@@ -431,8 +460,9 @@ def _finish(run: _Run, fault: str | None, artifacts: bool) -> Outcome:
     preempted = signal.SIGTERM in run.stop.agreed
     if done == 0:
         run.console.event("ended before the first step; the same command begins anew")
-    elif artifacts and not preempted:
+    elif run.artifacts and not preempted:
         _leave(run, export=fault is None)
+    _draw(run)
     if fault is not None:
         good = run.checkpoints.newest_step()
         kept = f"the checkpoint of step {good} is good" if good else "there is no checkpoint yet"
@@ -456,14 +486,14 @@ def _leave(run: _Run, export: bool) -> None:
     count = jax.jit(lambda ring: replay.clear(ring).fates_U, out_shardings=everywhere)
     ledger = report.ledger(np.asarray(count(run.state.replay)))
     if processes.is_first():
-        files.write_durably(workdir / "ledger.json", json.dumps(ledger, indent=2) + "\n")
+        files.write_durably(workdir / page.LEDGER_FILE, json.dumps(ledger, indent=2) + "\n")
         run.console.close()
         run.console.print(report.final_table(read_metrics(workdir)))
         run.console.print(report.ledger_table(ledger))
     if export:
         _export(run, workdir)
-    what = "ledger.json and the policy (export) are" if export else "ledger.json is"
-    run.console.event(f"{what} in {run.mirror.root}")
+    what = "the policy (export), " if export else ""
+    run.console.event(f"{what}{page.LEDGER_FILE} and {page.PAGE} are in {run.mirror.root}")
 
 
 def _export(run: _Run, workdir: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """A run as curves and tables, from what `read_metrics` gives: one dict a step."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,6 +49,14 @@ def crossing(xs: Sequence[float], ys: Sequence[float], level: float) -> float | 
             return xs[0]
         return xs[i - 1] + (level - ys[i - 1]) / (y - ys[i - 1]) * (xs[i] - xs[i - 1])
     return None
+
+
+def reincarnation(metrics: Sequence[Metrics], x: str) -> float | None:
+    """Where the mix stage ended: the last step of it, in units of the x axis."""
+    staged = [record for record in metrics if "stage" in record and x in record]
+    pairs = itertools.pairwise(staged)
+    ends = (float(a[x]) for a, b in pairs if a["stage"] == "mix" != b["stage"])
+    return next(ends, None)
 
 
 def final_table(metrics: Sequence[Metrics]) -> RenderableType:

@@ -38,7 +38,7 @@ def numbers(metrics: Metrics) -> dict[str, float]:
 
 def table(rows: Rows) -> dict[str, list]:
     """Samples as columns and data, all as text."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = list(dict.fromkeys(name for row in rows for name in row if name != "tokens"))
     return {"columns": columns, "data": [[str(row.get(n, "")) for n in columns] for row in rows]}
 
 
@@ -70,7 +70,8 @@ class TensorBoard:
 
     def samples(self, step: int, rows: Rows) -> None:
         for i, row in enumerate(rows[:_SHOWN]):
-            lines = "\n".join(f"{name}: {value}" for name, value in row.items())
+            shown = (f"{name}: {value}" for name, value in row.items() if name != "tokens")
+            lines = "\n".join(shown)
             self._writer.add_text(f"sample_{i}", f"```\n{lines}\n```", step)
 
     def close(self) -> None:

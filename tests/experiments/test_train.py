@@ -84,9 +84,14 @@ def test_the_real_main_trains_and_leaves_everything(tmp_path):
     assert "step 3: reincarnation" in done.stdout
     assert "held-out at step 3" in done.stdout
     assert "generated in all" in done.stdout
-    assert f"ledger.json and the policy (export) are in {workdir}\n" in done.stdout
-    assert done.stdout.endswith(f"the figures are in {workdir}/figures\n")
-    assert [path.name for path in (workdir / "figures").iterdir()] == ["overview.png"]
+    end = f"the policy (export), ledger.json and report.html are in {workdir}\n"
+    assert done.stdout.endswith(end)
+    report = (workdir / "report.html").read_text().partition('id="data">')[2]
+    (shown,) = json.loads(report.partition("</script>")[0])["runs"]
+    assert shown["steps"] == [0, 1, 2, 3]
+    assert shown["ledger"] == json.loads((workdir / "ledger.json").read_text())
+    assert shown["preset"]["name"] == "arithmetic_remix_ppo.py"
+    assert ["steps", 76, 3] in shown["preset"]["changed"]
     assert "\x1b" not in done.stdout
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
@@ -120,14 +125,23 @@ def test_every_figure_a_practitioner_watches_is_recorded(finished):
 def test_samples_say_what_was_answered(finished):
     config, workdir, _ = finished
     samples = [json.loads(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
-    assert {sample["step"] for sample in samples} == set(range(1, 7))
+    held_out = [(sample["step"], sample.get("held_out")) for sample in samples]
+    assert set(held_out) >= {(step, set_) for step in range(7) for set_ in ("chain3", "chain4")}
+    training = [sample for sample in samples if "held_out" not in sample]
+    assert {sample["step"] for sample in training} == set(range(1, 7))
+    assert {sample["age"] for sample in training if sample["step"] == 3} == {0, 1, 2}
     for sample in samples:
         assert sample["problem"].endswith("=")
         assert sample["prompt"].startswith("<|user|>")
         assert len(sample["answers"]) == 1
-        assert sample["parts"] == {"math": sample["reward"]}
-        assert sample["reward"] == float(sample["verdict"] == "match")
+    for sample in training:
         assert sample["mean_ratio"] == pytest.approx(1, abs=0.2)
+        assert "".join(sample["tokens"]["text"]).startswith(sample["response"].rstrip())
+        lengths = {len(numbers) for numbers in sample["tokens"].values()}
+        assert lengths == {sample["response_length"]}
+        if sample["age"] == 0:
+            assert sample["parts"] == {"math": sample["reward"]}
+            assert sample["reward"] == float(sample["verdict"] == "match")
     assert any("\\boxed{" in sample["response"] for sample in samples)
     assert (
         schedule.planned_rollouts(config)

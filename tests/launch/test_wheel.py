@@ -48,9 +48,10 @@ def test_a_wheel_has_every_module_and_nothing_else(wheel):
     files = [path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.is_file()]
     modules = {str(path.relative_to(ROOT)) for path in files if path.suffix == ".py"}
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert names == modules | {f"{name}/py.typed" for name in PACKAGES}
-    others = [path.name for path in files if path.suffix not in (".py", ".pyc")]
-    assert others == ["py.typed"] * len(PACKAGES), "data of a package: name it in setup.py"
+    data = {f"{name}/py.typed" for name in PACKAGES} | {"remix_jax/run/report.html"}
+    assert names == modules | data
+    others = {str(p.relative_to(ROOT)) for p in files if p.suffix not in (".py", ".pyc")}
+    assert others == data, "data of a package: name it in setup.py"
 
 
 def test_a_wheel_says_what_it_needs(wheel):

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from remix_jax.learner.state import fault_names, reincarnate
+from remix_jax.learner.step import SHOWN, SHOWN_REPLAYED
 from remix_jax.rl import replay, schedules
 from remix_jax.types import positions, token_mask
 from tests.learner.tiny import (
@@ -138,7 +139,7 @@ def test_learning_phase_is_the_equations(kl):
         sampled = fresh.replace(
             behav_logp_BT=fresh.behav_logp_BT + jnp.asarray(shift_T).reshape(1, -1)
         )
-        state, metrics = advance(learner, state, config, step, sampled)
+        state, metrics = advance(learner, state, config, step, sampled, shown=(3, 1))
         used = np.asarray(state.replay.rows.used_B) > np.asarray(0)
         rows = state.replay.rows
         was = np.asarray(before.replay.rows.used_B)
@@ -168,6 +169,29 @@ def test_learning_phase_is_the_equations(kl):
         if expected_critic is not None:
             assert_learned_alike(state.critic_params, expected_critic, atol=2e-4)
         chex.assert_trees_all_equal(state.prev_params, before.params)
+        check_shown(host(metrics["shown"]), config, fresh, chosen, age, before.params)
+
+
+def check_shown(shown, config, fresh, chosen, age, params):
+    """Rows 3 and 1 of the fresh ones, and the first of each replayed group, with the numbers of
+    their tokens under the parameters of the only mini-batch."""
+    np.testing.assert_array_equal(shown["tokens_KS"][:2], fresh.tokens_BS[jnp.array([3, 1])])
+    logp, entropy = plain_logps(params, chosen)
+    ratio = np.exp(np.asarray(logp) - np.asarray(chosen.behav_logp_BT))
+    replayed = [k for k in range(SHOWN, SHOWN + SHOWN_REPLAYED) if shown["age_K"][k] > 0]
+    assert len(replayed) == min(SHOWN_REPLAYED, (age > 0).sum() // config.group_size)
+    for k in (0, 1, *replayed):
+        same = (np.asarray(chosen.tokens_BS) == shown["tokens_KS"][k]).all(axis=1)
+        (b,), n = np.flatnonzero(same), shown["response_len_K"][k]
+        assert shown["age_K"][k] == age[b]
+        assert shown["reward_K"][k] == chosen.reward_B[b]
+        for name, expected in (
+            ("ratio", ratio),
+            ("entropy", entropy),
+            ("logp", chosen.behav_logp_BT),
+        ):
+            got = shown[f"{name}_KT"][k, :n]
+            np.testing.assert_allclose(got, expected[b, :n], rtol=1e-3, atol=1e-5)
 
 
 def test_imitation_adds_the_log_likelihood_of_successes():

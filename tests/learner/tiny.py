@@ -142,11 +142,12 @@ def stage_of(config: Config, step: int) -> Stage:
     return stages(config)[stage_at(config, step)]
 
 
-def advance(learner, state, config, step, rows=None, expert=None):
+def advance(learner, state, config, step, rows=None, expert=None, shown=()):
     """One learning phase."""
     rows = fresh_rows(config, state, step) if rows is None else rows
     stage = stage_of(config, step)
-    return learn(state, rows, step_inputs(config, step), expert, learner=learner, stage=stage)
+    inputs = step_inputs(config, step, shown)
+    return learn(state, rows, inputs, expert, learner=learner, stage=stage)
 
 
 def host(tree):

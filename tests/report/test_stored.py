@@ -30,16 +30,16 @@ def run(*flags):
 
 
 def test_one_command_draws_stored_results_again(tmp_path):
-    done = run(f"--results={RESULTS / 'prefix'}", f"--out={tmp_path}")
+    done = run(str(RESULTS / "prefix"), f"--out={tmp_path}")
     assert done.returncode == 0, done.stderr
     stored = {path.name: path for path in (RESULTS / "prefix").iterdir()}
     assert {path.name for path in tmp_path.iterdir()} == set(stored)
     again, before = (imread(p)[..., :3] for p in (tmp_path / "prefix.png", stored["prefix.png"]))
     assert again.shape == before.shape
     assert np.abs(again - before).mean() < 0.02
-    wrong = run(f"--results={tmp_path / 'nothing'}")
+    wrong = run(str(tmp_path / "nothing"))
     assert wrong.returncode == 2
-    assert "no comparison.json, dynamics.json" in wrong.stderr
+    assert "neither a run's metrics.jsonl nor comparison.json, dynamics.json" in wrong.stderr
     assert len(wrong.stderr.strip().splitlines()) == 1
 
 
