@@ -2,6 +2,7 @@
 
     python -m experiments.report runs/mine              # runs/mine/report.html, also while it runs
     python -m experiments.report runs/a runs/b          # report.html: several beside each other
+    python -m experiments.report runs/a --reference=experiments/references/verl_gsm8k_ppo.json
     python -m experiments.report experiments/results    # tables and figures of stored results
 
 A directory with metrics.jsonl is a run's, local or in a bucket; in any other comparison.json,
@@ -11,6 +12,7 @@ dynamics.json, prefix.json and family.json are searched at any depth.
 import contextlib
 import os
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -22,7 +24,7 @@ from remix_jax.run import page
 from remix_jax.sinks.metrics import METRICS_FILE
 
 
-def experiment(*named: str, out: str = "") -> None:
+def experiment(*named: str, out: str = "", references: Sequence[str] = ()) -> None:
     """One page of all that are runs; tables and figures of what the others hold."""
     if not named:
         raise InputError("name directories of runs, or of results")
@@ -32,10 +34,13 @@ def experiment(*named: str, out: str = "") -> None:
         if text not in runs:
             redraw(pathlib.Path(text), out)
     if runs:
-        write_page(runs, out)
+        published = [page.read_reference(pathlib.Path(text).expanduser()) for text in references]
+        write_page(runs, out, published)
 
 
-def write_page(runs: dict[str, directories.Path], out: str = "") -> None:
+def write_page(
+    runs: dict[str, directories.Path], out: str = "", references: Sequence[page.Reference] = ()
+) -> None:
     """The page of these runs: in `out`, else in the run's directory, of several in this one."""
     with contextlib.ExitStack() as held:
         mirrors = {}
@@ -45,7 +50,8 @@ def write_page(runs: dict[str, directories.Path], out: str = "") -> None:
         only = mirrors[name] if len(runs) == 1 and not out else None
         target = only.local if only else pathlib.Path(out)
         target.mkdir(parents=True, exist_ok=True)
-        page.write({name: mirror.local for name, mirror in mirrors.items()}, target / page.PAGE)
+        local = {name: mirror.local for name, mirror in mirrors.items()}
+        page.write(local, target / page.PAGE, references)
     print((only and only.error) or f"{only.root if only else target}/{page.PAGE}")
 
 
@@ -66,4 +72,8 @@ if __name__ == "__main__":
     OUT = flags.DEFINE_string(
         "out", "", "directory for what is written; default: that of the run or the JSON; of runs: ."
     )
-    main.run(lambda *named: experiment(*named, out=OUT.value), takes_arguments=True)
+    REFERENCES = flags.DEFINE_list("reference", [], "published curves to lie beside the runs'")
+    main.run(
+        lambda *named: experiment(*named, out=OUT.value, references=REFERENCES.value),
+        takes_arguments=True,
+    )

@@ -11,18 +11,19 @@ import pathlib
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 
 from remix_jax import config as configs
 from remix_jax import files, schedule
+from remix_jax.errors import InputError
 from remix_jax.run import report
 from remix_jax.run.resume import CONFIG_FILE
 from remix_jax.sinks.console import HELD_OUT
 from remix_jax.sinks.health import RULES
 from remix_jax.sinks.metrics import FILES, SAMPLES_FILE, WARNINGS_FILE, Metrics, read_metrics
-from remix_jax.text import count, percent
+from remix_jax.text import count, one_line, percent
 
 PAGE, LEDGER_FILE, PRESET_FILE = "report.html", "ledger.json", "preset.json"
 READ = (*FILES, CONFIG_FILE, LEDGER_FILE, PRESET_FILE)  # what a page is made of
@@ -32,14 +33,45 @@ _SAMPLE_BYTES = 6 << 20  # of responses in a page
 _STEP = re.compile(rb'\{"step": (\d+)')
 
 
-def write(runs: Mapping[str, pathlib.Path], path: pathlib.Path) -> None:
+class Reference(NamedTuple):
+    """What others reached, as they published it."""
+
+    name: str
+    source: str
+    figures: dict[str, list[list[float]]]  # of our metrics: [fresh rollouts, value], ascending
+
+
+def read_reference(path: pathlib.Path) -> Reference:
+    """A published curve: an object of `name`, `source` and `figures`.
+
+    Raises:
+      InputError: the file is not there, or holds something else.
+    """
+    try:
+        given = json.loads(path.read_text())
+        figures = {k: [[float(x), float(y)] for x, y in v] for k, v in given["figures"].items()}
+        return Reference(str(given["name"]), str(given["source"]), figures)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: no reference ({one_line(error)}); expected an object of name, source and "
+            'figures, as {"eval/mean": [[fresh rollouts, accuracy], ...]}'
+        ) from None
+
+
+def write(
+    runs: Mapping[str, pathlib.Path], path: pathlib.Path, references: Sequence[Reference] = ()
+) -> None:
     """Writes the page of these runs: their names, and their directories.
+
+    Args:
+      references: curves that were published, to lie beside.
 
     Raises:
       InputError: a directory holds no run.
     """
     datas = [data(name, directory) for name, directory in runs.items()]
     content = {"runs": datas, "rules": _rules(), "written": time.strftime("%Y-%m-%d %H:%M")}
+    content["references"] = [each._asdict() for each in references]
     scripts = (
         f'<script type="application/json" id="samples-{i}">{_safe(text)}</script>'
         for i, text in enumerate(samples(d, _SAMPLE_BYTES // len(runs)) for d in runs.values())

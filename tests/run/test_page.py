@@ -13,6 +13,7 @@ from experiments.report import __main__ as command
 from remix_jax import config as configs
 from remix_jax.errors import InputError
 from remix_jax.run import page
+from tests.doc_pages import ROOT
 from tests.run.fake_bucket import bucket
 from tests.run.records import training
 
@@ -280,8 +281,32 @@ def test_the_page_in_a_browser(width, dark, tmp_path):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 def test_a_page_of_two_runs_in_a_browser(tmp_path):
     runs = {name: write_run(tmp_path / name, seed=i) for i, name in enumerate("ab")}
-    page.write(runs, tmp_path / page.PAGE)
+    page.write(runs, tmp_path / page.PAGE, [page.read_reference(published(tmp_path))])
     found = in_browser(tmp_path / page.PAGE, 1280, dark=False)
     assert found["errors"] == []
     assert len(found["first"]) == 6
     assert found["panels"] > 10
+    assert "rollouts" in found["axis"] or "," in found["axis"]
+    text = (tmp_path / "probed.html").read_text()
+    assert "a paper, its page 3" in text
+
+
+def published(directory):
+    figures = {"eval/mean": [[0, 0.1], [1000, 0.3], [2000, 0.5], [10**6, 0.9]]}
+    file = directory / "published.json"
+    given = {"name": "they", "source": "a paper, its page 3", "figures": figures}
+    file.write_text(json.dumps(given))
+    return file
+
+
+def test_published_curves_lie_beside(tmp_path):
+    run, file = write_run(tmp_path / "run"), published(tmp_path)
+    command.experiment(str(run), references=[str(file)])
+    (found,) = json.loads(read(run / page.PAGE)[0].found["data"])["references"]
+    assert found == json.loads(file.read_text())
+    shipped = page.read_reference(ROOT / "experiments/references/verl_gsm8k_ppo.json")
+    assert shipped.figures["eval/mean"][2] == [7680, 0.458]
+    for text in ('{"name": "x"}', "[]", '{"name": "", "source": "", "figures": {"a": [1]}}', "{"):
+        file.write_text(text)
+        with pytest.raises(InputError, match=r"published\.json: no reference \(.*expected an obj"):
+            page.read_reference(file)
