@@ -4,6 +4,7 @@ All of it comes from the files of a run's directory, so it can be made while the
 curves are drawn by the page's own script (report.html beside this file) from the data in it.
 """
 
+import contextlib
 import html
 import json
 import math
@@ -93,15 +94,18 @@ def data(name: str, directory: pathlib.Path) -> dict[str, Any]:
       InputError: the directory holds no run.
     """
     metrics = read_metrics(directory)
-    config = configs.from_json((directory / CONFIG_FILE).read_text(), directory / CONFIG_FILE)
-    planned = {"steps": config.steps, "rollouts": schedule.planned_rollouts(config)}
+    config = json.loads((directory / CONFIG_FILE).read_text())
+    planned = {"steps": config["steps"], "rollouts": None}
+    with contextlib.suppress(InputError):  # of another version
+        known = configs.from_json(json.dumps(config))
+        planned["rollouts"] = schedule.planned_rollouts(known)
     warned = [line for _, line in _lines(directory / WARNINGS_FILE)]
     ledger = directory / LEDGER_FILE
     shown = _thinned(metrics)
     keys = dict.fromkeys(key for step in shown for key in step if key not in ("step", "stage"))
     return {
         "name": name,
-        "headline": headline(metrics, config.steps, {line["rule"] for line in warned}),
+        "headline": headline(metrics, config["steps"], {line["rule"] for line in warned}),
         "planned": planned,
         "steps": [step["step"] for step in shown],
         "series": {key: [_figure(step.get(key)) for step in shown] for key in keys},
@@ -112,8 +116,9 @@ def data(name: str, directory: pathlib.Path) -> dict[str, Any]:
             if line["rule"] in RULES
         ],
         "findings": _findings(warned),
+        "checked": (directory / WARNINGS_FILE).exists(),
         "ledger": json.loads(ledger.read_text()) if ledger.exists() else None,
-        "config": _flat(configs.to_json(config)),
+        "config": _flat(config),
         "preset": _difference(config, directory / PRESET_FILE),
     }
 
@@ -213,19 +218,18 @@ def _rules() -> list[dict[str, Any]]:
     ]
 
 
-def _flat(text: str) -> dict[str, Any]:
-    return flax.traverse_util.flatten_dict(json.loads(text), sep=".")
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    return flax.traverse_util.flatten_dict(config, sep=".")
 
 
-def _difference(config: configs.Config, preset: pathlib.Path) -> dict[str, Any]:
+def _difference(config: dict[str, Any], preset: pathlib.Path) -> dict[str, Any]:
     """[field, value of the preset, value] where they differ; without a preset, of the defaults."""
-    name, base = "the defaults", configs.to_json(configs.Config())
+    found = {"name": "the defaults", "config": json.loads(configs.to_json(configs.Config()))}
     if preset.exists():
         found = json.loads(preset.read_text())
-        name, base = found["name"], json.dumps(found["config"])
-    was, now = _flat(base), _flat(configs.to_json(config))
+    was, now = _flat(found["config"]), _flat(config)
     changed = [[k, was.get(k), value] for k, value in now.items() if was.get(k) != value]
-    return {"name": name, "changed": changed}
+    return {"name": found["name"], "changed": changed}
 
 
 def _safe(text: str) -> str:

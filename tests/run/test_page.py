@@ -157,6 +157,10 @@ def test_a_page_of_a_run_that_goes_on(tmp_path):
     assert found["ledger"] is None
     assert found["preset"]["name"] == "the defaults"
     assert len(json.loads(scripts.found["samples-0"])) == len(SAMPLES)
+    assert page.data("run", run)["planned"]["rollouts"] == 6144
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"of another version": 1}))
+    assert page.data("run", run)["planned"] == {"steps": 40, "rollouts": None}
     for name in ("metrics.jsonl", "samples.jsonl", "warnings.jsonl"):
         (run / name).write_text("")
     assert page.data("run", run)["steps"] == []
