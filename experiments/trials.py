@@ -30,6 +30,7 @@ from experiments.report.results import Tuned
 from remix_jax import config as configs
 from remix_jax import config_rules, schedule
 from remix_jax.config import Config
+from remix_jax.data import tasks
 from remix_jax.errors import InputError
 from remix_jax.learner.state import static_of
 from remix_jax.run import loop, report
@@ -207,10 +208,11 @@ def map_in_processes(
 
 def about(config: Config, seconds: float, workers: int) -> dict[str, str]:
     """What a result was made with: command, commit, hardware, versions, time."""
+    train = tasks.parse(config.data.train)
     return {
         "command": " ".join(["python -m", *_command()]),
         "commit": _commit(),
-        "task": pathlib.PurePath(config.data.train).parent.parent.name,
+        "task": train.generator or pathlib.PurePath(train.path).parent.parent.name,
         "rollouts": f"{schedule.planned_rollouts(config):,} fresh a run",
         "hardware": f"{os.cpu_count()} cores, {_processor()}; {jax.devices()[0].device_kind}",
         "versions": f"Python {platform.python_version()}, jax {jax.__version__}",

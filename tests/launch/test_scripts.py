@@ -115,6 +115,10 @@ def test_an_installation_that_fails_is_tried_again(tmp_path):
         (("launch/gpu.sh", "--slurm", "--nodes=2", "--gpus=4", "--dry_run", *TRAIN), [
             "sbatch", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=4", "srun", "requeue",
         ]),
+        (("launch/smollm2.sh", "--dry_run", "--gguf=F", "--workers=3", "--", "--rollouts=9"), [
+            "smollm2.prepare", "--gguf=F", "smollm2.examples", "experiments.sft",
+            "experiments.compare", "--workers=3", "--rollouts=9", "smollm2.survey",
+        ]),
     ],
 )  # fmt: skip
 def test_a_dry_run_prints_every_command_and_runs_none(arguments, expected):
@@ -137,6 +141,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(arguments, expected):
         ((*POD, "--type=v6e-8", "--dry_run"), "nothing to train"),
         (("launch/gpu.sh", "--nodes=x", *TRAIN), "are counts"),
         (("launch/gpu.sh", "--what"), "unknown option --what"),
+        (("launch/smollm2.sh", "--workers=0"), "are counts"),
     ],
 )
 def test_wrong_options_are_refused(arguments, message):
