@@ -31,6 +31,7 @@ from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.models.lora import by_layer, joined
 from remix_jax.rewards import Scorer
+from remix_jax.rl import family
 from remix_jax.run.setup import check_sizes, config_plan, decoding, state_bytes
 from remix_jax.sinks import health
 from remix_jax.sinks.console import Console
@@ -178,8 +179,11 @@ def backward_bytes(learner: Learner, state: TrainState, micro: int) -> int:
     batch = jax.eval_shape(lambda: batch_of(kept_rows(empty_rows(micro, *slots))))
     one = jax.ShapeDtypeStruct((), jnp.float32)
 
+    names = family.scheduled(learner.static.method, (), 1, 1, 1)
+
     def kept(frozen, params, batch, weight, count):
-        terms, batch = losses.minibatch_terms(learner, joined(frozen, params), batch, weight)
+        numbers = dict.fromkeys(names, weight)
+        terms, batch = losses.minibatch_terms(learner, joined(frozen, params), batch, numbers)
         given = learner, packing.alone(batch), batch, terms, weight, count, 1
 
         def loss(params):

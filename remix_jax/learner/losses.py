@@ -19,12 +19,12 @@ from remix_jax.learner.state import Learner, Static
 from remix_jax.models import packing, scoring
 from remix_jax.models.packing import Pass
 from remix_jax.rl import constraints, family, masked, objectives
-from remix_jax.rl.off_policy import Terms
+from remix_jax.rl.off_policy import Params, Terms
 from remix_jax.types import Batch, Rows
 
 
 def minibatch_terms(
-    learner: Learner, params: dict, mini: Batch, params_of_method
+    learner: Learner, params: dict, mini: Batch, params_of_method: Params
 ) -> tuple[Terms, Batch]:
     """The numbers that the method's loss reads, its statistics of the whole mini-batch among them.
 

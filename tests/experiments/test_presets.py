@@ -209,3 +209,10 @@ def test_a_model_that_nothing_describes_is_named(tmp_path):
     config.passes = 0
     with pytest.raises(InputError, match=r"config\.passes = 0"):
         planned(config)
+
+
+def test_a_method_with_numbers_of_its_own_is_planned():
+    config = remix_grpo_1p5b.get_config()
+    config.objective.method, config.objective.aggregation = "gspo", "seq-mean-token-mean"
+    config.objective.method_params = ("low=1e-3",)
+    assert "GSPO, low 0.001, high 0.0004" in planned(config)

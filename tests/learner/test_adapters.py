@@ -30,6 +30,7 @@ from tests.learner.tiny import (
     grouped,
     host,
     make_config,
+    numbers,
     score,
     stage_of,
     start,
@@ -139,7 +140,7 @@ def test_every_method_has_a_gradient_of_adapters(name):
     @jax.jit
     def gradient(adapters, frozen):
         whole = functools.partial(lora.joined, frozen)
-        terms, mini = losses.minibatch_terms(learner, whole(adapters), batch, 0.5)
+        terms, mini = losses.minibatch_terms(learner, whole(adapters), batch, numbers(config, 0.5))
         given = learner, packing.alone(mini), mini, terms, 1.0, 8.0, 4
         return jax.grad(lambda own: losses.policy_loss(whole(own), *given)[0])(adapters)
 

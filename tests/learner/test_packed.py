@@ -11,7 +11,7 @@ from remix_jax.learner import losses
 from remix_jax.models import packing, scoring
 from remix_jax.rl import masked, off_policy
 from remix_jax.types import batch_of, empty_rows, kept_rows
-from tests.learner.tiny import POLICY, P, T, V, grouped, make_config, start
+from tests.learner.tiny import POLICY, P, T, V, grouped, make_config, numbers, start
 
 pack = jax.jit(packing.pack, static_argnums=1)
 S = P + T - 1
@@ -154,7 +154,7 @@ def test_gradients_of_packed_rows_are_those_of_padded_ones(case):
 
     @functools.partial(jax.jit, static_argnums=0)
     def of_pass(n, number):
-        terms, mini = losses.minibatch_terms(learner, state.params, batch, 0.1)
+        terms, mini = losses.minibatch_terms(learner, state.params, batch, numbers(config, 0.1))
         held = packing.take(packing.pack(mini, n), mini, number, n)
         mini = off_policy.zero_unknown(mini.replace(valid_B=mini.valid_B & held.here_B))
         given = (learner, held, mini)

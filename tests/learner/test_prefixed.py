@@ -90,7 +90,7 @@ def test_a_prefix_enters_loss_and_gradient_as_context_alone():
     prefix_len_B = rng.integers(1, P, n)
     adv_BT = jnp.asarray(rng.normal(size=(n, T)), jnp.float32)
     batch = batch_of(rows, adv_BT=adv_BT)
-    terms, _ = losses.minibatch_terms(learner, state.params, batch, jnp.zeros(()))
+    terms, _ = losses.minibatch_terms(learner, state.params, batch, {})
     count = rows.response_len_B.sum().astype(jnp.float32)
     ours = jax.value_and_grad(
         lambda params: losses.policy_loss(

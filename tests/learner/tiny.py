@@ -142,6 +142,11 @@ def stage_of(config: Config, step: int) -> Stage:
     return stages(config)[stage_at(config, step)]
 
 
+def numbers(config: Config, value: float) -> dict[str, float]:
+    """Parameters of the config's method, all of them the same."""
+    return dict.fromkeys(step_inputs(config, 1).method_params_M, value)
+
+
 def advance(learner, state, config, step, rows=None, expert=None, shown=()):
     """One learning phase."""
     rows = fresh_rows(config, state, step) if rows is None else rows
