@@ -19,7 +19,10 @@ from tests import doc_pages
 from tests.sinks.step_figures import EVALUATED, step
 
 PAGE = "docs/trackers.md"
-SAMPLES = [{"prompt": "1 + 1", "response": "2", "reward": 1.0}, {"prompt": "a", "extra": None}]
+SAMPLES = [
+    {"prompt": "1 + 1", "response": "2", "reward": 1.0, "tokens": {"text": ["no"], "ratio": [1.0]}},
+    {"prompt": "a", "extra": None},
+]
 
 
 def about(directory, history=()):
