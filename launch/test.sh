@@ -9,5 +9,5 @@ source launch/setup.sh
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 # A worker a core, four at most (each takes some 4 GB); a file's tests stay together, and with them
-# what it compiles.
-exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
+# what it compiles; files in their order, or those of few and long tests would come last.
+exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
