@@ -142,7 +142,7 @@ def differences(config: Config, whole: pathlib.Path, other: pathlib.Path) -> lis
     """What of two finished runs is not equal to the last bit."""
     found = [
         name
-        for name in ("samples.jsonl", "ledger.json", "export/model.safetensors")
+        for name in ("samples.jsonl", "warnings.jsonl", "ledger.json", "export/model.safetensors")
         if (whole / name).read_bytes() != (other / name).read_bytes()
     ]
     if _metrics(whole) != _metrics(other):

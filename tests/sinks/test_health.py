@@ -1,5 +1,6 @@
 """What a run says is wrong with it: each rule on a record that breaks it, none on a healthy one."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -9,6 +10,7 @@ import pytest
 from remix_jax.data.problems import Problem
 from remix_jax.data.tasks import ProblemSet
 from remix_jax.sinks import health
+from remix_jax.sinks.metrics import FILES, Record, cut, read_metrics
 from tests.sinks.step_figures import step
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent.parent / "docs"
@@ -76,6 +78,35 @@ def test_step_1_and_the_last_step_are_checked_and_what_lasts_is_new_once():
     ]  # fmt: skip
     again = told(run[6:], last=12, history=run[:6])
     assert [each[::3] for each in again] == [each[::3] for each in found[1:]]
+
+
+def test_a_run_that_continues_writes_what_an_unbroken_one_writes(tmp_path):
+    """Killed in step 19, it goes on from the checkpoint of step 14: within a window."""
+    run = [
+        step(k, **HEALTHY | {"truncated_rate": 0.6, "ess": 0.3 + 0.05 * k}) for k in range(1, 31)
+    ]
+
+    def write(directory, records):
+        with contextlib.closing(Record(directory)) as record:
+            watch = health.Health(
+                read_metrics(directory), 30, lambda at, f, _: record.warning(at, *f)
+            )
+            for figures in map(dict, records):
+                at = figures.pop("step")
+                for sink in (record, watch):
+                    sink.samples(at, SAMPLES)
+                    sink.write(at, figures)
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    write(whole, run)
+    write(broken, run[:19])
+    assert cut(broken, 14) is None
+    write(broken, run[14:])
+    for name in FILES:
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    assert len((whole / "warnings.jsonl").read_text().splitlines()) == 6
 
 
 def test_entropy_may_fall_where_the_policy_is_right():
