@@ -2,31 +2,25 @@ r"""Mathematical equality: structure here, scalars by math-verify's LaTeX gramma
 
 Runs only in the workers of a GraderPool. Only the grammar sees text, never math-verify's extraction
 of plain expressions: that one calls sympy's `parse_expr`, which is `eval`. `answers.screen` stands
-before this, `forbid_evaluation` around it.
+before this, `walls.forbid_evaluation` around it.
 """
 
-import encodings
-import fractions
 import itertools
-import os
-import pathlib
 import re
-import resource
-import sys
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import NamedTuple
 
 import sympy
 from latex2sympy2_extended import latex2sympy2 as grammar
 from math_verify.grader import should_treat_as_complex
-from sympy.integrals import manualintegrate  # noqa: F401  (compiles text when it is imported)
 from sympy.matrices import MatrixBase
-from sympy.parsing import sympy_parser
-from sympy.polys import monomials
 
-from math_grader import answers
+from math_grader import answers, notation, walls
 
-_AND_OR = re.compile(r"(?<![A-Za-z\\]),?\s*(?:and|or)\s*(?![A-Za-z])")
+_AND, _OR, _AND_OR = (
+    re.compile(rf"(?<![A-Za-z\\]),?\s*(?:{word})\s*(?![A-Za-z])")
+    for word in ("and", "or", "and|or")
+)
 _GROUPED = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _TOKEN = re.compile(
     r"\\(?:begin|end)\{[A-Za-z]*\}|\\(?:leq|geq|leqslant|geqslant|le|ge|lt|gt|cup|in|mid)(?![A-Za-z])"
@@ -39,7 +33,10 @@ _NAME = re.compile(
 _NAMES = re.compile(rf"\((?:{_NAME.pattern})(?:, ?(?:{_NAME.pattern}))+\)")  # (x,y) = (1,2)
 _LESS = {"<": "(", r"\lt": "(", r"\le": "[", r"\leq": "[", r"\leqslant": "[", "<=": "["}
 _MORE = {">": "<", r"\gt": "<", r"\ge": "<=", r"\geq": "<=", r"\geqslant": "<=", ">=": "<="}
+_CONDITIONS = frozenset(("relation", "union", "intersection", "equation", "()", "(]", "[)", "[]"))
 _CONSTANTS = frozenset(("e", "i", r"\pi", r"\infty"))
+_SETS = frozenset(("relation", "union", "intersection", "difference"))
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 _MAX_ITEMS = 64
 
 _FUNCTION_POWER = re.compile(  # \sin^2(x): no product of 2 and x
@@ -49,7 +46,6 @@ _FUNCTION_POWER = re.compile(  # \sin^2(x): no product of 2 and x
 _FACTOR = re.compile(r"(?<=[0-9)])(?=\()|(?<=\))(?=[0-9]|\\frac)")
 _FRACTIONS = re.compile(r"(\\frac\{[^{}]*\}\{[^{}]*\})(?=\\frac)")
 _MIXED = re.compile(r"(?<![0-9A-Za-z.}])([0-9]+) ([0-9]+)/([0-9]+)(?![0-9A-Za-z.])")
-_NUMERAL = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?|\.[0-9]+")
 _JUXTAPOSED = re.compile(r"[0-9.] +[0-9.]")
 _SUBSCRIPTED = re.compile(r"[0-9)}]\s*_")
 _LOG_BASE = re.compile(r"(\\log_)([0-9a-z])")  # \log_2 8: not the product 2 8
@@ -57,32 +53,20 @@ _NORMALIZATION = grammar.NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none"
 )
 _CONVERSION = grammar.ConversionConfig(lowercase_symbols=False)  # R and r are two radii
+_PERCENT = re.compile(r"\\?%$")
 _DIGITS = 60  # compared where no exact method applies
-
-_HARMLESS = answers.words_of(  # events of computing, of importing and of the end of a process
-    "import os.listdir os.scandir builtins.id array.__new__ object.__getattr__ sys._getframe "
-    "cpython._PySys_ClearAuditHooks cpython._PyInterpreterState_Clear"
-)
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
-_IMPORT_SYSTEM = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
-_INSTALLED = tuple(
-    f"{pathlib.Path(module.__file__ or '').parents[1]}{os.sep}" for module in (sympy, encodings)
-)
-
-
-class EvaluationError(RuntimeError):
-    """Text of an answer was about to be executed."""
 
 
 class Shape(NamedTuple):
     """One level of an answer."""
 
     # "scalar", "list" (no brackets), "()" "[]" "(]" "[)" (tuples and intervals), "{}", "union",
-    # "equation" and "relation" (of their sides), "long" (more than 64 items: equal as text alone).
+    # "intersection" and "difference" (of sets), "equation" and "relation" (of their sides), "long"
+    # (more than 64 items: equal as text alone).
     kind: str
     text: str
     items: tuple["Shape", ...] = ()
-    name: str = ""  # an interval's variable, if it was written as an inequality; operators
+    name: str = ""  # a variable, of intervals written as inequalities, or operators; of a list "or"
 
 
 def comparison() -> Callable[[tuple[str, str]], bool]:
@@ -95,55 +79,8 @@ def comparison() -> Callable[[tuple[str, str]], bool]:
         return _equal(*map(_read, pair))
 
     equivalent((r"\frac{(x+1)^2}{\sqrt{3}}", r"\frac{1+2x+x^2}{\sqrt{3}}"))
-    forbid_evaluation()
+    walls.forbid_evaluation()
     return equivalent
-
-
-def forbid_evaluation() -> None:
-    """From here on this process computes, imports installed modules, and does nothing else.
-
-    Cannot be undone. An audit hook refuses every event of the interpreter that is not on a short
-    list (docs/grading.md). Compiled and marshalled code passes where the import system itself asks
-    for it and it lies in the installation. What raises no event is left to the kernel: no byte goes
-    into a file (RLIMIT_FSIZE).
-
-    sympy's own parser of strings, which the LaTeX grammar calls for every numeral (sympy.Number ->
-    sympify -> parse_expr -> eval), reads decimal numerals and nothing else. The functions of
-    monomials that it would write and compile are taken in their plain form.
-    """
-    sys.dont_write_bytecode = True
-    for name in ("parse_expr", "eval_expr", "stringify_expr"):
-        setattr(sympy_parser, name, _numeral)
-    monomials.MonomialOps._build = _monomial_operation
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    sys.addaudithook(_audit)
-
-
-def _numeral(text: str, *_args, **_kwargs) -> sympy.Rational:
-    """The exact value of a decimal numeral, in the place of sympy's `parse_expr`."""
-    if not isinstance(text, str) or not _NUMERAL.fullmatch(text):
-        raise EvaluationError("text for sympy's parser of Python expressions")
-    return sympy.Rational(*fractions.Fraction(text).as_integer_ratio())
-
-
-def _monomial_operation(_self, _code: str, name: str) -> Callable:
-    """What sympy would compile from text for a number of variables, in its plain form."""
-    if name == "monomial_mulpow":
-        return lambda a, b, k: tuple(x + y * k for x, y in zip(a, b, strict=True))
-    return getattr(monomials, name)
-
-
-def _audit(event: str, args: tuple) -> None:
-    passes = event in _HARMLESS
-    if event == "open":  # path, mode (None of os.open), flags
-        passes = isinstance(args[2], int) and not args[2] & _WRITING
-    elif event in ("compile", "exec", "marshal.loads"):
-        passes = sys._getframe(1).f_code.co_filename in _IMPORT_SYSTEM
-        if event != "marshal.loads":  # of a .pyc; what comes out of it is executed next
-            path = args[1] if event == "compile" else args[0].co_filename
-            passes = passes and isinstance(path, str) and path.startswith(_INSTALLED)
-    if not passes:
-        raise EvaluationError(event)
 
 
 # Structure
@@ -151,13 +88,19 @@ def _audit(event: str, args: tuple) -> None:
 
 def _read(text: str) -> Shape:
     """The structure of a cleaned answer without its unit."""
+    for word, kind in ((_OR, "union"), (_AND, "intersection")):
+        parts = tuple(map(_read, word.split(text))) if word.search(text) else ()
+        stated = any(part.kind == "relation" or part.name for part in parts)
+        if stated and {part.kind for part in parts} <= _CONDITIONS:
+            return Shape(kind, text, parts)
+    either = "or" if _OR.search(text) else ""
     text = _AND_OR.sub(",", text.strip())
     ungrouped = _GROUPED.sub(lambda group: group[0].replace(",", ""), text)
     if not re.search(r"[,(\[]", ungrouped):  # x = 1,234
         text = ungrouped
     pieces, operators = _split(text, {",", ";"})
     if operators and (len(pieces) > _MAX_ITEMS or all(pieces)):
-        return _items("list", text, pieces)
+        return _items("list", text, pieces)._replace(name=either)
     member = _split(text, {r"\in"})[0]
     if len(member) == 2 and _NAME.fullmatch(member[0]):
         return _read(member[1])
@@ -168,6 +111,9 @@ def _read(text: str) -> Shape:
     pieces, operators = _split(text, unions)
     if operators and all(pieces):
         return Shape("union", text, tuple(map(_read, pieces)))
+    pieces, operators = _split(text, {r"\setminus"})
+    if len(operators) == 1 and all(pieces):
+        return Shape("difference", text, tuple(map(_read, pieces)))
     if shape := _bounds(text) or _bracketed(text):
         return shape
     if text.count(r"\pm") != 1 or r"\mp" in text:
@@ -187,12 +133,14 @@ def _scalars(texts: Iterable[str]) -> tuple[Shape, ...]:
 
 
 def _bounds(text: str) -> Shape | None:
-    """2 < x < 5 is an interval; x < 5 and 5 > x are the same relation, and no interval."""
-    sides, operators = _split(text, _LESS.keys() | _MORE.keys())
+    """2 < x < 5 and 5 > x > 2 are an interval; x < 5 and 5 > x the same relation."""
+    sides, operators = _split(text, _LESS.keys() | _MORE.keys() | {r"\ne"})
     if not operators or not all(sides):
         return None
-    if len(sides) == 2 and operators[0] in _MORE:
-        sides, operators = sides[::-1], [_MORE[operators[0]]]
+    if operators == [r"\ne"]:
+        return Shape("relation", text, _scalars(sides), "!=")
+    if _MORE.keys() >= set(operators):
+        sides, operators = sides[::-1], [_MORE[operator] for operator in operators[::-1]]
     if len(operators) > 2 or not _LESS.keys() >= set(operators):
         return None
     opened = [_LESS[operator] for operator in operators]
@@ -212,6 +160,8 @@ def _bracketed(text: str) -> Shape | None:
         depths = list(itertools.accumulate(_step(t) for t in _TOKEN.findall(inner)))
         if min(depths) < 0 or depths[-1] != 0:  # a bracket of the inner text closes the first one
             continue
+        if opening == "\\{" and (described := _described(text, inner)):
+            return described
         pieces, _ = _split(inner, {",", ";"})
         kind = (opening + closing).replace("\\", "")
         if len(pieces) > _MAX_ITEMS or (len(pieces) > 1 and all(pieces)):
@@ -219,6 +169,16 @@ def _bracketed(text: str) -> Shape | None:
         if kind in ("()", "[]", "{}"):
             return _read(inner)
     return None
+
+
+def _described(text: str, inner: str) -> Shape | None:
+    """{x | x > 2} and {x in (0,9) : x > 2, x < 5}: where all conditions hold."""
+    sides, _ = _split(inner, {r"\mid", "|", ":"})
+    member = _split(sides[0], {r"\in"})[0]
+    if len(sides) != 2 or len(member) > 2 or not _NAME.fullmatch(member[0]):
+        return None
+    conditions = [*member[1:], *_split(sides[1], {",", ";"})[0]]
+    return Shape("intersection", text, tuple(map(_read, conditions)), member[0])
 
 
 def _step(token: str) -> int:
@@ -254,9 +214,20 @@ def _equal(a: Shape, g: Shape) -> bool:
         return _equal_equations(a, g)
     if kinds == {"scalar"}:
         return _same_scalar(a.text, g.text)
-    if "long" in kinds or len(a.items) != len(g.items):
+    if "long" in kinds:
         return False
-    if kinds <= {"list", "{}"} or kinds == {"union"}:  # in any order
+    if kinds == {"list", "()"}:
+        a, g = _coordinates(a), _coordinates(g)
+    return _equal_items(a, g) or (bool(kinds & _SETS or a.name or g.name) and _same_set(a, g))
+
+
+def _equal_items(a: Shape, g: Shape) -> bool:
+    kinds = {a.kind, g.kind}
+    if len(a.items) != len(g.items) or not a.items:
+        return False
+    relations = {item.kind for item in (*a.items, *g.items)} == {"relation"}
+    # In any order; conditions between commas may be meant as alternatives or together.
+    if kinds <= {"list", "{}"} or kinds == {"union"} or (relations and "list" in kinds):
         left = list(g.items)
         for item in a.items:
             match = next((i for i, other in enumerate(left) if _equal(item, other)), None)
@@ -269,6 +240,84 @@ def _equal(a: Shape, g: Shape) -> bool:
     return all(map(_equal, a.items, g.items))
 
 
+def _coordinates(shape: Shape) -> Shape:
+    """(1,2) of `x = 1, y = 2`, whose names leave no doubt of their order; else the shape itself."""
+    pairs = [_assigned(item) for item in shape.items if item.kind == "equation"]
+    values = {name: value[0] for name, value in pairs if len(value) == 1}
+    names = sorted(values, key=lambda name: name.lstrip("\\"))
+    ordered = len(names) > 1 and ("".join(names) in _ALPHABET or names == ["r", r"\theta"])
+    if shape.kind != "list" or shape.name == "or" or len(names) != len(shape.items) or not ordered:
+        return shape
+    return Shape("()", "", tuple(values[name] for name in names))
+
+
+def _same_set(a: Shape, g: Shape) -> bool:
+    """Whether inequalities, intervals and what is made of them hold the same real numbers."""
+    names: tuple[set[str], set[str]] = (set(), set())
+    ours, theirs = (_parts(_solutions(x, of)) for x, of in zip((a, g), names, strict=True))
+    if len(names[0] | names[1]) > 1 or not ours or len(ours) != len(theirs):
+        return False
+    return all(
+        x[1::2] == y[1::2] and _equal_values(x[0], y[0]) and _equal_values(x[2], y[2])
+        for x, y in zip(ours, theirs, strict=True)
+    )
+
+
+def _parts(numbers: sympy.Set) -> list[tuple]:
+    """(lower end, whether that is left out, upper end, whether left out) of each part, in order."""
+    parts = []
+    for part in numbers.args if isinstance(numbers, sympy.Union) else (numbers,):
+        if isinstance(part, sympy.Interval):
+            parts.append((part.start, part.left_open, part.end, part.right_open))
+        elif isinstance(part, sympy.FiniteSet):
+            parts += [(point, False, point, False) for point in part]
+        else:
+            return []
+    return sorted(parts, key=lambda part: part[0])
+
+
+def _solutions(shape: Shape, names: set[str]) -> sympy.Set:
+    """The real numbers of a shape; `names` takes the variables that it is written with.
+
+    Raises:
+      ValueError: it is no set of numbers, or one with letters in it.
+    """
+    names |= {shape.name} if _NAME.fullmatch(shape.name) else set()
+    if shape.kind in ("union", "intersection", "difference"):
+        parts = [_solutions(item, names) for item in shape.items]
+        make = {"union": sympy.Union, "intersection": sympy.Intersection}
+        return make.get(shape.kind, sympy.Complement)(*parts)
+    if shape.kind in ("()", "(]", "[)", "[]") and len(shape.items) == 2:
+        low, high = _reals(shape.items)
+        return sympy.Interval(low, high, shape.kind[0] == "(", shape.kind[1] == ")")
+    if shape.kind in ("{}", "scalar"):
+        return sympy.FiniteSet(*_reals(shape.items or (shape,)))
+    if shape.kind == "equation":
+        name, (value, *others) = _assigned(shape)
+        if name and not others:
+            names.add(name)
+            return _solutions(value, names)
+    if shape.kind == "relation" and len(shape.items) == 2:
+        left, right = shape.items
+        is_upper = bool(_NAME.fullmatch(left.text)) and left.text not in _CONSTANTS
+        name, bound = (left.text, right) if is_upper else (right.text, left)
+        if _NAME.fullmatch(name) and name not in _CONSTANTS:
+            names.add(name)
+            (value,) = _reals((bound,))
+            if shape.name == "!=":
+                return sympy.Complement(sympy.S.Reals, sympy.FiniteSet(value))
+            low, high = (-sympy.oo, value) if is_upper else (value, sympy.oo)
+            return sympy.Interval(low, high, shape.name == "(", shape.name == "(")
+    raise ValueError("no set of numbers")
+
+
+def _reals(shapes: Sequence[Shape]) -> list[sympy.Expr]:
+    values = [value.doit() for value in _parse_all([notation.clean(x.text) for x in shapes])]
+    if not all(value.is_number and value.is_extended_real for value in values):
+        raise ValueError("no real number")
+    return values
+
+
 def _equal_equations(a: Shape, g: Shape) -> bool:
     (a_name, a_values), (g_name, g_values) = _assigned(a), _assigned(g)
     if a.kind != "equation":
@@ -278,7 +327,7 @@ def _equal_equations(a: Shape, g: Shape) -> bool:
     if len(a.items) != 2 or len(g.items) != 2:
         return False
     # Whether one equation is a constant, not 0, times the other.
-    sides = _parse_all([answers.clean(side.text) for side in (*a.items, *g.items)])
+    sides = _parse_all([notation.clean(side.text) for side in (*a.items, *g.items)])
     difference, target = sides[0] - sides[1], sides[2] - sides[3]
     if not isinstance(difference, sympy.Expr) or not isinstance(target, sympy.Expr):
         return False
@@ -304,11 +353,11 @@ def _assigned(shape: Shape) -> tuple[str, list[Shape]]:
 
 
 def _same_scalar(answer: str, gold: str) -> bool:
-    ours, theirs = answers.clean(answer), answers.clean(gold)
+    ours, theirs = notation.clean(answer), notation.clean(gold)
     decided = answers.same(ours, theirs)
     if decided is not None:
         return decided
-    value, target = _parse_all([ours.rstrip("\\%"), theirs.rstrip("\\%")])
+    value, target = _parse_all([_PERCENT.sub("", text) for text in (ours, theirs)])
     percent = ours.endswith("%")
     if percent == theirs.endswith("%"):
         return _equal_values(value, target)

@@ -28,8 +28,6 @@ from tests.grading import agreement
         ("2y=4x+6", "y=2x+3"),
         ("2<x<5", "(2,5)"),
         (r"3 \ge x", r"x \le 3"),
-        (r"5 \text{ m}", r"5 \text{ cm}"),  # units are not compared, here and in other graders
-        (r"42 \text{ is not it}", "42"),
         (r"x \in [2,5)", r"2\le x<5"),
         (r"\frac{1}{3}x", r"\frac{x}{3}"),
         ("x+y", r"\frac{x^2-y^2}{x-y}"),
@@ -94,10 +92,6 @@ def test_equal(answer, gold):
             r"\begin{pmatrix} 1 \\ \frac{2}{3^{200}} \end{pmatrix}",
         ),
         ("3 4", "7"),  # no mixed number
-        (r"x \le 3", r"(-\infty,3]"),
-        ("5>x>2", "(2,5)"),
-        ("(-∞,3]", r"(-\infty,3]"),
-        (r"a \cdot b \cdot c", "abc"),  # three letters alone are a word
         (r"5 \text{ million}", "5"),
         (r"42 \text{ or } 43", "42"),
         ("3ab", "3"),
@@ -260,16 +254,33 @@ def test_pathological_items_cost_no_sane_verdict():
     assert result.reasons["timeout"] > 0
 
 
-# A pair that one reference grades by its truth, and we do not: 1 234.
-REFUSED = {"g2258"}
+# Both references refuse full-width brackets; no truth is known.
+READ = {"g2985", "g2986"}
 
 
 def test_agreement_with_the_references(goldens):
     rows = agreement.items()
     assert len(rows) > 1600
-    assert [x for x in rows if x.agreed and x.ours.correct is not x.authors] == []
-    differ = [x for x in rows if not x.agreed and x.expected is not None]
-    assert {x.id for x in differ if x.ours.correct is not x.expected} == REFUSED
+    known = [x for x in rows if x.expected is not None]
+    assert [x for x in known if x.ours.correct is not x.expected] == []
+    disputed = [x for x in rows if x.expected is None and x.agreed]
+    assert {x.id for x in disputed if x.ours.correct is not x.authors} == READ
+
+
+def test_forms_and_near_misses_of_known_truth():
+    table = pathlib.Path(__file__).with_name("known_truth.txt").read_text(encoding="utf-8")
+    lines = table.splitlines()[1:]
+    pairs = [
+        (form, gold, mark == "=")
+        for i, gold in enumerate(lines)
+        if i % 3 == 0
+        for mark, forms in (line.split(" ", 1) for line in lines[i + 1 : i + 3])
+        for form in forms.split("  ")
+    ]
+    assert len(pairs) > 600
+    with GraderPool() as pool:
+        verdicts = grade_many([f"\\boxed{{{x[0]}}}" for x in pairs], [x[1] for x in pairs], pool)
+    assert [p for p, v in zip(pairs, verdicts, strict=True) if v.correct is not p[2]] == []
 
 
 def test_the_report_is_current(goldens):

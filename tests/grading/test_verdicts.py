@@ -49,7 +49,6 @@ def verdict(response, answers="42"):
         (r"60^\circ", "60"),
         ("60", r"60^{\circ}"),
         ("10^{16}", 1e16),
-        (r"42\text{ is wrong}", "42"),  # a remark is not read, here and in other graders
         (r"5~\text{cm}", "5"),
         (r"5\ \mathrm{~cm}", "5"),
         (r"9.8 \mathrm{~m} / \mathrm{s}^2", "9.8"),
@@ -91,14 +90,11 @@ def test_equal_answers_match(answer, gold):
         ("42 and 43", "42"),
         (r"42 \text{ or } 43", "42"),
         (r"42\text{ million}", "42"),
-        ("~42", "42"),
-        ("√4", "2"),
         ("42...", "42"),
         (r"3\text{i}", "3"),
         (r"\approx 42", "42"),
         (r"42 \approx 42.0, 43", "42"),  # two answers
         ("thorn", "north"),
-        ("42°", "42"),
         ("0.3333", r"\frac{1}{3}"),
         ("3.61e-10", "0"),
         ("12345678901234567000000", "12345678901234567890123"),
