@@ -203,7 +203,7 @@ def backward_bytes(learner: Learner, state: TrainState, micro: int) -> int:
 
 def _described(path: str, architectures: pathlib.Path) -> pathlib.Path:
     """The directory whose config.json describes the model."""
-    candidates = (pathlib.Path(path), architectures / pathlib.PurePath(path).name)
+    candidates = (pathlib.Path(path).expanduser(), architectures / pathlib.PurePath(path).name)
     for directory in candidates:
         if (directory / MODEL_CONFIG).is_file():
             return directory

@@ -79,7 +79,7 @@ class Section:
 class Model(Section):
     """The policy that is finetuned; the critic starts from the same weights."""
 
-    path: str = ""  # Hugging Face model directory
+    path: str = ""  # Hugging Face model directory, or ORG/NAME on the Hub
     dtype: str = "float32"  # of parameters and products; bfloat16 to evaluate, not to train
     compute_dtype: str = ""  # of matrix products where it is another; sums stay float32
     export_dtype: str = ""  # of the model that a run leaves; empty: that of the parameters

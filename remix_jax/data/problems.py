@@ -1,5 +1,7 @@
 """Rows of JSON, JSON lines, parquet or a prepared TFDS directory in, problems out."""
 
+import ast
+import contextlib
 import dataclasses
 import json
 import math
@@ -246,8 +248,12 @@ def _final(text: str, field: str, gsm8k: bool) -> Any:
         return text.rpartition("####")[2].strip()
     if field == "solution" and (box := (last_box(text)[0] or "").strip()):
         return box
-    # A list of numbers may be an interval or a vector; of texts it is a list of answers.
+    # A list of numbers may be an interval or a vector; of texts, as JSON or Python writes them, it
+    # is a list of answers.
     listed = _parsed(text) if text.lstrip().startswith("[") else None
+    if isinstance(listed, InputError):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            listed = ast.literal_eval(text.strip())
     is_texts = isinstance(listed, list) and listed and all(isinstance(x, str) for x in listed)
     return listed if is_texts else text
 

@@ -6,10 +6,14 @@ dtype (transformers 5). What this decoder does not support is refused by name, n
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
+import re
 from typing import Any
+
+import huggingface_hub
 
 from remix_jax.errors import InputError
 from remix_jax.models.decoder import DecoderConfig, RopeScaling
@@ -17,6 +21,8 @@ from remix_jax.text import one_line
 
 CONFIG = "config.json"
 MARK = ("saved_by", "remix_jax")  # in the config.json of every directory that we saved
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model"]
 ARCHITECTURES = {name: f"{name.title()}ForCausalLM" for name in ("qwen2", "qwen3", "llama")}
 # Fields of `DecoderConfig` that are numbers -> their key in config.json, and of what kind they are.
 _NUMBERS = {
@@ -101,8 +107,14 @@ def config_json(config: DecoderConfig, dtype: str, like: str | os.PathLike | Non
 
 
 def existing_directory(directory: str | os.PathLike) -> pathlib.Path:
-    """`directory` as a path, `InputError` if there is none or it is a run's directory."""
+    """`directory` as a path; ORG/NAME where there is no folder ORG is fetched from the Hub.
+
+    Raises:
+        InputError: there is none, or it is a run's directory.
+    """
     path = pathlib.Path(directory).expanduser()
+    if _HUB_ID.fullmatch(os.fspath(directory)) and not path.parent.exists():
+        return _fetched(os.fspath(directory))
     if (path / "export" / CONFIG).is_file() and not (path / "tokenizer.json").exists():
         raise InputError(f"{path}: is the directory of a run; its model is {path / 'export'}")
     if not path.is_dir():
@@ -111,6 +123,18 @@ def existing_directory(directory: str | os.PathLike) -> pathlib.Path:
             "model.safetensors and tokenizer.json"
         )
     return path
+
+
+@functools.cache
+def _fetched(name: str) -> pathlib.Path:
+    """Where the Hub's cache holds a model; what is there already is not fetched again."""
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # of the network, the Hub or the disk
+        raise InputError(
+            f"{name}: no such model directory, and the Hub does not give it "
+            f"({one_line(error)}); where it does: hf download {name} --local-dir {name}"
+        ) from None
 
 
 def read_json(path: pathlib.Path, missing_ok: bool = False) -> dict:

@@ -236,7 +236,7 @@ def save(
         write_json(scratch / CONFIG, config)
         _write_weights(scratch, {path: arrays[path] for path in shapes}, dtype)
         if like is not None:
-            sources = (pathlib.Path(like).expanduser() / name for name in TOKENIZER_FILES)
+            sources = (existing_directory(like) / name for name in TOKENIZER_FILES)
             for source in filter(pathlib.Path.is_file, sources):
                 shutil.copyfile(source, scratch / source.name)
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +31,27 @@ def refused(function, *args, words, **kwargs):
 
 
 # --- what a damaged or foreign directory says ------------------------------------------------
+
+
+def test_a_model_of_the_hub(copy, tmp_path, monkeypatch):
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append(name)
+        if name != "org/tiny":
+            raise OSError("no\nroute")
+        return str(copy)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    assert huggingface.read_config("org/tiny") == huggingface.read_config(copy)
+    assert huggingface.model_digest("org/tiny") == huggingface.model_digest(copy)
+    assert asked == ["org/tiny"]  # once
+    words = ["org/other: no such model", "no route", "hf download org/other --local-dir org/other"]
+    refused(huggingface.read_config, "org/other", words=words)
+    (tmp_path / "runs").mkdir()  # a folder of one's own: nobody is asked
+    refused(huggingface.read_config, "runs/other", words=["no such model directory"])
+    assert asked == ["org/tiny", "org/other"]
 
 
 def test_missing_directory_and_files(copy, tmp_path):
