@@ -39,7 +39,7 @@ setup(
             *GGUF,
             "pytest>=8",
             "hypothesis>=6.100",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "ruff==0.17.5",
             "mypy==2.4.1",
             "torch==2.13.0",
