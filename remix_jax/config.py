@@ -106,6 +106,7 @@ class Data(Section):
     answer: str = ""  # form of the answer: boxed, hash (####); empty: as the rows ask, else boxed
     instruction: str = ""  # appended to each problem; empty: what the form of the answer asks for
     system_prompt: str = ""  # takes the place of the rows' own; empty: that stays
+    chat_template_kwargs: str = ""  # variables of the chat template, as enable_thinking=false
     prompt_tokens: int = 766  # [P] longer prompts are dropped and counted
     response_tokens: int = 8192  # [P]
 

@@ -7,7 +7,9 @@ directory that TFDS prepared, or `reasoning_gym:NAME`; options follow a "?" (doc
 
 import dataclasses
 import difflib
+import inspect
 import pathlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -144,7 +146,8 @@ def load_set(
             )
         added = spec.own.get("instruction", "") if p.instructed else instruction
         chats.append(chat(p.problem, added, spec.own.get("system", data.system_prompt), p.context))
-    prompts = encode_prompts(tokenizer, chats, data.prompt_tokens)
+    how = data.chat_template_kwargs
+    prompts = encode_prompts(tokenizer, chats, data.prompt_tokens, how)
     kept, dropped = [problems[i] for i in prompts], len(problems) - len(prompts)
     found = ProblemSet(spec.name, kept, list(prompts.values()), dropped, tuple(skipped), form)
     samples = int(spec.own.get("samples", 0))
@@ -166,21 +169,28 @@ def chat(
     return [{"role": role, "content": content} for role, content in (*first, *before, last)]
 
 
-def encode_prompts(tokenizer: Any, chats: Sequence[Chat], max_tokens: int) -> dict[int, list[int]]:
+def encode_prompts(
+    tokenizer: Any, chats: Sequence[Chat], max_tokens: int, variables: str = ""
+) -> dict[int, list[int]]:
     """Index -> token ids of each chat under the model's template, ready for the answer.
 
     Chats of more than `max_tokens` tokens are left out: a problem cut short is another problem.
 
+    Args:
+      variables: of the template, `NAME=VALUE&NAME=VALUE`.
+
     Raises:
-      InputError: no chats, a limit below 1, a template that fails, or every prompt over the limit.
+      InputError: no chats, a limit below 1, a variable that the template does not have, a template
+        that fails, or every prompt over the limit.
     """
     if not chats:
         raise InputError("there are no problems to make prompts of")
     if max_tokens < 1:
         raise InputError(f"the prompt limit is {max_tokens} tokens; it must be at least 1")
     template = tokenizer.get_chat_template()
+    given = _variables(variables, template, tokenizer.apply_chat_template)
     template = _SAME_DAY + template if "strftime_now" in template else template
-    how = {"chat_template": template, "add_generation_prompt": True, "return_dict": False}
+    how = {"chat_template": template, "add_generation_prompt": True, "return_dict": False} | given
     try:  # together: half the time of one by one
         encoded = tokenizer.apply_chat_template(list(chats), **how)
     except Exception:  # a template can fail in any way that Python can
@@ -192,6 +202,22 @@ def encode_prompts(tokenizer: Any, chats: Sequence[Chat], max_tokens: int) -> di
             f"the shortest has {min(map(len, encoded))}"
         )
     return kept
+
+
+def _variables(text: str, template: str, apply: Callable) -> dict[str, Any]:
+    """The variables that a config gives to a chat template, all of which it reads."""
+    if not text:
+        return {}
+    what = f"config.data.chat_template_kwargs = {text!r}"
+    try:
+        given = plugins.split_options(f"?{text}", "")[1]
+    except InputError:
+        raise InputError(f"{what}: must be NAME=VALUE&NAME=VALUE") from None
+    own = inspect.signature(apply).parameters
+    for name in given:
+        if name in own or not re.search(rf"\b{name}\b", template):
+            raise InputError(f"{what}: the chat template has no variable {name}")
+    return given
 
 
 def _encoded_alone(tokenizer: Any, i: int, messages: Chat, how: dict[str, Any]) -> list[int]:

@@ -95,6 +95,27 @@ def test_a_template_that_writes_the_date_writes_the_same_every_day(tmp_path):
     assert ids == fixed
 
 
+def test_variables_of_the_chat_template(tmp_path):
+    """As Qwen3's, which thinks unless it is told otherwise."""
+    template = (
+        "{{ messages[0]['content'] }}{% generation %}{% if enable_thinking is defined and "
+        "enable_thinking is false %}-{% endif %}{% endgeneration %}"
+    )
+    folder = tiny_models.write_tokenizer(tmp_path, chat_template=template)
+    thinks = load_tokenizer(folder)
+
+    def length(variables):
+        return len(encode_prompts(thinks, [chat("1")], 100, variables)[0])
+
+    assert length("enable_thinking=false") == length("") + 1 == length("enable_thinking=true") + 1
+    for wrong in ("tokenize=false", "enable_thinkin=false"):
+        name = wrong.partition("=")[0]
+        with pytest.raises(InputError, match=f"no variable {name}$"):
+            length(wrong)
+    with pytest.raises(InputError, match="must be NAME=VALUE"):
+        length("enable_thinking")
+
+
 def test_problem_text_is_not_a_template(tokenizer):
     ids = encode_prompts(tokenizer, [chat("{{ 1+1 }}")], 100)[0]
     assert "1+1" in text_of(ids)
