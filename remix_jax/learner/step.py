@@ -97,7 +97,7 @@ def learn(
     begin = state.replace(replay=ring, step=step, frozen=None)
     drawn = _mini_batches(s, stage, key_shuffle, inputs.method_params_M)
     place_K = _shown_places(s, batch, fresh_slots, inputs.shown_K)
-    unseen_KT = jnp.zeros((len(place_K), s.response_slots))
+    unseen_KT = jnp.zeros((len(place_K), batch.response_slots))
     carried = begin, place_K, {"ratio_BT": unseen_KT, "entropy_BT": unseen_KT}
     (new, _, seen), sums = jax.lax.scan(update, carried, drawn)
     new = new.replace(frozen=state.frozen)
