@@ -57,7 +57,11 @@ class Problem:
 
 
 def load_problems(
-    path: str | pathlib.Path, skipped: list[str] | None = None, needs_answer: bool = True
+    path: str | pathlib.Path,
+    skipped: list[str] | None = None,
+    needs_answer: bool = True,
+    problem_field: str = "",
+    answer_field: str = "",
 ) -> list[Problem]:
     """The problems of a `.json`, `.jsonl` or `.parquet` file or of a prepared TFDS directory.
 
@@ -67,6 +71,7 @@ def load_problems(
       skipped: takes the message of each malformed row, which is then left out; None refuses the
         file at its first malformed row.
       needs_answer: False takes rows without a usable answer too.
+      problem_field, answer_field: what the rows call these, where it is none of the usual names.
 
     Raises:
       InputError: names the file, the line or row, and what was expected there.
@@ -81,7 +86,9 @@ def load_problems(
     problems = []
     for i, (place, row) in enumerate(rows):
         try:
-            problems.append(_problem(row, f"{path.stem}-{i}", needs_answer))
+            usual = _renamed(_renamed(row, problem_field, _ASKED), answer_field, _ANSWERED)
+            found = _problem(usual, f"{path.stem}-{i}", needs_answer)
+            problems.append(dataclasses.replace(found, columns=row))
         except InputError as error:
             message = f"{path}, {place}: {error}"
             if skipped is None:
@@ -174,6 +181,16 @@ def _parsed(text: str, check: Callable[[dict[str, Any]], object] | None = None) 
         return json.loads(text, object_hook=check)
     except (ValueError, RecursionError) as error:
         return InputError(f"not JSON ({one_line(error)})")
+
+
+def _renamed(row: Any, field: str, usual: tuple[str, ...]) -> Any:
+    """The row with one of its fields in the place of those that are usual."""
+    if not field or not isinstance(row, dict):
+        return row
+    if field not in row:
+        raise InputError(f"has no field {field}; found {', '.join(map(str, row))[:200] or 'none'}")
+    others = {name: value for name, value in row.items() if name not in usual}
+    return others | {"prompt" if usual is _ASKED else "answer": row[field]}
 
 
 def _problem(row: Any, default_id: str, needs_answer: bool) -> Problem:

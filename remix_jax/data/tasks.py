@@ -21,6 +21,7 @@ from remix_jax.errors import InputError
 from remix_jax.text import one_line
 
 _OPTIONS = ("instruction", "system", "answer", "name", "samples")  # of every set
+_FIELDS = ("problem_field", "answer_field")  # of a file
 _GYM = "reasoning_gym:"
 # Templates that write today's date (Llama 3's) write their own default date instead: prompts must
 # be the same on every day of a run. A macro stands before the function that transformers offers.
@@ -64,13 +65,15 @@ class ProblemSet(NamedTuple):
 def parse(text: str, what: str = "problem set") -> Spec:
     """A spec taken apart, or an InputError where its options do not belong to it."""
     source, options = plugins.split_options(text, what)
-    own = {name: str(options.pop(name)) for name in _OPTIONS if name in options}
+    own = {name: str(options.pop(name)) for name in (*_OPTIONS, *_FIELDS) if name in options}
     where, form, samples = f"{what} = {text!r}", own.get("answer", "boxed"), own.get("samples", "1")
     if form not in FORMS:
         raise InputError(f"{where}: answer={form} can be {', '.join(FORMS)}")
     if not samples.isdigit() or int(samples) < 1:
         raise InputError(f"{where}: samples={samples} must be a whole number from 1")
     if source.startswith(_GYM):
+        for name in (name for name in _FIELDS if name in own):
+            raise InputError(f"{where}: {name} is for files")
         options = {"size": 500, "seed": 0} | options
         for name, least in (("size", 1), ("seed", 0)):
             if type(options[name]) is not int or options[name] < least:
@@ -78,7 +81,7 @@ def parse(text: str, what: str = "problem set") -> Spec:
         generator = source.removeprefix(_GYM)
         return Spec(text, own.get("name", generator), "", generator, own, options)
     if options:
-        known = ", ".join(_OPTIONS)
+        known = ", ".join((*_OPTIONS, *_FIELDS))
         raise InputError(f"{where}: a file has no option {next(iter(options))}; it can be {known}")
     path = pathlib.Path(source)
     is_version = path.name.replace(".", "").isdigit()  # of a prepared directory .../NAME/1.0.0
@@ -134,7 +137,11 @@ def load_set(
     """
     spec, skipped = parse(text), list[str]()
     left_out = skipped if skip_malformed else None
-    every = generated(spec) if spec.generator else load_problems(spec.path, left_out, needs_answer)
+    if spec.generator:
+        every = generated(spec)
+    else:
+        fields = {name: spec.own[name] for name in _FIELDS if name in spec.own}
+        every = load_problems(spec.path, left_out, needs_answer, **fields)
     problems = every[: limit or None]
     form, instruction = _asked(spec, data, problems, needs_answer)
     chats: list[Chat] = []

@@ -100,6 +100,18 @@ def test_prompts_that_instruct_in_their_own_words_get_nothing_more(tmp_path):
         load(rows(tmp_path, row), answer="hash")
 
 
+def test_fields_of_other_names(tmp_path):
+    path = rows(tmp_path, {"q": "1 + 1", "gold": "2", "answer": "long"})
+    found, prompts = load(f"{path}?problem_field=q&answer_field=gold")
+    assert prompts == ["[user]1 + 1"]
+    assert found.problems[0].answers == ("2",)
+    assert found.problems[0].columns == {"q": "1 + 1", "gold": "2", "answer": "long"}
+    with pytest.raises(InputError, match="row 1: has no field question; found q, gold, answer"):
+        load(f"{path}?problem_field=question")
+    with pytest.raises(InputError, match="answer_field is for files"):
+        parse("reasoning_gym:chain_sum?answer_field=x")
+
+
 def test_options_of_a_set(tmp_path):
     path = rows(tmp_path, {"problem": "1 + 1", "answer": 2})
     found, prompts = load(f"{path}?system=Be%20brief.&instruction=So?&name=mine", system_prompt="x")
