@@ -389,6 +389,8 @@ def _parse_all(texts: Sequence[str]) -> list[sympy.Expr | MatrixBase]:
         )
         if not isinstance(value, sympy.Expr | MatrixBase):
             raise ValueError("no scalar and no matrix")
+        if any(d.expr.is_Symbol for d in value.atoms(sympy.Derivative)):
+            raise ValueError("dx/dt, which is no 0 though x is a symbol")
         floats = value.atoms(sympy.Float)
         values.append(value.xreplace({x: sympy.Rational(str(x)) for x in floats}))
     return values

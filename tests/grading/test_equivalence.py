@@ -76,6 +76,7 @@ def test_equal(answer, gold):
         ("x=42=41", "42"),
         ("y>2", "x>2"),
         (r"x\ge 2", "x>2"),
+        (r"-\frac{dx}{dt} = kx - a", r"\frac{dx}{dt} = kx - a"),
         ("0=1", "x^2+1=0"),  # both have no solution
         ("y=5", "x=5"),
         ("2516_4", "2516_8"),
