@@ -26,6 +26,12 @@ def run_main(*flags, module="experiments.train"):
     )
 
 
+def training_samples(run: pathlib.Path, fresh: bool = True) -> list[dict]:
+    """Lines of samples.jsonl of training problems: drawn in their step, or replayed ones too."""
+    lines = map(json.loads, (run / "samples.jsonl").read_text().splitlines())
+    return [s for s in lines if "held_out" not in s and not (fresh and s.get("age", 0) > 0)]
+
+
 def small_config(directory: pathlib.Path, grpo: bool = False) -> Config:
     """Six steps of 16 rows with reincarnation after the third; two suites of four problems."""
     config = (arithmetic_remix_grpo if grpo else arithmetic_remix_ppo).get_config()

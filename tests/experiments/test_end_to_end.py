@@ -18,7 +18,7 @@ from remix_jax.models import huggingface
 from remix_jax.models.hf_tokenizer import load_vocabulary
 from remix_jax.run import loop
 from tests import bpe_models
-from tests.experiments.runs import figures, quiet
+from tests.experiments.runs import figures, quiet, training_samples
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -69,8 +69,7 @@ def test_real_problems_go_through_training_evaluation_and_export(problems, tmp_p
     assert not loop.run(config, tmp_path / "run", console).stopped
     export = tmp_path / "run" / "export"
     assert figures(tmp_path / "run")[-1]["step"] == 3
-    samples = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
-    seen = {json.loads(line)["prompt"] for line in samples}
+    seen = {sample["prompt"] for sample in training_samples(tmp_path / "run", fresh=False)}
     assert seen <= {
         f"<|im_start|>user\n{t} {INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n" for t in texts
     }

@@ -13,7 +13,7 @@ from remix_jax.data import traces
 from remix_jax.errors import InputError
 from remix_jax.run import loop, resume
 from remix_jax.run.setup import prepare
-from tests.experiments.runs import figures, quiet, run_main
+from tests.experiments.runs import figures, quiet, run_main, training_samples
 
 PRESET = "experiments/configs/arithmetic_prefix_reinforce.py"
 
@@ -68,7 +68,7 @@ def test_prefixed_rows_are_told_apart_and_replayed(finished):
         "the rejection phase is part of what was spent"
     )
     assert rows[-1]["n_replayed"] > 0
-    samples = [json.loads(line) for line in (workdir / "samples.jsonl").read_text().splitlines()]
+    samples = training_samples(workdir)
     for step in range(1, 5):
         own = [s for s in samples if s["step"] == step]
         with_prefix = [s["reward"] for s in own if "prefix" in s]

@@ -9,6 +9,7 @@ import zlib
 
 from tests import doc_pages
 from tests.compiling import on_devices
+from tests.experiments.runs import training_samples
 
 PAGE = "docs/rewards.md"
 
@@ -44,7 +45,7 @@ def test_the_example_trains_beside_a_function_that_hangs(tmp_path):
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     steps = [row for row in rows if "reward" in row]
     assert [row["step"] for row in steps] == [1, 2]
-    samples = list(map(json.loads, (run / "samples.jsonl").read_text().splitlines()))
+    samples = training_samples(run)
     for row in steps:
         own = [s for s in samples if s["step"] == row["step"]]
         hung = [s for s in own if "errors" in s]
