@@ -37,7 +37,7 @@ class Comparison(Tuned):
         self.families: dict[str, list[str]] = {}
         for base in dict.fromkeys(map(self.reference, self.names)):
             others = [n for n in self.names if self.reference(n) == base != n]
-            self.families[self.reference(base)] = [base, *others]
+            self.families[base] = [base, *others]
         self.settings = [EQUAL, BEST] if len(data["learning_rates"]) > 1 else [EQUAL]
         self.bases: list[str] = list(dict.fromkeys(self.trials["base"]))
         names = [name for name in self.trials["curve"].iloc[0] if name.startswith("eval/")]
