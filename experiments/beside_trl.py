@@ -4,7 +4,7 @@
     python -m experiments.beside_trl --config=MINE.py --seeds=3         any model and problems
 
 Both train by GRPO with the config's settings: groups, mini-batches, clip, KL to the first model
-(k3, unweighted), entropy bonus, AdamW, the mean over a mini-batch's tokens. TRL's models are
+(k3), entropy bonus, AdamW, the mean over a mini-batch's tokens. TRL's models are
 evaluated by our evaluation. Two implementations of one algorithm draw other numbers, so what must
 agree is the distribution: each one's curve lies within the range of the other's seeds. TRL's
 rewards are read from completions by a rule of two lines, and ours grade all of them again.
@@ -22,6 +22,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from absl import flags
+from flax.traverse_util import flatten_dict
 
 from experiments import config_flag, main, peers, trials
 from experiments.report import figures
@@ -40,26 +41,37 @@ OURS, TRL = "remix_jax", "TRL"
 Curve = list[tuple[int, float]]  # (fresh rollouts, accuracy)
 
 
+# What TRL's side is told of the config, what has no effect without replay and KL-Convex, and what
+# must be as here; all else of these sections must be as by default.
+TOLD = (
+    *("kl.coef", "kl.weighted", "objective.clip", "objective.clip_high", "objective.entropy_coef"),
+    *("objective.mask_truncated", "optimizer.learning_rate", "optimizer.grad_clip"),
+    "sampling.temperature",
+)
+IDLE = ("replay.window", "replay.sampler", "kl.start", "kl.every", "kl.drop", "kl.floor")
+NEEDED = {
+    "passes": 1,
+    "replay.share": 0.0,
+    "kl.convex": False,
+    "objective.advantage": "group_normalized",
+}
+SECTIONS = (
+    *("sampling", "replay", "kl", "reward", "objective", "imitation", "prefix", "expert"),
+    *("optimizer", "lora"),
+)
+
+
 def check(config: Config) -> None:
     """Raises InputError where the config is not what TRL's GRPOTrainer does."""
-    o, data = config.objective, config.data
-    wrong = {
-        "replay.share": config.replay.share != 0,
-        "passes": config.passes != 1,
-        "kl.convex": config.kl.convex,
-        "kl.estimator": config.kl.estimator != "k3",
-        "objective.method": o.method not in ("mix_ppg", "ppo"),
-        "objective.advantage": o.advantage != "group_normalized",
-        "objective.aggregation": o.aggregation != "token-mean",
-        "imitation.weight": config.imitation.weight != 0,
-        "lora.rank": config.lora.rank != 0,
-        "optimizer.decay": config.optimizer.decay != "constant" or config.optimizer.warmup > 0,
-        "data.system_prompt": bool(data.system_prompt),
-    }
-    if found := [name for name, is_wrong in wrong.items() if is_wrong]:
-        raise InputError(
-            f"config.{found[0]}: TRL's side has it not; experiments.beside_trl is GRPO"
-        )
+    given, default = (flatten_dict(dataclasses.asdict(c), sep=".") for c in (config, Config()))
+    for path, value in given.items():
+        known = path in NEEDED or path.partition(".")[0] in SECTIONS
+        wanted = NEEDED.get(path, default[path])
+        if known and path not in (*TOLD, *IDLE) and value != wanted:
+            raise InputError(
+                f"config.{path} = {value!r}: TRL's side is GRPO with {wanted!r} there; it is told "
+                f"{', '.join(TOLD)}"
+            )
     config_rules.validate(config)
 
 
@@ -81,8 +93,11 @@ def spec_of(config: Config, out: pathlib.Path, threads: int) -> dict[str, Any]:
         "response_tokens": config.data.response_tokens,
         "temperature": config.sampling.temperature,
         "kl_coef": config.kl.coef,
+        "kl_weighted": config.kl.weighted,
         "entropy_coef": config.objective.entropy_coef,
         "clip": config.objective.clip,
+        "clip_high": config.objective.clip_high or config.objective.clip,
+        "mask_truncated": config.objective.mask_truncated,
         "grad_clip": config.optimizer.grad_clip,
         "learning_rate": config.rates[0],
         "steps": config.steps,

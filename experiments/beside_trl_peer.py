@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 BOX, TAG = re.compile(r"\\boxed\{([^{}]*)\}"), re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
@@ -30,7 +31,7 @@ def train(spec: dict) -> dict:
     import trl
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     transformers.utils.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
@@ -70,33 +71,7 @@ def train(spec: dict) -> dict:
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32),
         reward_funcs=reward,
-        args=GRPOConfig(
-            output_dir=str(out / "trainer"),
-            max_steps=spec["steps"] * updates,
-            per_device_train_batch_size=spec["mini_batch_size"],
-            gradient_accumulation_steps=1,
-            steps_per_generation=updates,
-            num_iterations=1,
-            num_generations=spec["group_size"],
-            max_completion_length=spec["response_tokens"],
-            temperature=spec["temperature"],
-            beta=spec["kl_coef"],
-            use_bias_correction_kl=False,  # as on the other side
-            entropy_coef=spec["entropy_coef"],
-            epsilon=spec["clip"],
-            loss_type="bnpo",  # the mean over a mini-batch's tokens
-            learning_rate=spec["learning_rate"],
-            lr_scheduler_type="constant",
-            max_grad_norm=spec["grad_clip"],
-            bf16=False,
-            use_cpu=not torch.cuda.is_available(),
-            gradient_checkpointing=False,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=spec["seed"],
-        ),
+        args=_settings(spec, updates, torch.cuda.is_available()),
         train_dataset=Dataset.from_dict({"prompt": spec["prompts"], "answer": spec["answers"]}),
         processing_class=tokenizer,
         callbacks=[Steps()],
@@ -106,6 +81,41 @@ def train(spec: dict) -> dict:
     versions = {"torch": torch.__version__, "trl": trl.__version__}
     versions["transformers"] = transformers.__version__
     return {"rewards": rewards, "seconds": seconds, "versions": versions}
+
+
+def _settings(spec: dict, updates: int, gpu: bool) -> Any:
+    """The trainer's, of GRPO with so many optimizer steps an RL step."""
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        output_dir=str(Path(spec["out"]) / "trainer"),
+        max_steps=spec["steps"] * updates,
+        per_device_train_batch_size=spec["mini_batch_size"],
+        gradient_accumulation_steps=1,
+        steps_per_generation=updates,
+        num_iterations=1,
+        num_generations=spec["group_size"],
+        max_completion_length=spec["response_tokens"],
+        temperature=spec["temperature"],
+        beta=spec["kl_coef"],
+        use_bias_correction_kl=spec["kl_weighted"],
+        entropy_coef=spec["entropy_coef"],
+        epsilon=spec["clip"],
+        epsilon_high=spec["clip_high"],
+        mask_truncated_completions=spec["mask_truncated"],
+        loss_type="bnpo",  # the mean over a mini-batch's tokens
+        learning_rate=spec["learning_rate"],
+        lr_scheduler_type="constant",
+        max_grad_norm=spec["grad_clip"],
+        bf16=False,
+        use_cpu=not gpu,
+        gradient_checkpointing=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=spec["seed"],
+    )
 
 
 if __name__ == "__main__":

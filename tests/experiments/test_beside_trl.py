@@ -7,6 +7,7 @@ import pytest
 
 from experiments import beside_trl, beside_trl_peer
 from experiments.configs import arithmetic_grpo, arithmetic_ppo, arithmetic_remix_grpo
+from remix_jax import config as configs
 from remix_jax.data import tasks
 from remix_jax.errors import InputError
 from remix_jax.models.hf_tokenizer import load_vocabulary
@@ -23,13 +24,33 @@ def config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("preset", "field"),
-    [(arithmetic_remix_grpo, "replay.share"), (arithmetic_ppo, "objective.advantage")],
+    ("preset", "changes", "field"),
+    [
+        (arithmetic_remix_grpo, {}, "passes"),
+        (arithmetic_ppo, {}, "objective.advantage"),
+        (arithmetic_grpo, {"kl": {"in_reward": True}}, "kl.in_reward"),
+        (arithmetic_grpo, {"optimizer": {"name": "lion"}}, "optimizer.name"),
+        (arithmetic_grpo, {"sampling": {"top_k": 5}}, "sampling.top_k"),
+        (arithmetic_grpo, {"lora": {"rank": 4}}, "lora.rank"),
+    ],
 )
-def test_what_trl_does_not_do_is_refused(preset, field):
-    with pytest.raises(InputError, match=rf"config\.{field}: TRL's side has it not"):
-        beside_trl.check(preset.get_config())
-    beside_trl.check(arithmetic_grpo.get_config())
+def test_what_trl_does_not_do_is_refused(preset, changes, field):
+    config = preset.get_config()
+    for section, values in changes.items():
+        for name, value in values.items():
+            setattr(getattr(config, section), name, value)
+    with pytest.raises(InputError, match=rf"config\.{field} = .*: TRL's side is GRPO with"):
+        beside_trl.check(config)
+
+
+def test_what_trl_is_told_may_differ():
+    config = arithmetic_grpo.get_config()
+    config.kl.weighted, config.objective.clip_high, config.objective.mask_truncated = (
+        *(True, 0.28, True),
+    )
+    beside_trl.check(config)
+    for path in (*beside_trl.TOLD, *beside_trl.IDLE, *beside_trl.NEEDED):
+        configs.field_type(path)
 
 
 def test_both_get_the_same_prompts_answers_and_settings(config, tmp_path):
