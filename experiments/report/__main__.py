@@ -10,7 +10,6 @@ dynamics.json, prefix.json and family.json are searched at any depth.
 """
 
 import contextlib
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -45,9 +44,9 @@ def write_page(
     with contextlib.ExitStack() as held:
         mirrors = {}
         for text, root in runs.items():
-            name = text if len(runs) > 1 else os.path.basename(os.path.abspath(text))
-            mirrors[name] = held.enter_context(directories.Mirror(root, page.READ))
-        only = mirrors[name] if len(runs) == 1 and not out else None
+            mirror = held.enter_context(directories.Mirror(root, page.READ))
+            mirrors[text if len(runs) > 1 else mirror.name] = mirror
+        only = mirror if len(runs) == 1 and not out else None
         target = only.local if only else pathlib.Path(out)
         target.mkdir(parents=True, exist_ok=True)
         local = {name: mirror.local for name, mirror in mirrors.items()}

@@ -21,8 +21,8 @@ class Comparison(Tuned):
 
     Attributes:
       data: as of `Tuned`, with "levels", "target" and "equal_learning_rate"; a method has its
-        on-policy base, "reference", as well. A base is its own.
-      families: on-policy base -> its methods, itself first, otherwise in the order of the file.
+        base, "reference", as well: the on-policy method, which is its own, or what is adapted.
+      families: base -> its methods, itself first, otherwise in the order of the file.
       settings: equal, and best where more than one rate was tried.
       bases: the base models, in the order of their first seeds.
       suites: the held-out suites that every trial has, in the order of the first trial.

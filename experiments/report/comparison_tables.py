@@ -18,7 +18,8 @@ def _title(runs: Comparison, setting: str) -> str:
 
 
 def _names(runs: Comparison) -> list[str]:
-    return [name for family in runs.families.values() for name in family]
+    # Once: a base that has a base itself is in both families.
+    return list(dict.fromkeys(name for family in runs.families.values() for name in family))
 
 
 def _others(runs: Comparison) -> list[str]:

@@ -53,6 +53,18 @@ def test_ratio_in_other_costs_and_by_base(data):
     assert medians == pytest.approx({"even": 2.25, "odd": 2.0})
 
 
+def test_a_base_may_have_a_base_itself(data, tmp_path):
+    """As adapters' have: each method is compared with its own, and stands in each table once."""
+    data["methods"] = [*METHODS, {"name": "low", "label": "Low", "reference": "remix-ppo"}]
+    data["trials"] += [record("low", 0.125, seed) for seed in range(3)]
+    runs = Comparison(data)
+    assert runs.families == {"ppo": ["ppo", "remix-ppo"], "remix-ppo": ["remix-ppo", "low"]}
+    assert dict(runs.ratios("low", "equal", 0.7))[0] == pytest.approx(0.5)
+    assert sum(line.startswith("| ReMix-PPO | 1e-4") for line in markdown(data).splitlines()) == 4
+    files.write("comparison", data, tmp_path)
+    assert images(tmp_path)
+
+
 def test_levels_that_were_never_reached(data):
     data["trials"][0] = record("ppo", 0.1, 0, end=4000)
     data["trials"][5] = record("remix-ppo", 0.1, 2, end=1000)
