@@ -6,6 +6,7 @@ files are written to a local copy, which `Mirror.push` uploads.
 
 import contextlib
 import fcntl
+import functools
 import importlib
 import json
 import math
@@ -138,7 +139,11 @@ class JsonLines:
 
     def write(self, item: Mapping[str, Any]) -> None:
         """Appends one object, as strict JSON (`plain`)."""
-        text = json.dumps(plain(item), ensure_ascii=False, allow_nan=False) + "\n"
+        to_text = functools.partial(json.dumps, ensure_ascii=False, allow_nan=False)
+        try:
+            text = to_text(item) + "\n"
+        except (TypeError, ValueError):  # an array, or not finite; to look at all would cost more
+            text = to_text(plain(item)) + "\n"
         # A lone surrogate in a sampled text becomes \udcxx, which is JSON's own escape for it.
         self._waiting += text.encode("utf-8", "backslashreplace")
         try:
@@ -240,6 +245,11 @@ class Mirror(contextlib.AbstractContextManager):
             if (root / name).exists():
                 (root / name).copy(self.local / name)
                 self._there[self.local / name] = _version(self.local / name)
+
+    @property
+    def name(self) -> str:
+        """What people call the directory: its last part."""
+        return os.path.basename(os.path.abspath(str(self.root)))
 
     def push(self) -> None:
         """Uploads what has changed; what cannot be uploaded is said in `error`, and tried again."""

@@ -218,19 +218,19 @@ def with_tokens(
     fresh = [(dict(line), k) for k, line in enumerate(samples)]
     places = range(first, first + SHOWN_REPLAYED)
     old = [(line, k) for k in places if (line := _replayed(rows, k, train, vocabulary))]
-    left = _SHOWN_TOKENS
+    left, exact = _SHOWN_TOKENS, {name: rows[f"{name}_KT"].astype(float) for name in _OF_TOKENS}
+    rounded = {name: np.round(x_KT, 3) for name, x_KT in exact.items()}
     for line, k in [*fresh[:2], *old, *fresh[2:first]]:
         n = int(rows["response_len_K"][k])
-        numbers = {name: rows[f"{name}_KT"][k, :n].astype(float) for name in _OF_TOKENS}
-        weighed = numbers["ratio"][numbers["ratio"] > 0]
+        ratio_T = exact["ratio"][k, :n]
+        weighed = ratio_T[ratio_T > 0]
         mean = float(weighed.mean()) if weighed.size else math.nan
         line |= {"age": int(rows["age_K"][k]), "mean_ratio": mean}
         if n <= left or left == _SHOWN_TOKENS:
             left -= n
             texts = token_texts(vocabulary, _ids(rows, k)[1])
-            line["tokens"] = {"text": texts} | {
-                name: np.round(x, 3).tolist() for name, x in numbers.items()
-            }
+            numbers = {name: x_KT[k, :n].tolist() for name, x_KT in rounded.items()}
+            line["tokens"] = {"text": texts} | numbers
     return [line for line, _ in [*fresh, *old]]
 
 
