@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from remix_jax.models import attention, lora, slots
+from remix_jax.models import attention, prefill, slots
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.drawing import SamplerSettings, draw
-from remix_jax.sharding import ROWS, by_rows, constrain, in_use, places, row_shards
-from remix_jax.types import positions
+from remix_jax.sharding import by_rows, constrain, in_use, row_shards
 
 
 class Sampled(NamedTuple):
@@ -99,7 +98,7 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     """
     plan = task.in_slots(row_shards(in_use()), model.config)
     local = functools.partial(slots.by_device, plan.devices)
-    model, weights = _for_decoding(model, params)
+    model, weights = prefill.for_decoding(model, params)
     run = functools.partial(model.apply, {"params": weights})
 
     id_R, active_R = (slots.divided(plan, x_B, plan.group_size) for x_B in prompts[2:4])
@@ -108,7 +107,7 @@ def sample(model: Decoder, params: dict, prompts: Prompts, key: jax.Array, task:
     tokens_QP, prompt_len_Q = (
         slots.divided(plan, jnp.repeat(x_Q, copies, axis=0), 1, "edge") for x_Q in prompts[:2]
     )
-    rows = _prefilled(run, plan, tokens_QP, prompt_len_Q, id_R)
+    rows = prefill.prefilled(run, plan, tokens_QP, prompt_len_Q, id_R)
     begun = jax.tree.map(lambda x_B: slots.divided(plan, x_B, plan.group_size), prompts.begun)
     begun_R = jnp.zeros_like(active_R) if begun is None else (begun.length_B > 0) & active_R
     caches = [_cache(model.config, task.prompt_slots + loop.places) for loop in plan.loops]
@@ -155,83 +154,6 @@ class _State(NamedTuple):
     steps: jax.Array
     slot_steps: jax.Array
     drain_slot_steps: jax.Array
-
-
-def merges(config: DecoderConfig) -> bool:
-    """Whether adapters are merged with what they adapt, once, rather than applied at every token.
-
-    Faster, but exact only where products are float32: rounded to bfloat16 a change of less than
-    half a step of a weight's, as all are when training begins, is lost, and to the sampler alone.
-    """
-    exact = config.dtype == "float32" and not config.execution.frozen_dtype
-    return config.lora is not None and exact
-
-
-def _for_decoding(model: Decoder, params: dict) -> tuple[Decoder, dict]:
-    """Matrices in the dtype of their products, gathered over fsdp: once and not at every token.
-
-    So is a tied head, which becomes one of its own: an embedding's rows keep their dtype. Adapters
-    are merged with what they adapt where that `merges`, or else lie under it where both can.
-    """
-    params = lora.by_layer(params)
-    adapters, whole = model.config.lora, not model.config.execution.frozen_dtype
-    if adapters and (merges(model.config) or (whole and in_use() is None)):
-        joined = lora.merged if merges(model.config) else lora.under
-        params = joined(adapters, params)
-        model = dataclasses.replace(model, config=dataclasses.replace(model.config, lora=None))
-    if model.config.tied_embeddings:
-        untied = dataclasses.replace(model.config, tied_embeddings=False)
-        model = dataclasses.replace(model, config=untied)
-        params = params | {"lm_head": {"kernel": params["embed"]["embedding"].T}}
-
-    def prepared(path, x):
-        if path[-1].key not in ("kernel", *lora.LEAVES):
-            return x
-        where = places([key.key for key in path], x.shape)
-        rounded = x if x.dtype == jnp.int8 else x.astype(model.config.dtype)
-        return rounded if where is None else constrain(rounded, *where.used)
-
-    return model, jax.tree_util.tree_map_with_path(prepared, params)
-
-
-def _prefilled(
-    run: Callable[..., Any], plan: slots.Slots, tokens_QP, prompt_len_Q, row_ids_R
-) -> slots.Rows:
-    """The prompts' hidden states and caches."""
-    P = tokens_QP.shape[1]
-    real_QP = jnp.arange(P)[None] >= P - prompt_len_Q[:, None]
-    x_QD, cache = _in_pieces(run, plan, plan.pieces, tokens_QP, real_QP)
-    return slots.Rows(row_ids_R, jnp.repeat(prompt_len_Q, plan.group_size), x_QD, cache)
-
-
-def _in_pieces(
-    run: Callable[..., Any], plan: slots.Slots, pieces: int, tokens_NS, real_NS, *last_N
-):
-    """Prefills one piece of each device's rows after the other; x_ND is of the slots `last_N`."""
-    devices = plan.devices
-
-    def split(x):  # [devices * N, ...] -> [pieces, devices * N / pieces, ...]
-        x = x.reshape(devices, pieces, -1, *x.shape[1:]).swapaxes(0, 1)
-        return x.reshape(pieces, -1, *x.shape[3:])
-
-    def joined(x):
-        x = x.reshape(pieces, devices, -1, *x.shape[2:]).swapaxes(0, 1)
-        return x.reshape(-1, *x.shape[3:])
-
-    def prefill(part):
-        tokens_NS, real_NS, *last_N = by_rows(part)
-        x_ND, cache = run(tokens_NS, positions(real_NS), real_NS, *last_N, method="prefill")
-        if plan.together:
-            return x_ND, cache
-        return x_ND, slots.from_first(cache, jnp.argmax(real_NS, axis=1))
-
-    given = tokens_NS, real_NS, *last_N
-    devices = plan.devices
-    if pieces == 1:
-        x_ND, cache = prefill(given)
-    else:
-        x_ND, cache = jax.tree.map(joined, jax.lax.map(prefill, jax.tree.map(split, given)))
-    return constrain(x_ND, ROWS), jax.tree.map(lambda x: constrain(x, ROWS, "tensor"), cache)
 
 
 def _sampled(plan: slots.Slots, task: Task, prompts: Prompts, state: _State) -> Sampled:
@@ -340,7 +262,7 @@ def _resumed(
     place_1S = jnp.arange(P + T)[None]
     real_NS = (place_1S >= P - prompt_len_N[:, None]) & (place_1S < P + drawn_N[:, None])
     pieces = next(n for n in range(slots.pieces_of(N, P + T), N + 1) if N % n == 0)
-    x_ND, cache = _in_pieces(run, plan, pieces, tokens_NS, real_NS, P + drawn_N - 1)
+    x_ND, cache = prefill.in_pieces(run, plan, pieces, tokens_NS, real_NS, P + drawn_N - 1)
     old = slots.longer(cache, state.in_slots.old[0][1].shape[2] - (P + T))
     return state._replace(queue=queue, in_slots=in_slots._replace(x_ND=x_ND, old=old))
 

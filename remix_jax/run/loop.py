@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import pathlib
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,12 +18,8 @@ from remix_jax.config import Config
 from remix_jax.cost import speeds, step_flops
 from remix_jax.device_memory import OutOfMemoryError
 from remix_jax.evaluation import held_out
-from remix_jax.learner.policy import plain
 from remix_jax.learner.state import TrainState, fault_names, move_anchors
 from remix_jax.learner.step import Programs, step_inputs
-from remix_jax.models import huggingface, lora, peft
-from remix_jax.models.decoder import Decoder
-from remix_jax.rl import replay
 from remix_jax.rollout import in_flight
 from remix_jax.rollout.draws import draw_problems
 from remix_jax.rollout.rollouts import (
@@ -36,18 +31,18 @@ from remix_jax.rollout.rollouts import (
     with_tokens,
 )
 from remix_jax.rollout.sampler import Prompts, Samplers
-from remix_jax.run import page, report, resume
-from remix_jax.run.checkpoint import Checkpoints, SaveError, check_room
+from remix_jax.run import outputs, page, resume
+from remix_jax.run.checkpoint import Checkpoints, SaveError
 from remix_jax.run.setup import Setup, compile_programs, plan, prepare
 from remix_jax.run.stop import Preempted, Stop, watch
 from remix_jax.schedule import Stage
-from remix_jax.sharding import put, tree_bytes, whole
+from remix_jax.sharding import put
 from remix_jax.sinks import health, sink
 from remix_jax.sinks.console import HELD_OUT, Console
 from remix_jax.sinks.metrics import Record, read_metrics
 from remix_jax.text import one_line
 
-EXPORT, ADAPTER, TRACE = "export", "adapter", "profile"  # directories of a run
+TRACE = "profile"  # directory of a run
 
 
 class FaultError(RuntimeError):
@@ -93,6 +88,7 @@ class _Run:
     warned: set[str]  # rules of `health` that held, where this process writes
     artifacts: bool
     held: dict[str, Any] | None = None  # figures of the newest step, written during the next one
+    draw_after: float = 0.0  # of time.monotonic, the next report
     reported: set[str] = dataclasses.field(default_factory=set)  # what went wrong, and was said
 
 
@@ -141,19 +137,14 @@ def run(
         open_.enter_context(contextlib.closing(console))
         places, kept = root / resume.CHECKPOINTS, config.keep_checkpoints
         if processes.is_first():
-            _check_places(setup, places, mirror, artifacts)
+            outputs.check(setup, places, mirror.local, artifacts)
         processes.wait_for_all("loaded")
         checkpoints = open_.enter_context(Checkpoints(places, kept, config.keep_every))
         stop = open_.enter_context(watch(console.event))
         console.print_plan(plan(setup))
         state, counters = resume.start(setup, mirror.local, checkpoints, console.event)
         setup = setup._replace(state=resume.abstract(setup.state))
-        held_out, compared = [*setup.suites, *setup.validation], setup.scorer.needs_answers
-        findings = health.of_problems(setup.train, held_out, compared)
-        for finding in findings:
-            console.warning(finding.text)
-        if strict and findings:
-            raise UnhealthyError({finding.rule for finding in findings})
+        findings = _look_at_problems(setup, console, strict)
         warned: set[str] = set()
         sinks = _open_sinks(config, mirror, made_from, console, warned)
         if sinks and preset:
@@ -184,15 +175,15 @@ def run(
         return _finish(running, fault)
 
 
-def _check_places(setup: Setup, places: files.Path, mirror: files.Mirror, artifacts: bool) -> None:
-    """Raises InputError where what a run saves and leaves has no room or would lose something."""
-    state, config = setup.state, setup.config
-    saved, exported = state.replace(frozen=None), state.whole(state.params)
-    check_room(places, tree_bytes(saved), tree_bytes(exported), config.keep_checkpoints)
-    if artifacts:
-        huggingface.check_target(mirror.local / EXPORT)
-        if config.lora.rank:
-            peft.check_target(mirror.local / ADAPTER)
+def _look_at_problems(setup: Setup, console: Console, strict: bool) -> list[health.Finding]:
+    """What is wrong with the problems, said; where it is to be strict, UnhealthyError."""
+    held_out, compared = [*setup.suites, *setup.validation], setup.scorer.needs_answers
+    findings = health.of_problems(setup.train, held_out, compared)
+    for finding in findings:
+        console.warning(finding.text)
+    if strict and findings:
+        raise UnhealthyError({finding.rule for finding in findings})
+    return findings
 
 
 def _open_sinks(
@@ -205,8 +196,7 @@ def _open_sinks(
     if not processes.is_first():
         return ()
     record, settings = Record(mirror.local), json.loads(configs.to_json(config))
-    name = os.path.basename(os.path.abspath(str(mirror.root)))
-    about = sink.Run(mirror.local, name, settings, read_metrics(mirror.local))
+    about = sink.Run(mirror.local, mirror.name, settings, read_metrics(mirror.local))
 
     def tell(step: int, finding: health.Finding, is_new: bool) -> None:
         warned.add(finding.rule)
@@ -393,19 +383,24 @@ def _write(run: _Run) -> None:
     for each in run.sinks:
         each.samples(step, rows)
         each.write(step, host | figures)
-    if HELD_OUT in host:
+    if HELD_OUT in host and time.monotonic() >= run.draw_after:
         _draw(run)
 
 
 def _draw(run: _Run) -> None:
-    """Writes report.html, where this process writes; what keeps it from that is said once."""
+    """Writes report.html, where this process writes; what keeps it from that is said once.
+
+    The whole record is read for it: the next one waits for 20 times as long as that took.
+    """
     if not (run.sinks and run.artifacts):
         return
-    name = os.path.basename(os.path.abspath(str(run.mirror.root)))
+    begin = time.monotonic()
     try:
-        page.write({name: run.mirror.local}, run.mirror.local / page.PAGE)
+        page.write({run.mirror.name: run.mirror.local}, run.mirror.local / page.PAGE)
     except Exception as error:  # nothing that is for people alone may end a run
         _say(run, f"{page.PAGE}: {one_line(error)}")
+    end = time.monotonic()
+    run.draw_after = end + 20 * (end - begin)
 
 
 def _save(run: _Run) -> None:
@@ -461,7 +456,7 @@ def _finish(run: _Run, fault: str | None) -> Outcome:
     if done == 0:
         run.console.event("ended before the first step; the same command begins anew")
     elif run.artifacts and not preempted:
-        _leave(run, export=fault is None)
+        outputs.leave(run.setup, run.state, run.mirror, run.console, export=fault is None)
     _draw(run)
     if fault is not None:
         good = run.checkpoints.newest_step()
@@ -476,33 +471,3 @@ def _finish(run: _Run, fault: str | None) -> Outcome:
         raise UnhealthyError(warned)
     written = read_metrics(run.mirror.local) if processes.is_first() else []
     return Outcome(written, done < config.steps or preempted, preempted)
-
-
-def _leave(run: _Run, export: bool) -> None:
-    """Writes ledger.json and, if asked for, export/; prints the last tables."""
-    workdir, mesh = run.mirror.local, run.setup.mesh
-    everywhere = None if mesh is None else whole(mesh)
-    # What became of every row: of those that left the ring, and of those still in it.
-    count = jax.jit(lambda ring: replay.clear(ring).fates_U, out_shardings=everywhere)
-    ledger = report.ledger(np.asarray(count(run.state.replay)))
-    if processes.is_first():
-        files.write_durably(workdir / page.LEDGER_FILE, json.dumps(ledger, indent=2) + "\n")
-        run.console.close()
-        run.console.print(report.final_table(read_metrics(workdir)))
-        run.console.print(report.ledger_table(ledger))
-    if export:
-        _export(run, workdir)
-    what = "the policy (export), " if export else ""
-    run.console.event(f"{what}{page.LEDGER_FILE} and {page.PAGE} are in {run.mirror.root}")
-
-
-def _export(run: _Run, workdir: pathlib.Path) -> None:
-    """Writes export/, and adapter/ where adapters were trained."""
-    base, policy, state = run.setup.config.model, run.setup.learner.policy, run.state
-    adapters, params = policy.config.lora, state.whole(state.params)
-    if adapters:
-        peft.save(adapters, state.params, workdir / ADAPTER, base.path)
-        policy = Decoder(plain(policy.config))
-        params = lora.merged(adapters, params, base.export_dtype)
-    dtype = base.export_dtype or None
-    huggingface.save(policy, params, workdir / EXPORT, like=base.path, dtype=dtype)

@@ -27,7 +27,7 @@ from remix_jax.learner.state import (
 from remix_jax.models import attention, huggingface
 from remix_jax.models.decoder import Decoder, DecoderConfig
 from remix_jax.models.hf_tokenizer import Vocabulary, load_vocabulary
-from remix_jax.models.sampling import merges
+from remix_jax.models.prefill import merges
 from remix_jax.models.slots import Slots
 from remix_jax.rewards import Scorer
 from remix_jax.rl import family

@@ -69,6 +69,7 @@ class TensorBoard:
             self._flushed = time.monotonic()
 
     def samples(self, step: int, rows: Rows) -> None:
+        """The first few as texts, without the numbers of their tokens."""
         for i, row in enumerate(rows[:_SHOWN]):
             shown = (f"{name}: {value}" for name, value in row.items() if name != "tokens")
             lines = "\n".join(shown)

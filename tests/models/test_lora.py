@@ -12,7 +12,8 @@ from remix_jax.errors import InputError
 from remix_jax.models import lora
 from remix_jax.models.decoder import Decoder, Execution, abstract_params
 from remix_jax.models.lora import Lora
-from remix_jax.models.sampling import Prompts, SamplerSettings, Task, merges
+from remix_jax.models.prefill import merges
+from remix_jax.models.sampling import Prompts, SamplerSettings, Task
 from remix_jax.rollout import sampler
 from tests.tiny_models import ROWS, decoder_config, random_decoder
 
